@@ -1,0 +1,270 @@
+"""Every setting of a training run: one frozen dataclass a section.
+
+    python tools/train.py --config FILE --exposure.mode fixed --exposure.fixed 1.0
+
+Fields marked [paper] follow arXiv 2605.11458; [ours] is a default that the paper leaves open.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What to run and where to write.
+
+    Args:
+        dir: Run directory: config, metrics, TensorBoard, checkpoints and summary.
+        seed: Seed of everything random: problem order, rollouts, controller.
+        updates: Number of student updates.
+    """
+
+    dir: str = "runs/atesd"
+    seed: int = 1
+    updates: int = 100
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The model that is student and teacher.
+
+    Args:
+        path: Megatron model folder (from hf_to_megatron.py), or a Hugging Face folder, which is loaded directly.
+        dtype: Parameter and activation type; bf16 keeps fp32 master weights in the optimizer.
+    """
+
+    path: str = ""
+    dtype: Literal["fp32", "bf16"] = "fp32"
+
+
+@dataclass(frozen=True)
+class ParallelConfig:
+    """How the processes of torchrun divide the model; the data-parallel size is what is left.
+
+    Args:
+        tensor: Tensor-parallel size (TP); divides attention heads, query groups and the FFN width.
+        pipeline: Pipeline-parallel size (PP); divides the number of layers.
+        sequence: Sequence parallelism (SP): shard activations along the sequence between TP regions; needs tensor > 1.
+        micro_batch: Sequences in one forward pass of one data-parallel rank.
+        timeout_minutes: A collective that waits longer than this ends the job.
+    """
+
+    tensor: int = 1
+    pipeline: int = 1
+    sequence: bool = False
+    micro_batch: int = 8
+    timeout_minutes: float = 30.0
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Problem files (JSONL: problem, solution, optional id and answer).
+
+    Args:
+        train: Problems to learn from.
+        probe: Small held-out file whose reference NLL is the learning-progress signal.
+        probe_size: Use the first so many probe problems (0 = all).
+        batch: Problems (one rollout each) in an update, over all data-parallel ranks.
+        on_error: What a bad line does: end the run, or be counted, reported and left out.
+    """
+
+    train: str = ""
+    probe: str = ""
+    probe_size: int = 64
+    batch: int = 32
+    on_error: Literal["stop", "skip"] = "stop"
+
+
+@dataclass(frozen=True)
+class PromptConfig:
+    """How prompts are rendered through the tokenizer's chat template.
+
+    Args:
+        student_thinking: Chat-template thinking switch of the student prompt.
+        teacher_thinking: Chat-template thinking switch of the teacher prompt.
+        instruction: Text after the problem in both roles.
+        max_length: Longest prompt in tokens, student or teacher; a longer one is refused.
+    """
+
+    student_thinking: bool = False
+    teacher_thinking: bool = True
+    instruction: str = "Reason step by step and put the final answer in \\boxed{}."
+    max_length: int = 4096
+
+
+@dataclass(frozen=True)
+class RolloutConfig:
+    """Sampling of the student's responses.
+
+    Args:
+        max_new_tokens: A response is cut after so many tokens.
+        temperature: Divides the logits; 0 takes the most likely token. [paper: OPSD 1.1]
+        top_p: Nucleus mass kept, after top-k. [paper: OPSD 0.95]
+        top_k: Most likely tokens kept (0 = all). [paper: OPSD 20]
+        batch: Sequences generated at once by one data-parallel rank (0 = all).
+    """
+
+    max_new_tokens: int = 1024
+    temperature: float = 1.1
+    top_p: float = 0.95
+    top_k: int = 20
+    batch: int = 0
+
+
+@dataclass(frozen=True)
+class DistillConfig:
+    """The self-distillation loss.
+
+    Args:
+        divergence: forward_kl = KL(teacher‖student) [paper], reverse_kl = KL(student‖teacher), jsd = generalised Jensen-Shannon.
+        jsd_beta: Weight of the teacher in the JSD mixture, in (0, 1).
+        clip: Upper bound of each vocabulary entry's term (0 = none). [paper: OPSD 0.05, 0.06 at 8B]
+        temperature: Divides both logits before softmax; None takes rollout.temperature.
+        normalize: token = sum / global count of response tokens; sequence = mean over sequences of per-sequence means.
+        teacher: Teacher weights: initial = copy of the start, ema = moving average, live = the student itself.
+        ema_decay: Decay of the ema teacher, an update.
+        chunk: Response tokens whose logits exist at one time.
+    """
+
+    divergence: Literal["forward_kl", "reverse_kl", "jsd"] = "forward_kl"
+    jsd_beta: float = 0.5
+    clip: float = 0.05
+    temperature: float | None = None
+    normalize: Literal["token", "sequence"] = "token"
+    teacher: Literal["initial", "ema", "live"] = "initial"
+    ema_decay: float = 0.999
+    chunk: int = 1024
+
+
+@dataclass(frozen=True)
+class ExposureConfig:
+    """Reveal ratio α and its controller.
+
+    Args:
+        mode: learned = Beta-policy controller [paper]; fixed; linear and cosine schedules from start to end; random = uniform a window; none = teacher sees the student prompt.
+        fixed: α of mode fixed (1 = OPSD).
+        start: First α of the schedules.
+        end: Last α of the schedules.
+        reveal: Reference segments shown: floor(α·m) [paper] or nearest floor(α·m + ½) [ours].
+        hold: H, updates that one decision is held. [ours]
+        lookahead: L, updates after a decision that its reward looks at. [ours]
+        discount: γ of the look-ahead reward. [ours]
+        grounding_weight: λ_gt, weight of the grounding term. [ours]
+        normalize_terms: Divide each reward term by its running standard deviation first. [ours]
+        positive_part: Count only drops of the progress signal [paper]; false sums signed changes.
+        batch: B, decisions in one policy update. [ours]
+        hidden: Width of the policy's hidden layer. [ours]
+        lr: Learning rate of the policy's Adam. [ours]
+        advantage: batch = standardised within the B decisions [paper]; ema = against a running mean and variance.
+        entropy_target_start: Entropy target at the start; negative (Beta entropy is at most 0). [ours]
+        entropy_target_end: Entropy target at the end. [ours]
+        entropy_coef: Weight of the penalty above the target. [ours]
+        entropy_floor: Also penalise entropy below this value (null = off). [ours]
+        clip_low: Lowest α used. [ours]
+        clip_high: Highest α used. [ours]
+        ema_decay: Decay of the state statistics. [ours]
+        progress: Progress signal ℓ: probe_nll, probe_kl or train_kl (depends on α: biased). [ours]
+        grounding: Text whose log-probability grounds the teacher: the solution or the boxed answer. [ours]
+        warmup_exposure: α of the updates before the first decision. [ours]
+        warmup_updates: Updates before the first decision. [ours]
+        probe_exposure: Fixed α of the probe_kl signal. [ours]
+    """
+
+    mode: Literal["learned", "fixed", "linear", "cosine", "random", "none"] = "learned"
+    fixed: float = 1.0
+    start: float = 0.0
+    end: float = 1.0
+    reveal: Literal["floor", "nearest"] = "floor"
+    hold: int = 2
+    lookahead: int = 5
+    discount: float = 0.9
+    grounding_weight: float = 0.1
+    normalize_terms: bool = True
+    positive_part: bool = True
+    batch: int = 2
+    hidden: int = 32
+    lr: float = 5e-2
+    advantage: Literal["batch", "ema"] = "batch"
+    entropy_target_start: float = -0.1
+    entropy_target_end: float = -0.8
+    entropy_coef: float = 0.01
+    entropy_floor: float | None = None
+    clip_low: float = 0.0
+    clip_high: float = 1.0
+    ema_decay: float = 0.9
+    progress: Literal["probe_nll", "probe_kl", "train_kl"] = "probe_nll"
+    grounding: Literal["solution", "answer"] = "solution"
+    warmup_exposure: float = 1.0
+    warmup_updates: int = 0
+    probe_exposure: float = 0.5
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """Learning-rate schedule around optimizer.lr (megatron.core OptimizerParamScheduler).
+
+    Args:
+        warmup_updates: Linear warm-up from 0.
+        decay: Shape of the decay after warm-up.
+        min_lr: Final learning rate.
+    """
+
+    warmup_updates: int = 0
+    decay: Literal["constant", "linear", "cosine"] = "constant"
+    min_lr: float = 0.0
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """Checkpoints in <run.dir>/checkpoints.
+
+    Args:
+        every: Save after every so many updates (0 = only at the end).
+        keep: Newest checkpoints kept (0 = all).
+        resume: auto = go on from the newest checkpoint of this run directory, never = refuse a directory that has one.
+    """
+
+    every: int = 50
+    keep: int = 2
+    resume: Literal["auto", "never"] = "auto"
+
+
+@dataclass(frozen=True)
+class MonitorConfig:
+    """Console and TensorBoard.
+
+    Args:
+        tensorboard: Write TensorBoard events to <run.dir>/tensorboard.
+        figure_every: Draw the Beta density into TensorBoard every so many updates (0 = never).
+        samples: Print a sample rollout every so many updates (0 = never).
+    """
+
+    tensorboard: bool = True
+    figure_every: int = 10
+    samples: int = 0
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A whole training run.
+
+    Args:
+        megatron: Any field of megatron.core TransformerConfig.
+        optimizer: Any field of megatron.core OptimizerConfig.
+        ddp: Any field of megatron.core DistributedDataParallelConfig.
+    """
+
+    run: RunConfig = field(default_factory=RunConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    prompt: PromptConfig = field(default_factory=PromptConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
+    exposure: ExposureConfig = field(default_factory=ExposureConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    monitor: MonitorConfig = field(default_factory=MonitorConfig)
+    megatron: dict[str, Any] = field(default_factory=dict)
+    optimizer: dict[str, Any] = field(default_factory=dict)
+    ddp: dict[str, Any] = field(default_factory=dict)

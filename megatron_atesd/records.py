@@ -1,0 +1,74 @@
+"""The plain records that flow between the parts, and the legend of tensor names.
+
+Tensor names end in their dimensions:
+
+    B  sequences in a batch          S  positions of a (padded) sequence
+    T  response tokens, packed over the sequences of a micro-batch
+    V  this rank's shard of the vocabulary (the whole vocabulary at TP=1)
+    H  hidden size                   D  head size
+    L  updates of the look-ahead     K  samples a problem
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One task with its reference solution (one line of a problem file)."""
+
+    id: str
+    problem: str
+    solution: str
+    answer: str
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TeacherContext:
+    """What the teacher sees of one problem at one exposure."""
+
+    prompt_ids: tuple[int, ...]
+    revealed: int  # reference segments shown
+    segments: int  # reference segments there are (m)
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One student response. `response_ids` ends with the stop token unless `truncated`."""
+
+    problem: Problem
+    prompt_ids: tuple[int, ...]
+    response_ids: tuple[int, ...]
+    truncated: bool
+
+
+@dataclass(frozen=True)
+class Exposure:
+    """The reveal ratio in force and the number of the decision that set it (-1: no decision was needed)."""
+
+    alpha: float
+    decision_id: int
+
+
+@dataclass(frozen=True)
+class UpdateStats:
+    """What the controller may know after a finished update, reduced over all ranks.
+
+    update: number of finished student updates t (0 = before the first update, only probe values are set).
+    kl: mean unclipped KL(teacher ‖ student) over response tokens, nats per token.
+    disagreement: share of response tokens whose teacher and student top-1 differ.
+    confidence: mean of the student's largest probability over response tokens.
+    probe_nll: student NLL of the probe set's reference solutions, nats per token.
+    probe_kl: KL on the stored probe rollouts at one fixed exposure, nats per token (None unless asked for).
+    grounding: mean log-probability per token of the reference under the exposed teacher, nats per token.
+    """
+
+    update: int
+    kl: float
+    disagreement: float
+    confidence: float
+    probe_nll: float
+    grounding: float
+    probe_kl: float | None = None
