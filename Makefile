@@ -1,0 +1,56 @@
+# make quickstart   sets up, then the whole job on a CPU
+# make test         sets up, then every test that needs no GPU
+#
+# PYTHON=python3.12 picks the interpreter, VENV=path the environment, PYTEST_ARGS="-k word" what pytest gets.
+
+VENV ?= .venv
+TORCH ?= 2.13.0
+TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
+PYTEST_ARGS ?= -n 2 --dist loadfile
+
+SUPPORTED := import ensurepip, sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))
+PYTHON ?= $(shell for p in python3.11 python3.12 python3; do $$p -c '$(SUPPORTED)' 2>/dev/null && echo $$p && break; done)
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+ONE_THREAD := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
+
+.PHONY: setup quickstart test lint clean interpreter
+.DELETE_ON_ERROR:
+
+setup: $(VENV)/.installed
+
+quickstart: setup
+	PATH="$(abspath $(BIN)):$$PATH" bash examples/quickstart/run.sh
+
+test: setup
+	$(ONE_THREAD) $(BIN)/python -m pytest -m "not gpu" $(PYTEST_ARGS)
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The environment follows the interpreter: another PYTHON than last time builds it anew.
+interpreter:
+	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or 3.12 with venv found; install one or give PYTHON=/path/to/python3.11" >&2; exit 2; }
+	@$(PYTHON) -c '$(SUPPORTED)' || { echo "error: PYTHON=$(PYTHON) is not a Python 3.11 or 3.12 with venv (Debian: python3.x-venv)" >&2; exit 2; }
+	@now="$$($(PYTHON) -c 'import os, sys; print(os.path.realpath(sys.executable), sys.version)')"; \
+	if [ "$$now" != "$$(cat $(VENV)/.interpreter 2>/dev/null)" ]; then \
+	  $(PYTHON) -m venv --clear $(VENV) && printf '%s\n' "$$now" > $(VENV)/.interpreter; \
+	fi
+
+$(VENV)/.interpreter: interpreter ;
+
+# torch comes first: later requirements then keep the build chosen here. On Linux the default wheel is a CUDA build of several GB.
+$(VENV)/.installed: setup.py pyproject.toml $(VENV)/.interpreter
+	@echo "Installing into $(VENV); the first time takes some minutes."
+	@if [ "$$(uname)" = Linux ] && ! nvidia-smi -L >/dev/null 2>&1; then \
+	  $(PIP) install --retries 0 --timeout 15 --extra-index-url $(TORCH_CPU_INDEX) torch==$(TORCH)+cpu \
+	  || { echo "No CPU build of torch found; installing the default build." && $(PIP) install torch==$(TORCH); }; \
+	else $(PIP) install torch==$(TORCH); fi
+	@$(PIP) install -e '.[dev,data,plots]'
+	@touch $@

@@ -1,0 +1,34 @@
+"""What every test starts from: one thread, no network, and no GPU unless `-m gpu` asks for it. Set before torch is imported."""
+
+import os
+import re
+import sys
+
+import pytest
+
+os.environ.update(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE", MKL_NUM_THREADS="1", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
+
+
+def asks_for_gpu(markexpr: str) -> bool:
+    """Whether a `-m` expression selects the gpu marker (and does not only exclude it)."""
+    return re.search(r"(?<!not )\bgpu\b", markexpr) is not None
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not asks_for_gpu(config.option.markexpr):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
+    gpu_items = [item for item in items if item.get_closest_marker("gpu")]
+    if gpu_items and not cuda_is_available():
+        for item in gpu_items:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device and `pytest -m gpu`"))
+
+
+def cuda_is_available() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
