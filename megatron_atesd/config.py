@@ -83,12 +83,18 @@ class PromptConfig:
         student_thinking: Chat-template thinking switch of the student prompt.
         teacher_thinking: Chat-template thinking switch of the teacher prompt.
         instruction: Text after the problem in both roles.
+        reference_intro: Line before the revealed reference segments (teacher only; left out when nothing is revealed).
+        answer_intro: Line before the boxed answer (teacher only). [ours]
+        transition: τ, the text that ends the teacher's extra context. [ours]
         max_length: Longest prompt in tokens, student or teacher; a longer one is refused.
     """
 
     student_thinking: bool = False
     teacher_thinking: bool = True
     instruction: str = "Reason step by step and put the final answer in \\boxed{}."
+    reference_intro: str = "A verified solution of this problem begins like this:"
+    answer_intro: str = "It ends with this final answer:"
+    transition: str = "Understand the reasoning above, then solve the problem yourself in your own words, from the first step."
     max_length: int = 4096
 
 

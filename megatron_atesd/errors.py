@@ -1,5 +1,8 @@
 """Errors that a user can mend. Every command turns one into a single line on stderr and exit code 2."""
 
+import sys
+from collections.abc import Callable
+
 
 class AtesdError(Exception):
     """Base of all user-facing errors; the message names the value, the rule and the remedy."""
@@ -19,3 +22,12 @@ class CheckpointError(AtesdError):
 
 class ConversionError(AtesdError):
     """A Hugging Face model cannot be represented in Megatron, or the other way round."""
+
+
+def run_command(main: Callable[[], None]) -> None:
+    """Run a command's main function; an AtesdError becomes one `error: …` line on stderr and exit code 2."""
+    try:
+        main()
+    except AtesdError as error:
+        print("error: " + " ".join(str(error).split()), file=sys.stderr)
+        raise SystemExit(2) from None
