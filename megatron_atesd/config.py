@@ -211,12 +211,14 @@ class ScheduleConfig:
 
     Args:
         warmup_updates: Linear warm-up from 0.
-        decay: Shape of the decay after warm-up.
+        decay: Shape after warm-up; wsd stays constant and decays linearly over the last decay_updates.
+        decay_updates: Length of the wsd decay.
         min_lr: Final learning rate.
     """
 
     warmup_updates: int = 0
-    decay: Literal["constant", "linear", "cosine"] = "constant"
+    decay: Literal["constant", "linear", "cosine", "wsd"] = "constant"
+    decay_updates: int = 0
     min_lr: float = 0.0
 
 

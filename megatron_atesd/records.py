@@ -62,7 +62,7 @@ class UpdateStats:
     confidence: mean of the student's largest probability over response tokens.
     probe_nll: student NLL of the probe set's reference solutions, nats per token.
     probe_kl: KL on the stored probe rollouts at one fixed exposure, nats per token (None unless asked for).
-    grounding: mean log-probability per token of the reference under the exposed teacher, nats per token.
+    grounding: mean log-probability per token of the reference under the exposed teacher, nats per token (nan when not measured).
     """
 
     update: int

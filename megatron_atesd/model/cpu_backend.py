@@ -1,0 +1,89 @@
+"""Lets megatron.core run without CUDA: what it asks of a GPU is answered by the CPU.
+
+`install()` acts only where CUDA is absent, once a process. It covers three things:
+device queries and streams, tensor factories and moves to "cuda", and the CUDA random-number state.
+"""
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+_CPU = torch.device("cpu")
+
+
+def install() -> None:
+    """Route megatron.core's CUDA use to the CPU; does nothing with CUDA or when already installed."""
+    if torch.cuda.is_available() or _CudaOnCpu.active:
+        return
+    _CudaOnCpu.active = True
+    _answer_device_queries()
+    _answer_random_state()
+    _CudaOnCpu().__enter__()
+
+
+class _CudaOnCpu(TorchFunctionMode):
+    """Sends `device="cuda"` factories, `.cuda()` and `.to("cuda")` to the CPU.
+
+    `tensor.type()` names the CUDA type: megatron.core compares these strings in its optimizer and in gradient clipping.
+    """
+
+    active = False
+
+    def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs) if kwargs else {}
+        if "device" in kwargs and _is_cuda(kwargs["device"]):
+            kwargs["device"] = _CPU
+        if func is torch.Tensor.cuda:
+            return args[0]
+        if func is torch.Tensor.to:
+            args = tuple(_CPU if _is_cuda(arg) else arg for arg in args)
+        if func is torch.Tensor.type and len(args) == 1 and not kwargs:
+            return func(*args).replace("torch.", "torch.cuda.", 1)
+        return func(*args, **kwargs)
+
+
+def _is_cuda(device: Any) -> bool:
+    return (isinstance(device, str) and device.startswith("cuda")) or (isinstance(device, torch.device) and device.type == "cuda")
+
+
+class _NoStream:
+    """A stream on which everything is already finished."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None: ...
+
+    def wait_stream(self, stream: Any) -> None: ...
+
+    def wait_event(self, event: Any) -> None: ...
+
+    def synchronize(self) -> None: ...
+
+    def record_event(self, event: Any = None) -> None: ...
+
+
+def _answer_device_queries() -> None:
+    cuda: Any = torch.cuda
+    cuda.current_device = lambda: _CPU
+    cuda.synchronize = lambda device=None: None
+    cuda.empty_cache = lambda: None
+    cuda.Stream = _NoStream
+    cuda.current_stream = cuda.default_stream = lambda device=None: _NoStream()
+    cuda.stream = lambda stream: contextlib.nullcontext()
+
+
+def _answer_random_state() -> None:
+    """CUDA random state = the CPU generator's, also inside megatron.core's tracker (tensor_parallel.random)."""
+    from megatron.core.tensor_parallel import random as megatron_random
+
+    def get_state(device: Any = "cuda", clone: bool = False, graph_safe: bool = False) -> torch.Tensor:
+        return torch.random.get_rng_state()
+
+    def set_state(new_state: torch.Tensor, device: Any = -1, graph_safe: bool = False) -> None:
+        torch.random.set_rng_state(new_state)
+
+    cuda: Any = torch.cuda
+    cuda.get_rng_state, cuda.set_rng_state, cuda.manual_seed = get_state, set_state, torch.random.manual_seed
+    patched: Any = megatron_random
+    patched._get_cuda_rng_state, patched._set_cuda_rng_state = get_state, set_state

@@ -1,0 +1,131 @@
+"""The layers of ours inside Megatron's GPTModel: attention with a KV cache, rotary by position, RMSNorm.
+
+The model that trains is the model that samples: while a `KVCache` is in the shared `CacheSlot`, attention appends to it and rotary
+embedding uses each sequence's own positions; with an empty slot both are the plain causal training forward.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
+
+
+class KVCache:
+    """Keys and values of one generation batch, one [B, G, capacity, D] pair a layer (G query groups of this TP rank).
+
+    Call 1 stores whole right-padded prompts; each later call appends one token a sequence at that sequence's own length.
+    """
+
+    def __init__(self, prompt_lengths_B: Tensor, capacity: int) -> None:
+        self.lengths_B = prompt_lengths_B
+        self.capacity = capacity
+        self.longest = int(prompt_lengths_B.max())
+        self.prefilled = False
+        self._layers: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def positions(self, steps: int) -> Tensor:
+        """Positions [S, B] of the tokens now fed: 0…S-1 while the prompts are stored, then each sequence's length."""
+        if self.prefilled:
+            return self.lengths_B[None, :]
+        return torch.arange(steps, device=self.lengths_B.device)[:, None].expand(-1, len(self.lengths_B))
+
+    def advance(self) -> None:
+        """One decoding step is finished in every layer."""
+        if self.prefilled:
+            self.lengths_B = self.lengths_B + 1
+            self.longest += 1
+        self.prefilled = True
+
+    def keep(self, rows: Tensor) -> None:
+        """Drop the sequences that are not in `rows` (indices): finished ones cost nothing further."""
+        self.lengths_B = self.lengths_B[rows]
+        self._layers = {layer: (keys[rows], values[rows]) for layer, (keys, values) in self._layers.items()}
+
+    def store_prompt(self, layer: int, keys_BGSD: Tensor, values_BGSD: Tensor) -> None:
+        batch, groups, steps, size = keys_BGSD.shape
+        pair = keys_BGSD.new_zeros(batch, groups, self.capacity, size), values_BGSD.new_zeros(batch, groups, self.capacity, size)
+        pair[0][:, :, :steps], pair[1][:, :, :steps] = keys_BGSD, values_BGSD
+        self._layers[layer] = pair
+
+    def append(self, layer: int, keys_BGSD: Tensor, values_BGSD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Store one token a sequence; returns keys and values up to the longest sequence, and the mask [B, 1, 1, S] of valid ones."""
+        keys, values = self._layers[layer]
+        rows = torch.arange(len(self.lengths_B), device=keys.device)
+        keys[rows, :, self.lengths_B] = keys_BGSD[:, :, 0]
+        values[rows, :, self.lengths_B] = values_BGSD[:, :, 0]
+        stop = self.longest + 1
+        valid = torch.arange(stop, device=keys.device)[None, :] <= self.lengths_B[:, None]
+        return keys[:, :, :stop], values[:, :, :stop], valid[:, None, None, :]
+
+
+class CacheSlot:
+    """Where all layers of one model look for the KV cache in use."""
+
+    def __init__(self) -> None:
+        self.cache: KVCache | None = None
+
+    @contextmanager
+    def use(self, cache: KVCache) -> Iterator[KVCache]:
+        self.cache = cache
+        try:
+            yield cache
+        finally:
+            self.cache = None
+
+
+class CachedAttention(torch.nn.Module):
+    """Parameter-free core attention on torch's scaled_dot_product_attention; causal, grouped queries.
+
+    The interface is megatron.core's `core_attention`: query [S, B, heads, D], key and value [S, B, groups, D] → [S, B, heads·D].
+    """
+
+    def __init__(self, config: TransformerConfig, layer_number: int, slot: CacheSlot, **_: Any) -> None:
+        super().__init__()
+        self.layer_number, self.slot, self.scale = layer_number, slot, config.softmax_scale
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Tensor:
+        query, key, value = (t.permute(1, 2, 0, 3) for t in (query, key, value))
+        cache, mask = self.slot.cache, None
+        if cache is not None and cache.prefilled:
+            key, value, mask = cache.append(self.layer_number, key, value)
+        elif cache is not None:
+            cache.store_prompt(self.layer_number, key, value)
+        out = F.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, is_causal=mask is None, scale=self.scale, enable_gqa=query.shape[1] != key.shape[1]
+        )
+        return out.permute(2, 0, 1, 3).flatten(2)
+
+
+class PositionedRotary(RotaryEmbedding):
+    """Megatron's rotary embedding; while a cache is in use, at the positions of the cached sequences ([S, B, 1, D] instead of [S, 1, 1, D])."""
+
+    def __init__(self, slot: CacheSlot, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.slot = slot
+
+    def forward(self, max_seq_len: int, *args: Any, **kwargs: Any) -> Tensor:
+        if self.slot.cache is None:
+            return super().forward(max_seq_len, *args, **kwargs)
+        angles = self.slot.cache.positions(max_seq_len)[..., None] * self.inv_freq.to(self.slot.cache.lengths_B.device)
+        return torch.cat((angles, angles), dim=-1)[:, :, None, :]
+
+
+class RMSNorm(torch.nn.Module):
+    """Root-mean-square norm over the last dimension, usable under sequence parallelism (torch's own is refused there).
+
+    Under SP each rank sees part of the tokens: the flag on the weight makes megatron.core's finalize_model_grads sum its gradient over TP.
+    """
+
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-6, **_: Any) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = torch.nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype, device=torch.cuda.current_device()))
+        self.weight.sequence_parallel = config.sequence_parallel  # pyright: ignore[reportAttributeAccessIssue]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)

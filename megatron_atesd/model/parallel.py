@@ -1,0 +1,51 @@
+"""Process groups and seeds from torchrun's environment; without torchrun, one process."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state, tensor_parallel
+
+from megatron_atesd.errors import ConfigError
+from megatron_atesd.model import cpu_backend
+
+
+@contextmanager
+def parallel_session(tensor: int = 1, pipeline: int = 1, seed: int = 1, timeout_minutes: float = 30.0) -> Iterator[None]:
+    """megatron.core's process groups while inside, torn down on leaving.
+
+    An exception leaves without waiting for the other ranks: torchrun ends them, and the first traceback is the culprit's.
+    Raises ConfigError when TP·PP does not divide the world size.
+    """
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world % (tensor * pipeline):
+        raise ConfigError(
+            f"world size {world} is not a multiple of parallel.tensor × parallel.pipeline = {tensor} × {pipeline}; "
+            f"start torchrun with a multiple of {tensor * pipeline} processes or change the sizes"
+        )
+    _init_processes(world, timedelta(minutes=timeout_minutes))
+    parallel_state.initialize_model_parallel(tensor, pipeline, create_gloo_process_groups=torch.cuda.is_available())
+    tensor_parallel.model_parallel_cuda_manual_seed(seed, force_reset_rng=True)
+    torch.manual_seed(seed)
+    yield
+    parallel_state.destroy_model_parallel()
+    dist.destroy_process_group()
+
+
+def _init_processes(world: int, timeout: timedelta) -> None:
+    cpu_backend.install()
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    if "RANK" in os.environ:
+        dist.init_process_group(backend, timeout=timeout)
+    else:
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=world, timeout=timeout)
+
+
+def is_main() -> bool:
+    """True on the one rank that writes files and talks to the user."""
+    return dist.get_rank() == 0

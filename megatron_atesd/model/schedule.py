@@ -1,0 +1,49 @@
+"""One pass over micro-batches through megatron.core's pipeline schedule, and the way results of the last stage reach every rank."""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from torch import Tensor
+
+from megatron_atesd.model.packing import PackedBatch
+
+LastStage = Callable[[int, PackedBatch, Tensor], tuple[Tensor, Tensor, Any]]
+
+
+def run_schedule(model: torch.nn.Module, batches: Sequence[PackedBatch], last_stage: LastStage, forward_only: bool) -> list[Any]:
+    """Forward (and backward) of every micro-batch; returns what `last_stage` gave, on the last pipeline stage ([] on the others).
+
+    last_stage(i, batch, hidden_BSH) → (sum to minimise, how many it is a sum over (int tensor), anything to keep). Gradients are
+    finalised by the model config's finalize_model_grads_func: summed over DP, divided once by the global count.
+    """
+    if not batches:
+        return []
+
+    def forward_step(data: Iterator[tuple[int, PackedBatch]], stage: torch.nn.Module, *_: Any) -> tuple[Tensor, Callable[[Tensor], Any]]:
+        index, batch = next(data)
+        return stage(batch.ids_BS, None, None), partial(last_stage, index, batch)
+
+    return get_forward_backward_func()(
+        forward_step_func=forward_step,
+        data_iterator=iter(enumerate(batches)),
+        model=[model],
+        num_microbatches=len(batches),
+        seq_length=max(batch.ids_BS.shape[1] for batch in batches),
+        micro_batch_size=len(batches[0].ids_BS),
+        forward_only=forward_only,
+    )
+
+
+def sum_over_ranks(sums: Tensor | None, size: int) -> list[float]:
+    """Sums [size] of the last stage's ranks, added over data parallelism and known on every rank; None counts as zeros."""
+    device = torch.cuda.current_device()
+    total = torch.zeros(size, dtype=torch.float64, device=device) if sums is None else sums.to(torch.float64)
+    dist.all_reduce(total, group=parallel_state.get_data_parallel_group())
+    if parallel_state.get_pipeline_model_parallel_world_size() > 1:
+        dist.broadcast(total, parallel_state.get_pipeline_model_parallel_last_rank(), parallel_state.get_pipeline_model_parallel_group())
+    return total.tolist()

@@ -1,0 +1,111 @@
+"""Batched generation with the training model itself: same weights, same code, a KV cache, any TP × PP."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from torch import Tensor
+
+from megatron_atesd.config import RolloutConfig
+from megatron_atesd.model.layers import KVCache
+from megatron_atesd.model.qwen3 import HiddenStateGPT
+from megatron_atesd.model.vocabulary import whole_logits
+from megatron_atesd.rollout.sampling import sample_tokens, uniforms
+
+
+@dataclass(frozen=True)
+class Response:
+    """Generated ids, ending with a stop id unless `truncated` (max_new_tokens reached)."""
+
+    ids: tuple[int, ...]
+    truncated: bool
+
+
+def generate(
+    model: HiddenStateGPT, prompts: Sequence[Sequence[int]], seeds: Sequence[int], stop_ids: Sequence[int], config: RolloutConfig
+) -> list[Response]:
+    """One response a prompt, in order; called with equal arguments on every rank of a model-parallel group, and equal there.
+
+    A response depends on its own prompt and seed, not on the others of its batch.
+    """
+    size = config.batch or len(prompts)
+    responses: list[Response] = []
+    was_training = model.training
+    model.eval()
+    with torch.no_grad(), model.without_sequence_parallel():
+        for start in range(0, len(prompts), size):
+            part = slice(start, start + size)
+            responses += _Batch(model, prompts[part], seeds[part], stop_ids, config).run()
+    model.train(was_training)
+    return responses
+
+
+class _Batch:
+    """One batch on its way: the live rows shrink as responses finish."""
+
+    def __init__(
+        self, model: HiddenStateGPT, prompts: Sequence[Sequence[int]], seeds: Sequence[int], stop_ids: Sequence[int], config: RolloutConfig
+    ) -> None:
+        self.model, self.config, self.stop_ids = model, config, set(stop_ids)
+        self.device = torch.device(torch.cuda.current_device())
+        self.prompts = prompts
+        self.uniform_BK = uniforms(seeds, config.max_new_tokens)
+        self.written: list[list[int]] = [[] for _ in prompts]
+        self.rows = list(range(len(prompts)))
+
+    def run(self) -> list[Response]:
+        lengths_B = torch.tensor([len(prompt) for prompt in self.prompts], device=self.device)
+        longest = int(lengths_B.max())
+        padded = [[*prompt, *[0] * (longest - len(prompt))] for prompt in self.prompts]
+        with self.model.slot.use(KVCache(lengths_B, longest + self.config.max_new_tokens)) as cache:
+            hidden = _forward_stages(self.model, torch.tensor(padded, device=self.device))
+            hidden_BH = None if hidden is None else hidden[torch.arange(len(lengths_B)), lengths_B - 1]
+            for step in range(self.config.max_new_tokens):
+                cache.advance()
+                ids_B = self._next_ids(hidden_BH, step)
+                live = self._record(ids_B.tolist())
+                if not live or step + 1 == self.config.max_new_tokens:
+                    break
+                if len(live) < len(ids_B):
+                    rows = torch.tensor(live, device=self.device)
+                    cache.keep(rows)
+                    ids_B = ids_B[rows]
+                hidden = _forward_stages(self.model, ids_B[:, None])
+                hidden_BH = None if hidden is None else hidden[:, 0]
+        return [Response(tuple(ids), ids[-1] not in self.stop_ids) for ids in self.written]
+
+    def _next_ids(self, hidden_BH: Tensor | None, step: int) -> Tensor:
+        ids_B = torch.zeros(len(self.rows), dtype=torch.long, device=self.device)
+        if hidden_BH is not None:
+            logits_BV = whole_logits(self.model, hidden_BH)
+            uniform_B = self.uniform_BK[self.rows, step].to(self.device)
+            ids_B = sample_tokens(logits_BV, uniform_B, self.config.temperature, self.config.top_p, self.config.top_k)
+        if parallel_state.get_pipeline_model_parallel_world_size() > 1:
+            dist.broadcast(ids_B, parallel_state.get_pipeline_model_parallel_last_rank(), parallel_state.get_pipeline_model_parallel_group())
+        return ids_B
+
+    def _record(self, ids: Sequence[int]) -> list[int]:
+        """Append one token a live row; returns the positions (in the live batch) that go on."""
+        for row, token in zip(self.rows, ids, strict=True):
+            self.written[row].append(token)
+        live = [position for position, token in enumerate(ids) if token not in self.stop_ids]
+        self.rows = [self.rows[position] for position in live]
+        return live
+
+
+def _forward_stages(model: HiddenStateGPT, ids_BS: Tensor) -> Tensor | None:
+    """Hidden states [B, S, H] on the last pipeline stage, None on the others; stages pass activations on one by one."""
+    if parallel_state.get_pipeline_model_parallel_world_size() == 1:
+        return model(ids_BS, None, None)
+    batch, steps = ids_BS.shape
+    if not model.pre_process:
+        received = torch.empty(steps, batch, model.arch.hidden, dtype=model.config.params_dtype, device=ids_BS.device)
+        dist.recv(received, parallel_state.get_pipeline_model_parallel_prev_rank())
+        model.set_input_tensor(received)  # pyright: ignore[reportArgumentType]
+    out = model(ids_BS, None, None)
+    if model.post_process:
+        return out
+    dist.send(out.contiguous(), parallel_state.get_pipeline_model_parallel_next_rank())
+    return None

@@ -1,0 +1,92 @@
+"""The training loop. Read this first: it is the data flow of the whole project.
+
+problems → rollout → exposure → teacher and student prompts → distill step → optimizer → probe → controller → monitors → checkpoint
+"""
+
+import os
+import time
+from pathlib import Path
+
+from megatron_atesd.config import TrainConfig
+from megatron_atesd.config_load import save_config
+from megatron_atesd.distill.step import distill_step
+from megatron_atesd.errors import CheckpointError
+from megatron_atesd.model.parallel import is_main, parallel_session
+from megatron_atesd.records import Rollout
+from megatron_atesd.train.checkpoint import RunCheckpoints
+from megatron_atesd.train.metrics import describe_sample, peak_memory_gib, rollout_metrics, write_summary
+from megatron_atesd.train.monitor import Monitor
+from megatron_atesd.train.run import TrainingRun, check_before_work
+
+
+def train(config: TrainConfig) -> None:
+    """Train from `config`, or go on from the newest checkpoint of its run directory, to the last update."""
+    check_before_work(config, int(os.environ.get("WORLD_SIZE", "1")))
+    parallel, run_dir = config.parallel, Path(config.run.dir)
+    with parallel_session(parallel.tensor, parallel.pipeline, config.run.seed, parallel.timeout_minutes):
+        checkpoints = RunCheckpoints(run_dir, config.checkpoint.keep)
+        run, start = TrainingRun(config), 0
+        newest = checkpoints.latest()
+        if newest is not None:
+            if config.checkpoint.resume == "never":
+                raise CheckpointError(f"{run_dir} already holds {newest.name}; set checkpoint.resume to auto or choose another run.dir")
+            start = run.load(newest)
+        if is_main():
+            run_dir.mkdir(parents=True, exist_ok=True)
+            save_config(config, run_dir / "config.yaml")
+        with Monitor(run_dir, config.run.updates, config.monitor, is_main(), start) as monitor:
+            if newest is not None:
+                monitor.message(f"resumed from {newest} after {start} updates")
+            else:
+                run.service.observe(run.probe(0, run.service.propose(0), None))
+            for update in range(start, config.run.updates):
+                metrics, rollouts = train_step(run, update)
+                done = update + 1
+                monitor.log(done, metrics)
+                if config.monitor.samples and done % config.monitor.samples == 0:
+                    monitor.message(describe_sample(run.renderer, rollouts[0]))
+                if done == config.run.updates or (config.checkpoint.every and done % config.checkpoint.every == 0):
+                    checkpoints.save(done, run.state(done), run.hf_folder)
+        if is_main():
+            write_summary(run_dir, config)
+
+
+def train_step(run: TrainingRun, update: int) -> tuple[dict[str, float], list[Rollout]]:
+    """One student update; returns its metrics and this data-parallel rank's rollouts."""
+    started = time.perf_counter()
+    problems = run.sampler.batch_at(update)
+    exposure = run.service.propose(update)
+    rollouts = run.rollout(problems, update)
+    rolled = time.perf_counter()
+
+    run.optimization.zero_grad()
+    examples = run.examples(rollouts, exposure.alpha)
+    distill = run.config.distill
+    result = distill_step(
+        run.optimization.wrapped, run.model, run.teacher, examples, run.divergence, run.config.parallel.micro_batch, distill.normalize
+    )
+    grad_norm, lr = run.optimization.step()
+    run.teacher.update()
+    stepped = time.perf_counter()
+
+    stats = run.probe(update + 1, exposure, result)
+    controller = run.service.observe(stats)
+    finished = time.perf_counter()
+    metrics = {
+        "distill/loss": result.loss,
+        "distill/kl": result.kl,
+        "distill/top1_disagreement": result.disagreement,
+        "student/confidence": result.confidence,
+        "probe/nll": stats.probe_nll,
+        "exposure/alpha": exposure.alpha,
+        "optim/lr": lr,
+        "optim/grad_norm": grad_norm,
+        "time/rollout": rolled - started,
+        "time/teacher": result.teacher_seconds,
+        "time/student": result.student_seconds,
+        "time/probe": finished - stepped,
+        "time/step": finished - started,
+        "perf/tokens_per_second": result.tokens / (finished - started),
+        "memory/peak_gib": peak_memory_gib(),
+    }
+    return metrics | rollout_metrics(rollouts, run.answered) | controller, rollouts

@@ -1,0 +1,55 @@
+"""Numbers and texts about an update that are not part of the method: rollout statistics, memory, samples, the run's summary."""
+
+import json
+import resource
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+
+from megatron_atesd.config import TrainConfig
+from megatron_atesd.data.prompts import PromptRenderer
+from megatron_atesd.records import Rollout
+
+
+def rollout_metrics(rollouts: Sequence[Rollout], answered: Callable[[Rollout], bool]) -> dict[str, float]:
+    """Means over all ranks' rollouts: tokens, share cut at the limit, share that `answered` holds for. Collective."""
+    rows = [(len(r.response_ids), r.truncated, answered(r), 1) for r in rollouts]
+    sums = torch.tensor(rows, dtype=torch.float64, device=torch.cuda.current_device()).sum(dim=0)
+    dist.all_reduce(sums, group=parallel_state.get_data_parallel_group())
+    length, truncated, correct, count = sums.tolist()
+    return {"rollout/length": length / count, "rollout/truncated": truncated / count, "rollout/accuracy": correct / count}
+
+
+def peak_memory_gib() -> float:
+    """Largest memory so far of this rank: the device's with CUDA, the process's without."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    unit = 1 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+def describe_sample(renderer: PromptRenderer, rollout: Rollout) -> str:
+    """One rollout as text, for a person."""
+    cut = " … (cut)" if rollout.truncated else ""
+    return f"problem {rollout.problem.id}: {rollout.problem.problem}\nresponse: {renderer.decode(rollout.response_ids)}{cut}\nanswer: {rollout.problem.answer}"
+
+
+def write_summary(run_dir: Path, config: TrainConfig) -> Mapping[str, Any]:
+    """summary.json of a finished run, from its metrics.jsonl: last values, decisions, total time. Returns it."""
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    summary = {
+        "updates": len(lines),
+        "mode": config.exposure.mode,
+        "seed": config.run.seed,
+        "seconds": sum(line["time/step"] for line in lines),
+        "exposure_trace": [line["exposure/alpha"] for line in lines],
+        "controller_updates": max((int(line.get("controller/updates") or 0) for line in lines), default=0),
+        "last": lines[-1] if lines else {},
+    }
+    (run_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    return summary

@@ -1,0 +1,75 @@
+"""Megatron's optimizer around the model: DistributedDataParallel, mixed precision, clipping and the learning-rate schedule."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
+from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_megatron_optimizer
+from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+
+from megatron_atesd.config import ScheduleConfig
+from megatron_atesd.config_load import build_section
+from megatron_atesd.model.qwen3 import HiddenStateGPT
+
+OPSD_OPTIMIZER = {"lr": 5e-6, "clip_grad": 0.1, "weight_decay": 0.0}
+
+
+@dataclass(frozen=True)
+class Optimization:
+    """A model wrapped for training, with what moves its weights."""
+
+    wrapped: DistributedDataParallel
+    optimizer: MegatronOptimizer
+    scheduler: OptimizerParamScheduler
+
+    def zero_grad(self) -> None:
+        """Before the passes of an update."""
+        self.wrapped.zero_grad_buffer()
+        self.optimizer.zero_grad()
+
+    def step(self) -> tuple[float, float]:
+        """Apply the accumulated gradients; returns the gradient norm before clipping and the learning rate used."""
+        lr = float(self.optimizer.param_groups[0]["lr"])
+        succeeded, norm, _ = self.optimizer.step()
+        if succeeded:
+            self.scheduler.step(increment=1)
+        return float(norm or 0.0), lr
+
+
+def build_optimization(
+    model: HiddenStateGPT, optimizer: Mapping[str, Any], ddp: Mapping[str, Any], schedule: ScheduleConfig, updates: int
+) -> Optimization:
+    """Wrap `model` and build its optimizer from the pass-through sections `optimizer:` and `ddp:`."""
+    bf16 = model.config.params_dtype == torch.bfloat16
+    fixed = {"bf16": bf16, "params_dtype": model.config.params_dtype}
+    config = build_section("optimizer", OptimizerConfig, fixed, {**OPSD_OPTIMIZER, **optimizer, "min_lr": schedule.min_lr})
+    reduce_fp32 = {"grad_reduce_in_fp32": True, "use_distributed_optimizer": config.use_distributed_optimizer}
+    ddp_config = build_section("ddp", DistributedDataParallelConfig, {}, {**reduce_fp32, **ddp})
+    wrapped = DistributedDataParallel(model.config, ddp_config, model)
+    megatron_optimizer = get_megatron_optimizer(config, [wrapped], use_gloo_process_groups=torch.cuda.is_available())
+    model.config.finalize_model_grads_func = finalize_model_grads
+    model.config.grad_scale_func = megatron_optimizer.scale_loss
+    return Optimization(wrapped, megatron_optimizer, _scheduler(megatron_optimizer, config, schedule, updates))
+
+
+def _scheduler(optimizer: MegatronOptimizer, config: OptimizerConfig, schedule: ScheduleConfig, updates: int) -> OptimizerParamScheduler:
+    assert config.lr is not None
+    scheduler = OptimizerParamScheduler(
+        optimizer,
+        init_lr=0.0,
+        max_lr=config.lr,
+        min_lr=schedule.min_lr,
+        lr_warmup_steps=schedule.warmup_updates,
+        lr_decay_steps=updates,
+        lr_decay_style="WSD" if schedule.decay == "wsd" else schedule.decay,
+        start_wd=config.weight_decay,
+        end_wd=config.weight_decay,
+        wd_incr_steps=updates,
+        wd_incr_style="constant",
+        wsd_decay_steps=schedule.decay_updates or None,
+        lr_wsd_decay_style="linear",
+    )
+    scheduler.step(increment=0)
+    return scheduler

@@ -1,0 +1,167 @@
+"""A training run put together: every part built once from the configuration, and its whole state for a checkpoint."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from megatron.core import parallel_state
+
+from megatron_atesd.config import TrainConfig
+from megatron_atesd.config_check import ModelShape, validate
+from megatron_atesd.data.problems import check_disjoint, last_boxed, load_problems
+from megatron_atesd.data.prompts import PromptRenderer, load_tokenizer
+from megatron_atesd.data.sampler import ProblemSampler
+from megatron_atesd.distill.fused import Divergence
+from megatron_atesd.distill.likelihood import mean_nll
+from megatron_atesd.distill.step import Example, StepResult, measure_step
+from megatron_atesd.distill.teacher import Teacher
+from megatron_atesd.errors import CheckpointError
+from megatron_atesd.exposure.service import ExposureService
+from megatron_atesd.model.packing import TokenIds
+from megatron_atesd.model.qwen3 import build_model, read_architecture, transformer_config
+from megatron_atesd.records import Exposure, Problem, Rollout, UpdateStats
+from megatron_atesd.rollout.generate import generate
+from megatron_atesd.rollout.sampling import sequence_seed
+from megatron_atesd.train.checkpoint import read_folder, restore_rng, rng_states
+from megatron_atesd.train.model_folder import find_hf, load_model_weights
+from megatron_atesd.train.optimizer import build_optimization
+
+
+class TrainingRun:
+    """Data, model, teacher, optimizer and exposure service of one run; create it inside `parallel_session`."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        self.config = config
+        self.hf_folder = find_hf(Path(config.model.path))
+        self.problems, self.probe_problems = load_data(config)
+        self.renderer = PromptRenderer(load_tokenizer(self.hf_folder), config.prompt, config.exposure.reveal)
+        self.sampler = ProblemSampler(
+            self.problems,
+            config.data.batch,
+            config.run.seed,
+            parallel_state.get_data_parallel_rank(),
+            parallel_state.get_data_parallel_world_size(),
+        )
+        architecture = read_architecture(self.hf_folder)
+        parallel = config.parallel
+        megatron = transformer_config(architecture, parallel.tensor, parallel.pipeline, parallel.sequence, config.model.dtype, config.megatron)
+        self.model = build_model(architecture, megatron)
+        load_model_weights(self.model, Path(config.model.path))
+        self.teacher = Teacher(self.model, config.distill.teacher, config.distill.ema_decay)
+        self.optimization = build_optimization(self.model, config.optimizer, config.ddp, config.schedule, config.run.updates)
+        self.service = ExposureService(config.exposure, config.run.updates, config.run.seed)
+        self.probe_rollouts: list[Rollout] = []
+
+    @cached_property
+    def divergence(self) -> Divergence:
+        distill = self.config.distill
+        temperature = distill.temperature or self.config.rollout.temperature
+        return Divergence(distill.divergence, distill.jsd_beta, distill.clip, temperature, distill.chunk)
+
+    def rollout(self, problems: Sequence[Problem], update: int) -> list[Rollout]:
+        """One student response a problem; the seed of each is made of run seed, update and problem."""
+        prompts = [self.renderer.student(problem) for problem in problems]
+        seeds = [sequence_seed(self.config.run.seed, update, problem.id) for problem in problems]
+        responses = generate(self.model, prompts, seeds, self.renderer.stop_ids, self.config.rollout)
+        return [Rollout(p, prompt, r.ids, r.truncated) for p, prompt, r in zip(problems, prompts, responses, strict=True)]
+
+    def examples(self, rollouts: Sequence[Rollout], alpha: float) -> list[Example]:
+        """Both roles' view of each rollout at reveal ratio `alpha`."""
+        return [Example(r.prompt_ids, self.teacher_prompt(r.problem, alpha), r.response_ids) for r in rollouts]
+
+    def teacher_prompt(self, problem: Problem, alpha: float) -> TokenIds:
+        """Ids of the teacher's prompt; in mode none it is the student's."""
+        if self.config.exposure.mode == "none":
+            return self.renderer.student(problem)
+        return self.renderer.teacher(problem, alpha).prompt_ids
+
+    def answered(self, rollout: Rollout) -> bool:
+        """Whether the last boxed answer is the reference's, letter by letter (evaluation grades by meaning)."""
+        return last_boxed(self.renderer.decode(rollout.response_ids)) == rollout.problem.answer
+
+    @cached_property
+    def probe_pairs(self) -> list[tuple[TokenIds, TokenIds]]:
+        return [(self.renderer.student(p), self.renderer.reference(p)) for p in self.probe_problems]
+
+    def probe(self, update: int, exposure: Exposure, result: StepResult | None) -> UpdateStats:
+        """What the controller learns after `update` finished updates. Collective over all ranks."""
+        return UpdateStats(
+            update=update,
+            kl=result.kl if result else 0.0,
+            disagreement=result.disagreement if result else 0.0,
+            confidence=result.confidence if result else 0.0,
+            probe_nll=mean_nll(self.model, self.probe_pairs, self.config.parallel.micro_batch),
+            grounding=self._grounding(exposure.alpha) if self.config.exposure.mode == "learned" else math.nan,
+            probe_kl=self._probe_kl() if self.config.exposure.progress == "probe_kl" else None,
+        )
+
+    def _grounding(self, alpha: float) -> float:
+        """Mean log-probability (nats per token) of the probe references under the exposed teacher.
+
+        A fixed set of problems: grounding moves with α and the teacher's weights, not with the batch.
+        """
+        text = self.renderer.reference if self.config.exposure.grounding == "solution" else self.renderer.answer
+        pairs = [(self.teacher_prompt(p, alpha), text(p)) for p in self.probe_problems]
+        with self.teacher.applied():
+            return -mean_nll(self.model, pairs, self.config.parallel.micro_batch)
+
+    def _probe_kl(self) -> float:
+        """KL at the fixed probe exposure on the rollouts that the start's student gave for this rank's share of the probe problems."""
+        if not self.probe_rollouts:
+            rank, size = parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
+            self.probe_rollouts = self.rollout(self.probe_problems[rank::size], update=-1)
+        examples = self.examples(self.probe_rollouts, self.config.exposure.probe_exposure)
+        return measure_step(self.model, self.teacher, examples, self.divergence, self.config.parallel.micro_batch).kl
+
+    def state(self, update: int, loading: bool = False) -> dict[str, Any]:
+        """Everything that a resumed run needs, as megatron.core's sharded state. Collective when saving."""
+        model = self.model.sharded_state_dict(prefix="model.")
+        optimizer = self.optimization.optimizer.sharded_state_dict(model, is_loading=loading)
+        state = {"model": model, "teacher": self.teacher.sharded_state_dict(), "optimizer": optimizer}
+        if loading:
+            return state
+        return state | {
+            "run": {
+                "update": update,
+                "scheduler": self.optimization.scheduler.state_dict(),
+                "sampler": self.sampler.state_dict(),
+                "exposure": self.service.state_dict(),
+                "rng": rng_states(),
+                "config": asdict(self.config),
+            }
+        }
+
+    def load(self, folder: Path) -> int:
+        """Continue from a checkpoint; returns its number of finished updates. Collective."""
+        loaded = read_folder(folder, self.state(0, loading=True))
+        if "run" not in loaded:
+            raise CheckpointError(f"{folder}: holds weights but no training state; give it as model.path to start a new run from it")
+        run = loaded["run"]
+        self.sampler.check(run["sampler"])
+        self.model.load_state_dict({name.removeprefix("model."): value for name, value in loaded["model"].items()})
+        self.teacher.restored()
+        self.optimization.optimizer.load_state_dict(loaded["optimizer"])
+        self.optimization.scheduler.load_state_dict(run["scheduler"])
+        self.service.load_state_dict(run["exposure"])
+        restore_rng(run["rng"])
+        return int(run["update"])
+
+
+def load_data(config: TrainConfig) -> tuple[list[Problem], list[Problem]]:
+    """Training and probe problems, checked to share none."""
+    train = load_problems(config.data.train, config.data.on_error)
+    probe = load_problems(config.data.probe, config.data.on_error)
+    check_disjoint({config.data.train: train, config.data.probe: probe})
+    return train, probe[: config.data.probe_size or None]
+
+
+def check_before_work(config: TrainConfig, world_size: int) -> None:
+    """Every rule that can be checked without weights or process groups; raises the user's error before any heavy work."""
+    validate(config, world_size, None)
+    architecture = read_architecture(find_hf(Path(config.model.path)))
+    shape = ModelShape(architecture.heads, architecture.query_groups, architecture.layers, architecture.ffn, architecture.max_positions)
+    validate(config, world_size, shape)
+    load_data(config)

@@ -1,0 +1,18 @@
+"""Train with ATESD, or go on from the newest checkpoint of the run directory.
+
+torchrun --nproc-per-node N tools/train.py --config FILE [--section.key value …]
+"""
+
+from megatron_atesd.config_load import load_config
+from megatron_atesd.errors import run_command
+
+
+def main() -> None:
+    config = load_config()
+    from megatron_atesd.train.loop import train  # megatron.core is slow to import: first be sure that the settings are good
+
+    train(config)
+
+
+if __name__ == "__main__":
+    run_command(main)
