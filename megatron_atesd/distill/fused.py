@@ -89,32 +89,41 @@ class _FusedDivergence(torch.autograd.Function):
 
 
 def _chunk(logits_TV: Tensor, teacher_TV: Tensor, settings: Divergence, group: dist.ProcessGroup | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Token losses [T], statistics [3, T] and d loss / d (logits / temperature) [T, V] of one chunk."""
+    """Token losses [T], statistics [3, T] and d loss / d (logits / temperature) [T, V] of one chunk.
+
+    With g the derivative by the student's log-probabilities q, the logits' derivative is g - exp(q) · Σ_v g (softmax). Where g holds a whole
+    distribution (`mass`), its sum is written as 1 less what clipping took away: equal distributions then give a gradient of exactly 0.
+    """
     (log_norm_T, top_T, top_logit_T), (teacher_norm_T, teacher_top_T, _) = _softmax_statistics((logits_TV, teacher_TV), group)
     student_TV, teacher_TV = logits_TV - log_norm_T[:, None], teacher_TV - teacher_norm_T[:, None]
-    terms_TV, slope_TV = divergence_terms(teacher_TV, student_TV, settings.kind, settings.beta), _slope(teacher_TV, student_TV, settings)
+    terms_TV = divergence_terms(teacher_TV, student_TV, settings.kind, settings.beta)
     kl_T = (terms_TV if settings.kind == "forward_kl" else divergence_terms(teacher_TV, student_TV, "forward_kl")).sum(-1)
+    slope_TV, mass_TV, sign = _slope(teacher_TV, student_TV, settings)
+    taken_T = torch.zeros_like(kl_T)
     if settings.clip > 0:
-        slope_TV = slope_TV.masked_fill(terms_TV > settings.clip, 0.0)
+        clipped_TV = terms_TV > settings.clip
+        taken_T = mass_TV.masked_fill(~clipped_TV, 0.0).sum(-1)
+        slope_TV, mass_TV = slope_TV.masked_fill(clipped_TV, 0.0), mass_TV.masked_fill(clipped_TV, 0.0)
         terms_TV = terms_TV.clamp(max=settings.clip)
-    sums_3T = torch.stack((terms_TV.sum(-1), kl_T, slope_TV.sum(-1)))
+    sums_3T = torch.stack((terms_TV.sum(-1), kl_T, slope_TV.sum(-1) - sign * taken_T))
     if group is not None:
         dist.all_reduce(sums_3T, group=group)
     loss_T, kl_T, slope_sum_T = sums_3T
     statistics_3T = torch.stack((kl_T, (top_T != teacher_top_T).to(kl_T.dtype), (top_logit_T - log_norm_T).exp()))
-    return loss_T, statistics_3T, slope_TV - student_TV.exp() * slope_sum_T[:, None]
+    gradient_TV = slope_TV + sign * mass_TV - student_TV.exp() * (slope_sum_T + sign)[:, None]
+    return loss_T, statistics_3T, gradient_TV
 
 
-def _slope(teacher_TV: Tensor, student_TV: Tensor, settings: Divergence) -> Tensor:
-    """Derivative of each entry's term with respect to the student's log-probability of that entry."""
+def _slope(teacher_TV: Tensor, student_TV: Tensor, settings: Divergence) -> tuple[Tensor, Tensor, int]:
+    """Derivative of each entry's term by the student's log-probability there, as `slope + sign · mass` with a distribution `mass`."""
     if settings.kind == "forward_kl":
-        return -teacher_TV.exp()
+        return torch.zeros_like(teacher_TV), teacher_TV.exp(), -1
+    student_prob_TV = student_TV.exp()
     if settings.kind == "reverse_kl":
-        return student_TV.exp() * (student_TV - teacher_TV + 1)
+        return student_prob_TV * (student_TV - teacher_TV), student_prob_TV, 1
+    # d/dlog q [β p log(p/m) + (1-β) q log(q/m)]: what comes through m cancels against q's own derivative.
     mixture_TV = log_mixture(teacher_TV, student_TV, settings.beta)
-    student_share_TV = (1 - settings.beta) * student_TV.exp()
-    # d/dlog q [β p log(p/m) + (1-β) q log(q/m)]: the terms through m and through q's own factor cancel to the last line.
-    return student_share_TV * (student_TV - mixture_TV)
+    return (1 - settings.beta) * student_prob_TV * (student_TV - mixture_TV), student_prob_TV, 0
 
 
 def _softmax_statistics(logits: tuple[Tensor, ...], group: dist.ProcessGroup | None) -> list[tuple[Tensor, Tensor, Tensor]]:

@@ -1,0 +1,63 @@
+"""Responses to evaluate: K samples and one greedy response a problem, from the training engine, shared out over data parallelism."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch.distributed as dist
+from megatron.core import parallel_state
+
+from megatron_atesd.config import RolloutConfig
+from megatron_atesd.data.prompts import PromptRenderer
+from megatron_atesd.model.qwen3 import HiddenStateGPT
+from megatron_atesd.records import Problem
+from megatron_atesd.rollout.generate import generate
+from megatron_atesd.rollout.sampling import sequence_seed
+
+
+@dataclass(frozen=True)
+class Answered:
+    """One response to problem number `problem`; sample -1 is the greedy one."""
+
+    problem: int
+    sample: int
+    text: str
+    tokens: int
+    truncated: bool
+
+
+def answer_problems(
+    model: HiddenStateGPT,
+    renderer: PromptRenderer,
+    problems: Sequence[Problem],
+    samples: int,
+    config: RolloutConfig,
+    seed: int,
+    progress: Callable[[int, int], None],
+) -> list[Answered]:
+    """All responses, ordered by problem and sample, on every rank; `progress(done, total)` counts this rank's share. Collective."""
+    greedy = replace(config, temperature=0.0)
+    tasks = [(p, s) for s in range(-1, samples) for p in range(len(problems))]
+    mine = tasks[parallel_state.get_data_parallel_rank() :: parallel_state.get_data_parallel_world_size()]
+    mine.sort(key=lambda task: task[1] >= 0)  # greedy first: a batch is all greedy or all sampled
+    answered: list[Answered] = []
+    size = config.batch or 256
+    split = sum(sample < 0 for _, sample in mine)
+    for part in (*_pieces(mine[:split], size), *_pieces(mine[split:], size)):
+        prompts = [renderer.student(problems[p]) for p, _ in part]
+        seeds = [sequence_seed("evaluate", seed, problems[p].id, s) for p, s in part]
+        responses = generate(model, prompts, seeds, renderer.stop_ids, greedy if part[0][1] < 0 else config)
+        for (p, s), r in zip(part, responses, strict=True):
+            answered.append(Answered(p, s, renderer.decode(r.ids), len(r.ids), r.truncated))
+        progress(len(answered), len(mine))
+    return _gathered(answered)
+
+
+def _pieces(tasks: Sequence[tuple[int, int]], size: int) -> list[Sequence[tuple[int, int]]]:
+    return [tasks[start : start + size] for start in range(0, len(tasks), size)]
+
+
+def _gathered(answered: list[Answered]) -> list[Answered]:
+    group = parallel_state.get_data_parallel_group()
+    shares: list[list[Answered]] = [[] for _ in range(dist.get_world_size(group))]
+    dist.all_gather_object(shares, answered, group=group)
+    return sorted((a for share in shares for a in share), key=lambda a: (a.problem, a.sample))

@@ -1,0 +1,76 @@
+"""Generation with a KV cache gives what repeated full forward passes of the training model give."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import Qwen3Config
+
+from megatron_atesd.config import RolloutConfig
+from megatron_atesd.model.parallel import parallel_session
+from megatron_atesd.model.qwen3 import HiddenStateGPT, build_model, read_architecture, transformer_config
+from megatron_atesd.model.vocabulary import whole_logits
+from megatron_atesd.rollout.generate import generate
+from megatron_atesd.rollout.sampling import sample_tokens, uniforms
+
+CONFIG = RolloutConfig(max_new_tokens=12, temperature=1.0, top_p=0.95, top_k=20)
+PROMPTS = [[5, 7, 9], [1], [2, 3, 4, 5, 6, 7, 8], [9, 9]]
+STOP = 11
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HiddenStateGPT]:
+    folder: Path = tmp_path_factory.mktemp("hf")
+    Qwen3Config(
+        vocab_size=32, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
+        head_dim=16, tie_word_embeddings=False, max_position_embeddings=64, architectures=["Qwen3ForCausalLM"],
+    ).save_pretrained(folder)  # fmt: skip
+    with parallel_session(seed=3):
+        architecture = read_architecture(folder)
+        model = build_model(architecture, transformer_config(architecture, 1, 1, False, "fp32"))
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter, std=0.3)
+        yield model
+
+
+def slowly(model: HiddenStateGPT, prompt: list[int], seed: int, config: RolloutConfig) -> list[int]:
+    """One token at a time, the whole sequence again each time, no cache, no batch."""
+    written: list[int] = []
+    with torch.no_grad():
+        for step in range(config.max_new_tokens):
+            hidden = model(torch.tensor([prompt + written]), None, None)
+            logits = whole_logits(model, hidden[0, -1:])
+            uniform = uniforms([seed], config.max_new_tokens)[:, step]
+            written.append(int(sample_tokens(logits, uniform, config.temperature, config.top_p, config.top_k)))
+            if written[-1] == STOP:
+                break
+    return written
+
+
+@pytest.mark.parametrize("config", [CONFIG, replace(CONFIG, temperature=0.0), replace(CONFIG, batch=3)])
+def test_equals_full_forward_passes(model: HiddenStateGPT, config: RolloutConfig) -> None:
+    responses = generate(model, PROMPTS, [10, 11, 12, 13], [STOP], config)
+    assert [list(r.ids) for r in responses] == [slowly(model, p, s, config) for p, s in zip(PROMPTS, [10, 11, 12, 13], strict=True)]
+
+
+def test_a_response_ends_with_the_stop_id_or_is_truncated(model: HiddenStateGPT) -> None:
+    responses = generate(model, PROMPTS * 8, list(range(32)), [STOP], CONFIG)
+    assert {r.truncated for r in responses} == {True, False}
+    for response in responses:
+        assert (response.ids[-1] == STOP) is not response.truncated
+        assert STOP not in response.ids[:-1]
+        assert response.truncated is False or len(response.ids) == CONFIG.max_new_tokens
+
+
+def test_a_response_does_not_depend_on_its_batch(model: HiddenStateGPT) -> None:
+    alone = [generate(model, [prompt], [seed], [STOP], CONFIG)[0] for prompt, seed in zip(PROMPTS, range(4), strict=True)]
+    assert generate(model, PROMPTS[::-1], [3, 2, 1, 0], [STOP], CONFIG) == alone[::-1]
+
+
+def test_training_mode_and_cache_are_put_back(model: HiddenStateGPT) -> None:
+    model.train()
+    generate(model, PROMPTS, [1, 2, 3, 4], [STOP], CONFIG)
+    assert model.training
+    assert model.slot.cache is None

@@ -1,0 +1,59 @@
+"""Temperature, top-k, top-p and the uniform number decide a token, and nothing else."""
+
+import math
+
+import torch
+
+from megatron_atesd.rollout.sampling import sample_tokens, sequence_seed, uniforms
+
+LOGITS = torch.log(torch.tensor([[0.1, 0.5, 0.15, 0.25]]))
+
+
+def draws(temperature: float = 1.0, top_p: float = 1.0, top_k: int = 0, count: int = 20_000) -> torch.Tensor:
+    uniform = (torch.arange(count, dtype=torch.float64) + 0.5) / count
+    ids = sample_tokens(LOGITS.expand(count, -1), uniform, temperature, top_p, top_k)
+    return torch.bincount(ids, minlength=4).double() / count
+
+
+def test_plain_sampling_follows_the_softmax() -> None:
+    torch.testing.assert_close(draws(), torch.tensor([0.1, 0.5, 0.15, 0.25]).double(), rtol=0, atol=1e-3)
+
+
+def test_temperature_divides_the_logits() -> None:
+    expected = torch.softmax(LOGITS[0].double() / 2, dim=-1)
+    torch.testing.assert_close(draws(temperature=2.0), expected, rtol=0, atol=1e-3)
+
+
+def test_top_k_keeps_the_most_likely_and_renormalises() -> None:
+    torch.testing.assert_close(draws(top_k=2), torch.tensor([0, 2 / 3, 0, 1 / 3]).double(), rtol=0, atol=1e-3)
+
+
+def test_top_p_keeps_the_smallest_set_that_reaches_its_mass() -> None:
+    torch.testing.assert_close(draws(top_p=0.6), torch.tensor([0, 2 / 3, 0, 1 / 3]).double(), rtol=0, atol=1e-3)
+    torch.testing.assert_close(draws(top_p=0.4), torch.tensor([0, 1.0, 0, 0]).double())
+
+
+def test_top_p_counts_mass_among_the_top_k() -> None:
+    # After top-k 3 the masses are .556, .278, .167: 0.8 needs two of them (0.5 of the full vocabulary's mass would need one).
+    torch.testing.assert_close(draws(top_p=0.8, top_k=3), torch.tensor([0, 2 / 3, 0, 1 / 3]).double(), rtol=0, atol=1e-3)
+
+
+def test_temperature_zero_takes_the_most_likely() -> None:
+    assert sample_tokens(LOGITS, torch.tensor([0.99]), 0.0, 0.1, 1).tolist() == [1]
+
+
+def test_the_largest_uniform_number_still_gives_a_kept_token() -> None:
+    almost_one = torch.tensor([math.nextafter(1.0, 0.0)], dtype=torch.float64)
+    assert sample_tokens(LOGITS, almost_one, 1.0, 0.6, 0).tolist() == [3]
+
+
+def test_uniforms_of_a_row_depend_on_its_seed_alone() -> None:
+    together, alone = uniforms([3, 4, 5], 8), uniforms([4], 8)
+    assert torch.equal(together[1], alone[0])
+    assert not torch.equal(together[0], together[1])
+
+
+def test_seeds_differ_in_every_part() -> None:
+    seeds = {sequence_seed(run, update, name) for run in (1, 2) for update in (1, 12) for name in ("1", "2", "21")}
+    assert len(seeds) == 12
+    assert all(0 <= seed < 2**63 for seed in seeds)
