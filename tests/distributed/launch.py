@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.distributed.distributed_c10d import TCPStore
+import torch.distributed as dist
 from torch.multiprocessing.spawn import ProcessContext, start_processes
 
 TIMEOUT_SECONDS = 120.0
@@ -29,7 +29,8 @@ def run_distributed(function: Callable[..., Any], world_size: int, *args: Any, t
     timeout: seconds for the whole call. Whatever happens, no process is left behind.
     Raises torch's ProcessRaisedException with the traceback of the rank that failed first, or TimeoutError.
     """
-    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # holds its port: no other test can take it
+    # Its port stays taken: no other test can get it.
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # pyright: ignore[reportPrivateImportUsage]
     with tempfile.TemporaryDirectory() as folder:
         arguments = (world_size, store.port, folder, function, args)
         context = start_processes(_run_rank, arguments, world_size, join=False, start_method="spawn")
