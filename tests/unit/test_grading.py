@@ -1,0 +1,224 @@
+"""Grading: every known trap of math-verify, and answers that try to hang, exhaust or kill the grader."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from megatron_atesd.errors import AtesdError, ConfigError
+from megatron_atesd.evaluate import grading
+from megatron_atesd.evaluate.equivalence import READY, bracket_kind, expand_plus_minus, fast_verdict
+from megatron_atesd.evaluate.grading import Grader
+
+HANGS = "2^{2^{2^{30}}}"
+HOSTILE = [
+    r"9^{9^{9^9}}",
+    "{" * 140 + "1" + "}" * 140,
+    r"\sqrt{" * 40 + "2" + "}" * 40,
+    "(" * 290,
+    "100!!!!",
+    "\\" * 299,
+    "\0 1",
+]
+
+
+@pytest.fixture(scope="module")
+def grader() -> Iterator[Grader]:
+    with Grader(workers=1, timeout_s=20.0) as grader:
+        yield grader
+
+
+@pytest.fixture(scope="module")
+def hurried() -> Iterator[Grader]:
+    with Grader(workers=1, timeout_s=1.0) as grader:
+        yield grader
+
+
+def boxed(answer: str) -> str:
+    return f"so the answer is \\boxed{{{answer}}}."
+
+
+def grade_one(grader: Grader, answer: str, gold: str) -> bool:
+    return grader.grade([(boxed(answer), gold)])[0]
+
+
+EQUAL = [
+    (r"20\sqrt{3}", r"20\sqrt{3}"),
+    (r"20\sqrt3", r"20 \sqrt{3}"),
+    (r"2\sqrt{300}", r"20\sqrt{3}"),
+    (r"\frac12", "0.5"),
+    ("1/2", r"$\frac{1}{2}$"),
+    (r"x = 5", "5"),
+    (r"12.0", "12"),
+    (r"204\text{ cm}", "204"),
+    (r"50\%", "0.5"),
+    (r"x^2+2x+1", r"(x+1)^2"),
+    (r"\pm 2", "-2, 2"),
+    (r"x = \pm 2", r"\{-2, 2\}"),
+    (r"1 \pm \sqrt 2", r"1-\sqrt 2, 1+\sqrt 2"),
+    (r"\frac{1 \pm \sqrt{5}}{2}", r"\frac{1+\sqrt5}{2}, \frac{1-\sqrt5}{2}"),
+    (r"x=\frac{1 \pm \sqrt{5}}{2}", r"\frac{1 \mp \sqrt5}{2}"),
+    (r"\{2,1\}", r"\{1,2\}"),
+    (r"\left(3,\frac{\pi}{2}\right)", r"(3, \pi/2)"),
+    ("(1,2)", r"\left(1, \frac{4}{2}\right)"),
+    ("3, 1", "1, 3"),
+]
+
+DIFFERENT = [
+    ("20", r"20\sqrt{3}"),  # an unwrapped gold would be read as 20
+    ("34.641016", r"20\sqrt{3}"),  # six decimals are not enough
+    ("(1,2)", r"\{1,2\}"),
+    (r"\{1,2\}", "(1,2)"),
+    ("(2,1)", "(1,2)"),
+    ("[1,2]", "(1,2)"),
+    ("[1,2)", "(1,2]"),
+    (r"\pm 2", "2"),
+    ("2", r"\pm 2"),
+    (r"\frac{1 \pm \sqrt{5}}{2}", r"\frac{1+\sqrt5}{2}"),
+    ("1, 2", "1, 2, 3"),
+    ("1 2", "1/2"),
+    (r"\text{no solution}", "0.5"),
+]
+
+
+@pytest.mark.parametrize(("answer", "gold"), EQUAL)
+def test_equal_answers_are_right(grader: Grader, answer: str, gold: str):
+    assert grade_one(grader, answer, gold)
+
+
+@pytest.mark.parametrize(("answer", "gold"), DIFFERENT)
+def test_different_answers_are_wrong(grader: Grader, answer: str, gold: str):
+    assert not grade_one(grader, answer, gold)
+
+
+def test_the_last_of_two_boxes_counts_alone(grader: Grader):
+    assert grader.grade([(r"\boxed{1}, no: \boxed{\frac{1}{2}}", "0.5"), (r"\boxed{0.5}, no: \boxed{3}", "0.5")]) == [True, False]
+
+
+def test_an_unbalanced_last_box_does_not_hide_the_balanced_one_before(grader: Grader):
+    assert grader.grade([(r"\boxed{7} and then \boxed{8", "7")]) == [True]
+
+
+def test_no_box_and_an_empty_box_are_wrong(grader: Grader):
+    assert grader.grade([("the answer is 7", "7"), (r"\boxed{}", ""), (r"\boxed{ }", "7")]) == [False, False, False]
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold", "verdict"),
+    [
+        ("7", "7", True),
+        ("+07", "7", True),
+        ("-7", "7", False),
+        ("1,000", "1000", True),
+        ("$1000$", "1{,}000", None),
+        ("12.", "12", True),
+        (r"\(12\)", "$12$", True),
+        ("12", "13", False),
+        ("1 2", "12", None),
+        ("x", "12", None),
+        ("", "12", False),
+        ("9" * 301, "9", False),
+        ("9" * 301, "9" * 301, True),
+        ("9" * 300, "9" * 299, False),
+    ],
+)
+def test_the_fast_path_decides_integers_and_equal_texts(answer: str, gold: str, verdict: bool | None):
+    assert fast_verdict(answer, gold) is verdict
+
+
+def test_integers_start_no_process(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("a process was started"))
+    with Grader(workers=1, timeout_s=1.0) as grader:
+        assert grader.grade([(boxed("12"), "12"), (boxed("1" + "+1" * 200), "201")]) == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [("(1,2)", "tuple"), (r"\left( 1, 2 \right)", "tuple"), (r"\{1\}", "set"), ("(1+2)", None), ("(1,2)+(3,4)", None), ("(f(1,2))", None)],
+)
+def test_bracket_kind(text: str, kind: str | None):
+    assert bracket_kind(text) == kind
+
+
+def test_plus_minus_in_braces_becomes_two_values():
+    assert expand_plus_minus(r"x = \sqrt{2 \pm \pi \mp 1}") == r" \sqrt{2 + \pi - 1},  \sqrt{2 - \pi + 1}"
+
+
+def test_plus_minus_outside_braces_is_left_alone():
+    assert expand_plus_minus(r"\frac{1}{2} \pm \sqrt{2}") == r"\frac{1}{2} \pm \sqrt{2}"
+
+
+def test_the_time_limit_kills_a_worker_that_computes(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(grading, "_MEMORY_BYTES", 8 << 30)
+    with Grader(workers=1, timeout_s=0.5) as grader:
+        assert grader.grade([(boxed(r"9^{9^{9}}-1"), "0.5")] * 3) == [False] * 3
+        assert (grader.timeouts, grader.crashes) == (3, 0)
+
+
+@pytest.mark.parametrize("answer", HOSTILE, ids=range(len(HOSTILE)))
+def test_a_hostile_answer_is_wrong_and_the_next_one_is_graded(hurried: Grader, answer: str):
+    assert hurried.grade([(boxed(answer), "0.5"), (boxed("1/2"), "0.5")]) == [False, True]
+
+
+def test_a_response_of_a_million_braces_is_graded_at_once(grader: Grader):
+    started = time.monotonic()
+    assert grader.grade([(r"\boxed{" * 100_000 + "{" * 500_000 + "}" * 300_000, "7")]) == [False]
+    assert time.monotonic() - started < 10
+
+
+def test_a_worker_that_was_killed_is_replaced(grader: Grader):
+    assert grade_one(grader, "2/4", "0.5")
+    process = grader._workers[0]._process
+    assert process is not None
+    process.kill()
+    process.wait()
+    assert grade_one(grader, "3/6", "0.5")
+
+
+def test_leaving_the_context_ends_the_processes():
+    with Grader(workers=2, timeout_s=5.0) as grader:
+        grader.grade([(boxed("1/2"), "0.5"), (boxed("1/4"), "0.25")])
+        pids = [worker._process.pid for worker in grader._workers if worker._process]
+    assert pids
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+
+def test_a_worker_without_a_parent_ends_itself():
+    command = [sys.executable, "-m", "megatron_atesd.evaluate.equivalence", "0.1", str(8 << 30)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0, cwd=Path(__file__).parents[2]) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stdout.read(1) == READY
+        process.stdin.write(json.dumps([HANGS, "0.5"]).encode() + b"\n")
+        assert process.wait(timeout=30) == -signal.SIGALRM
+
+
+def test_order_is_kept_over_several_workers():
+    with Grader(workers=2, timeout_s=20.0) as grader:
+        assert grader.grade([(boxed(f"{n}/10"), f"0.{n % 3}") for n in range(1, 9)]) == [n % 3 == n for n in range(1, 9)]
+
+
+def test_a_worker_loads_neither_torch_nor_megatron_core():
+    code = "import sys, megatron_atesd.evaluate.equivalence; print(sorted({'torch', 'megatron', 'transformers'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
+    assert done.stdout.strip() == "[]"
+
+
+def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with Grader(workers=1, timeout_s=1.0) as grader, pytest.raises(AtesdError, match="math_verify"):
+        grader.grade([(boxed("1/2"), "0.5")])
+
+
+@pytest.mark.parametrize(("workers", "timeout_s"), [(0, 1.0), (1, 0.0), (1, float("nan"))])
+def test_a_useless_setting_is_refused(workers: int, timeout_s: float):
+    with pytest.raises(ConfigError, match="grading"):
+        Grader(workers, timeout_s)
