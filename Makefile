@@ -8,8 +8,11 @@ TORCH ?= 2.13.0
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 PYTEST_ARGS ?= -n 2 --dist loadfile
 
-SUPPORTED := import ensurepip, sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))
-PYTHON ?= $(shell for p in python3.11 python3.12 python3; do $$p -c '$(SUPPORTED)' 2>/dev/null && echo $$p && break; done)
+# Prints path and version of a Python that can be used here, fails for any other.
+IDENTIFY := import ensurepip, os, sys; (3, 11) <= sys.version_info[:2] < (3, 13) or sys.exit(1); print(os.path.realpath(sys.executable), sys.version)
+ifndef PYTHON
+PYTHON := $(shell for p in python3.11 python3.12 python3; do $$p -c '$(IDENTIFY)' >/dev/null 2>&1 && echo $$p && break; done)
+endif
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 ONE_THREAD := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
@@ -36,11 +39,11 @@ clean:
 
 # The environment follows the interpreter: another PYTHON than last time builds it anew.
 interpreter:
-	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or 3.12 with venv found; install one or give PYTHON=/path/to/python3.11" >&2; exit 2; }
-	@$(PYTHON) -c '$(SUPPORTED)' || { echo "error: PYTHON=$(PYTHON) is not a Python 3.11 or 3.12 with venv (Debian: python3.x-venv)" >&2; exit 2; }
-	@now="$$($(PYTHON) -c 'import os, sys; print(os.path.realpath(sys.executable), sys.version)')"; \
+	@now="$$("$(PYTHON)" -c '$(IDENTIFY)' 2>/dev/null)" || { \
+	  echo "error: PYTHON='$(PYTHON)' is not Python 3.11 or 3.12 with venv; install one (Debian: python3.11-venv) or give PYTHON=/path/to/python3.11" >&2; \
+	  exit 2; }; \
 	if [ "$$now" != "$$(cat $(VENV)/.interpreter 2>/dev/null)" ]; then \
-	  $(PYTHON) -m venv --clear $(VENV) && printf '%s\n' "$$now" > $(VENV)/.interpreter; \
+	  "$(PYTHON)" -m venv --clear $(VENV) && printf '%s\n' "$$now" > $(VENV)/.interpreter; \
 	fi
 
 $(VENV)/.interpreter: interpreter ;

@@ -1,0 +1,211 @@
+"""Rules that single settings and settings together must keep; every broken one is reported, in one message."""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from megatron_atesd.config import TrainConfig
+from megatron_atesd.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """What the rules need to know of a model.
+
+    heads, query_groups: attention and key/value heads; layers: transformer layers; ffn: feed-forward width;
+    max_positions: longest sequence in tokens.
+    """
+
+    heads: int
+    query_groups: int
+    layers: int
+    ffn: int
+    max_positions: int
+
+
+Bound = tuple[str, Callable[[float], bool]]
+
+POSITIVE: Bound = ("greater than 0", lambda v: v > 0)
+ONE_OR_MORE: Bound = ("1 or more", lambda v: v >= 1)
+ZERO_OR_MORE: Bound = ("0 or more", lambda v: v >= 0)
+SHARE: Bound = ("from 0 to 1", lambda v: 0 <= v <= 1)
+INNER_SHARE: Bound = ("between 0 and 1, both excluded", lambda v: 0 < v < 1)
+UP_TO_ONE: Bound = ("greater than 0 and at most 1", lambda v: 0 < v <= 1)
+BELOW_ONE: Bound = ("0 or more and below 1", lambda v: 0 <= v < 1)
+NEGATIVE: Bound = ("below 0 (the entropy of a Beta distribution is at most 0), such as -0.1", lambda v: v < 0)
+
+BOUNDS: dict[str, Bound] = {
+    "run.seed": ZERO_OR_MORE,
+    "run.updates": ONE_OR_MORE,
+    "parallel.tensor": ONE_OR_MORE,
+    "parallel.pipeline": ONE_OR_MORE,
+    "parallel.micro_batch": ONE_OR_MORE,
+    "parallel.timeout_minutes": POSITIVE,
+    "data.probe_size": ZERO_OR_MORE,
+    "data.batch": ONE_OR_MORE,
+    "prompt.max_length": ONE_OR_MORE,
+    "rollout.max_new_tokens": ONE_OR_MORE,
+    "rollout.temperature": ZERO_OR_MORE,
+    "rollout.top_p": UP_TO_ONE,
+    "rollout.top_k": ZERO_OR_MORE,
+    "rollout.batch": ZERO_OR_MORE,
+    "distill.jsd_beta": INNER_SHARE,
+    "distill.clip": ZERO_OR_MORE,
+    "distill.temperature": POSITIVE,
+    "distill.ema_decay": BELOW_ONE,
+    "distill.chunk": ONE_OR_MORE,
+    "exposure.fixed": SHARE,
+    "exposure.start": SHARE,
+    "exposure.end": SHARE,
+    "exposure.hold": ONE_OR_MORE,
+    "exposure.lookahead": ONE_OR_MORE,
+    "exposure.discount": UP_TO_ONE,
+    "exposure.grounding_weight": ZERO_OR_MORE,
+    "exposure.batch": ONE_OR_MORE,
+    "exposure.hidden": ONE_OR_MORE,
+    "exposure.lr": POSITIVE,
+    "exposure.entropy_target_start": NEGATIVE,
+    "exposure.entropy_target_end": NEGATIVE,
+    "exposure.entropy_coef": ZERO_OR_MORE,
+    "exposure.entropy_floor": NEGATIVE,
+    "exposure.clip_low": SHARE,
+    "exposure.clip_high": SHARE,
+    "exposure.ema_decay": BELOW_ONE,
+    "exposure.warmup_exposure": SHARE,
+    "exposure.warmup_updates": ZERO_OR_MORE,
+    "exposure.probe_exposure": SHARE,
+    "schedule.warmup_updates": ZERO_OR_MORE,
+    "schedule.decay_updates": ZERO_OR_MORE,
+    "schedule.min_lr": ZERO_OR_MORE,
+    "checkpoint.every": ZERO_OR_MORE,
+    "checkpoint.keep": ZERO_OR_MORE,
+    "monitor.figure_every": ZERO_OR_MORE,
+    "monitor.samples": ZERO_OR_MORE,
+}
+
+
+def validate(config: TrainConfig, world_size: int = 1, model: ModelShape | None = None) -> None:
+    """Raise one ConfigError that lists every broken rule: which value, which rule, what to do.
+
+    world_size: processes of the run. model: None leaves out the rules that need the model's shape.
+    """
+    problems = list(_bound_problems(config))
+    if not problems:  # the rules between settings take the single values for granted
+        problems = [
+            *_parallel_problems(config, world_size),
+            *_file_problems(config),
+            *_method_problems(config),
+            *_schedule_problems(config),
+        ]
+        problems += [] if model is None else _shape_problems(config, model)
+    if len(problems) == 1:
+        raise ConfigError(problems[0])
+    if problems:
+        raise ConfigError(f"{len(problems)} settings need a change: " + "; ".join(f"({i}) {p}" for i, p in enumerate(problems, 1)))
+
+
+def _bound_problems(config: TrainConfig) -> Iterator[str]:
+    values: dict[str, dict[str, Any]] = asdict(config)
+    for name, (rule, holds) in BOUNDS.items():
+        section, key = name.split(".")
+        value = values[section][key]
+        if value is not None and not (math.isfinite(value) and holds(value)):
+            yield f"{name} is {value}, must be {rule}"
+
+
+def _parallel_problems(config: TrainConfig, world_size: int) -> Iterator[str]:
+    parallel, batch = config.parallel, config.data.batch
+    model_ranks = parallel.tensor * parallel.pipeline
+    if parallel.sequence and parallel.tensor == 1:
+        yield "parallel.sequence is true with parallel.tensor 1: sequence parallelism divides work between tensor ranks; set it to false"
+    if world_size % model_ranks:
+        yield (
+            f"parallel.tensor {parallel.tensor} times parallel.pipeline {parallel.pipeline} is {model_ranks}, which does not divide the "
+            f"{world_size} processes; start a multiple of {model_ranks} processes or lower one of the two"
+        )
+        return
+    replicas = world_size // model_ranks
+    if batch % replicas:
+        yield f"data.batch is {batch}, must be a multiple of the {replicas} data-parallel ranks; {_multiples(batch, replicas)}"
+    elif batch // replicas % parallel.micro_batch:
+        share = batch // replicas
+        yield (
+            f"parallel.micro_batch is {parallel.micro_batch}, must divide the {share} sequences of a data-parallel rank (data.batch {batch} "
+            f"over {replicas} ranks); {math.gcd(share, parallel.micro_batch)} would do"
+        )
+
+
+def _multiples(value: int, step: int) -> str:
+    """The nearest usable sizes around `value`."""
+    below = value // step * step
+    return f"{below} or {below + step} would do" if below else f"{step} would do"
+
+
+def _file_problems(config: TrainConfig) -> Iterator[str]:
+    if not config.run.dir:
+        yield "run.dir is empty; give a folder to write to"
+    elif Path(config.run.dir).is_file():
+        yield f"run.dir is {config.run.dir}, which is a file; give a folder to write to"
+    if not config.model.path:
+        yield "model.path is not set; give a Megatron or Hugging Face model folder"
+    elif not Path(config.model.path).is_dir():
+        yield f"model.path is {config.model.path}, which is no folder; give a Megatron or Hugging Face model folder"
+    for name, path in (("data.train", config.data.train), ("data.probe", config.data.probe)):
+        if not path:
+            yield f"{name} is not set; give a problem file (JSONL with problem and solution)"
+        elif not Path(path).is_file():
+            yield f"{name} is {path}, which is no file; give a problem file (JSONL with problem and solution)"
+
+
+def _method_problems(config: TrainConfig) -> Iterator[str]:
+    exposure, updates = config.exposure, config.run.updates
+    if config.rollout.temperature == 0 and config.distill.temperature is None:
+        yield "rollout.temperature is 0 and distill.temperature is null, so both logits would be divided by 0; set distill.temperature to 1"
+    if exposure.clip_low > exposure.clip_high:
+        yield f"exposure.clip_low is {exposure.clip_low}, must not exceed exposure.clip_high {exposure.clip_high}; swap the two"
+    if exposure.advantage == "batch" and exposure.batch < 2:
+        yield "exposure.batch is 1 with exposure.advantage batch: one decision has no spread; raise exposure.batch to 2 or use advantage ema"
+    if exposure.entropy_target_end > exposure.entropy_target_start:
+        yield (
+            f"exposure.entropy_target_end is {exposure.entropy_target_end}, must not exceed exposure.entropy_target_start "
+            f"{exposure.entropy_target_start}; the policy narrows with time, lower the end"
+        )
+    if exposure.entropy_floor is not None and exposure.entropy_floor >= exposure.entropy_target_end:
+        yield (
+            f"exposure.entropy_floor is {exposure.entropy_floor}, must be below exposure.entropy_target_end {exposure.entropy_target_end}, "
+            "or the two penalties pull against each other; lower the floor"
+        )
+    if exposure.mode == "learned" and exposure.warmup_updates >= updates:
+        yield f"exposure.warmup_updates is {exposure.warmup_updates}, must be below run.updates {updates}, or no decision is ever taken; lower it"
+
+
+def _schedule_problems(config: TrainConfig) -> Iterator[str]:
+    schedule, updates, lr = config.schedule, config.run.updates, config.optimizer.get("lr")
+    if schedule.warmup_updates > updates:
+        yield f"schedule.warmup_updates is {schedule.warmup_updates}, must not exceed run.updates {updates}; lower it"
+    if schedule.decay == "wsd" and not 1 <= schedule.decay_updates <= updates - schedule.warmup_updates:
+        yield (
+            f"schedule.decay_updates is {schedule.decay_updates} with decay wsd, must be from 1 to the "
+            f"{updates - schedule.warmup_updates} updates after the warm-up"
+        )
+    if isinstance(lr, int | float) and schedule.min_lr > lr:
+        yield f"schedule.min_lr is {schedule.min_lr}, must not exceed optimizer.lr {lr}; lower it"
+
+
+def _shape_problems(config: TrainConfig, model: ModelShape) -> Iterator[str]:
+    tensor, pipeline = config.parallel.tensor, config.parallel.pipeline
+    tensor_parts = {"attention heads": model.heads, "query groups": model.query_groups, "feed-forward width": model.ffn}
+    for what, size in tensor_parts.items():
+        if size % tensor:
+            fitting = math.gcd(*tensor_parts.values())
+            yield f"parallel.tensor is {tensor}, must divide the model's {what} ({size}); give a divisor of {fitting}"
+    if model.layers % pipeline:
+        yield f"parallel.pipeline is {pipeline}, must divide the model's {model.layers} layers"
+    longest = config.prompt.max_length + config.rollout.max_new_tokens
+    if longest > model.max_positions:
+        yield (
+            f"prompt.max_length {config.prompt.max_length} plus rollout.max_new_tokens {config.rollout.max_new_tokens} is {longest}, "
+            f"must not exceed the model's {model.max_positions} positions; lower one of the two"
+        )

@@ -1,0 +1,69 @@
+"""Building megatron.core's own config dataclasses from the pass-through sections `megatron:`, `optimizer:` and `ddp:`."""
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any, TypeVar, get_type_hints
+
+from megatron_atesd.config_fields import accepts, describe, did_you_mean, spell
+from megatron_atesd.errors import ConfigError
+
+T = TypeVar("T")
+
+MODEL_FOLDER = "the model folder (model.path)"
+RULED_BY = {
+    "tensor_model_parallel_size": "parallel.tensor",
+    "pipeline_model_parallel_size": "parallel.pipeline",
+    "sequence_parallel": "parallel.sequence",
+    "bf16": "model.dtype",
+    "params_dtype": "model.dtype",
+    "pipeline_dtype": "model.dtype",
+    "min_lr": "schedule.min_lr",
+    "num_layers": MODEL_FOLDER,
+    "hidden_size": MODEL_FOLDER,
+    "ffn_hidden_size": MODEL_FOLDER,
+    "num_attention_heads": MODEL_FOLDER,
+    "num_query_groups": MODEL_FOLDER,
+    "kv_channels": MODEL_FOLDER,
+    "layernorm_epsilon": MODEL_FOLDER,
+    "qk_layernorm": MODEL_FOLDER,
+    "normalization": MODEL_FOLDER,
+    "gated_linear_unit": MODEL_FOLDER,
+    "activation_func": MODEL_FOLDER,
+    "add_bias_linear": MODEL_FOLDER,
+}
+
+
+def build_section(name: str, cls: type[T], fixed: Mapping[str, Any], user: Mapping[str, Any]) -> T:
+    """The dataclass `cls` from the values that other settings decide (`fixed`) and those of section `name` (`user`).
+
+    Raises ConfigError for an unknown key of `user` (with the nearest valid one), a key that `fixed` decides (naming the setting to change
+    instead), a value of a wrong type where YAML can spell the type, and whatever `cls` itself refuses.
+    """
+    settable = {f.name for f in fields(cls) if f.init}  # pyright: ignore[reportArgumentType]
+    assert fixed.keys() <= settable, fixed.keys() - settable
+    hints = _type_hints(cls)
+    for key, value in user.items():
+        if key in fixed:
+            raise ConfigError(f"{name}.{key} is decided by {RULED_BY.get(key, 'this program and cannot be set')}; remove it from {name}")
+        if key not in settable:
+            known = [f"{name}.{k}" for k in settable - fixed.keys()]
+            raise ConfigError(f"unknown setting {name}.{key}: {cls.__name__} has no such field{did_you_mean(f'{name}.{key}', known)}")
+        if not accepts(hints.get(key, Any), value):
+            raise ConfigError(f"{name}.{key} is {spell(value)}, must be {describe(hints[key])}")
+    try:
+        return cls(**fixed, **user)
+    except (ValueError, AssertionError) as error:
+        reason = " ".join(str(error).split()) or "it gave no reason"
+        raise ConfigError(f"{cls.__name__} refuses section {name} ({_listed(user)}): {reason}") from error
+
+
+def _type_hints(cls: type) -> dict[str, Any]:
+    """Resolved field types; empty if one names a type of a package that is not installed here."""
+    try:
+        return get_type_hints(cls)
+    except NameError:
+        return {}
+
+
+def _listed(user: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key}: {spell(value)}" for key, value in user.items()) or "empty"
