@@ -147,7 +147,8 @@ class ExposureConfig:
     """Reveal ratio α and its controller.
 
     Args:
-        mode: learned = Beta-policy controller [paper]; fixed; linear and cosine schedules from start to end; random = uniform a window; none = teacher sees the student prompt.
+        mode: learned = Beta-policy controller [paper]; fixed; linear and cosine schedules from start to end; random = uniform a window;
+            none = teacher sees the student prompt.
         fixed: α of mode fixed (1 = OPSD).
         start: First α of the schedules.
         end: Last α of the schedules.
@@ -158,10 +159,11 @@ class ExposureConfig:
         grounding_weight: λ_gt, weight of the grounding term. [ours]
         normalize_terms: Divide each reward term by its running standard deviation first. [ours]
         positive_part: Count only drops of the progress signal [paper]; false sums signed changes.
-        batch: B, decisions in one policy update. [ours]
+        batch: B, new decisions in one policy update. [ours]
+        replay: Older decisions that a policy update learns from again, importance-weighted (0 = none, plain REINFORCE [paper]). [ours]
         hidden: Width of the policy's hidden layer. [ours]
         lr: Learning rate of the policy's Adam. [ours]
-        advantage: batch = standardised within the B decisions [paper]; ema = against a running mean and variance.
+        advantage: batch = standardised within the decisions of the policy update [paper]; ema = against a running mean and variance.
         entropy_target_start: Entropy target at the start; negative (Beta entropy is at most 0). [ours]
         entropy_target_end: Entropy target at the end. [ours]
         entropy_coef: Weight of the penalty above the target. [ours]
@@ -188,6 +190,7 @@ class ExposureConfig:
     normalize_terms: bool = True
     positive_part: bool = True
     batch: int = 2
+    replay: int = 16
     hidden: int = 32
     lr: float = 5e-2
     advantage: Literal["batch", "ema"] = "batch"

@@ -132,8 +132,8 @@ def _parallel_problems(config: TrainConfig, world_size: int) -> Iterator[str]:
     elif batch // replicas % parallel.micro_batch:
         share = batch // replicas
         yield (
-            f"parallel.micro_batch is {parallel.micro_batch}, must divide the {share} sequences of a data-parallel rank (data.batch {batch} "
-            f"over {replicas} ranks); {math.gcd(share, parallel.micro_batch)} would do"
+            f"parallel.micro_batch is {parallel.micro_batch}, must divide the {share} sequences of a data-parallel rank (data.batch "
+            f"{batch} over {replicas} ranks); {math.gcd(share, parallel.micro_batch)} would do"
         )
 
 
@@ -166,7 +166,7 @@ def _method_problems(config: TrainConfig) -> Iterator[str]:
     if exposure.clip_low > exposure.clip_high:
         yield f"exposure.clip_low is {exposure.clip_low}, must not exceed exposure.clip_high {exposure.clip_high}; swap the two"
     if exposure.advantage == "batch" and exposure.batch < 2:
-        yield "exposure.batch is 1 with exposure.advantage batch: one decision has no spread; raise exposure.batch to 2 or use advantage ema"
+        yield "exposure.batch is 1 with exposure.advantage batch: one decision has no spread; set exposure.batch to 2 or advantage to ema"
     if exposure.entropy_target_end > exposure.entropy_target_start:
         yield (
             f"exposure.entropy_target_end is {exposure.entropy_target_end}, must not exceed exposure.entropy_target_start "
@@ -178,7 +178,7 @@ def _method_problems(config: TrainConfig) -> Iterator[str]:
             "or the two penalties pull against each other; lower the floor"
         )
     if exposure.mode == "learned" and exposure.warmup_updates >= updates:
-        yield f"exposure.warmup_updates is {exposure.warmup_updates}, must be below run.updates {updates}, or no decision is ever taken; lower it"
+        yield f"exposure.warmup_updates is {exposure.warmup_updates}, must be below run.updates {updates} for any decision to be taken"
 
 
 def _schedule_problems(config: TrainConfig) -> Iterator[str]:

@@ -15,7 +15,7 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
-from megatron_atesd.config_load import build_section
+from megatron_atesd.config_sections import build_section
 from megatron_atesd.errors import ConversionError
 from megatron_atesd.model.layers import CachedAttention, CacheSlot, PositionedRotary, RMSNorm
 

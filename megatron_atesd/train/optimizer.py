@@ -10,7 +10,7 @@ from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_mega
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
 from megatron_atesd.config import ScheduleConfig
-from megatron_atesd.config_load import build_section
+from megatron_atesd.config_sections import build_section
 from megatron_atesd.model.qwen3 import HiddenStateGPT
 
 OPSD_OPTIMIZER = {"lr": 5e-6, "clip_grad": 0.1, "weight_decay": 0.0}
