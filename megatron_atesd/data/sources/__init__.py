@@ -1,0 +1,1 @@
+"""Where problem files come from: generated tasks and files of others."""

@@ -1,0 +1,58 @@
+"""Make problem files: train, probe and test from a generated task, or one file from a file of others.
+
+python tools/prepare_data.py chain --out DIR --train 2000 --probe 64 --test 210 --seed 1
+python tools/prepare_data.py gsm_symbolic --out DIR --train 2000
+python tools/prepare_data.py jsonl SOURCE --out FILE
+"""
+
+import argparse
+from pathlib import Path
+
+from megatron_atesd.data.problems import check_disjoint, save_problems
+from megatron_atesd.data.report import report
+from megatron_atesd.data.sources.chain import chain_splits
+from megatron_atesd.data.sources.gsm_symbolic import gsm_symbolic_splits
+from megatron_atesd.data.sources.jsonl import read_problems
+from megatron_atesd.errors import run_command
+
+GENERATORS = {"chain": chain_splits, "gsm_symbolic": gsm_symbolic_splits}
+
+
+def count(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise ValueError("a count cannot be negative")
+    return number
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    sources = parser.add_subparsers(dest="source", required=True)
+    for name in GENERATORS:
+        generated = sources.add_parser(name, help=f"generated problems ({name})")
+        generated.add_argument("--out", type=Path, required=True, help="folder for train.jsonl, probe.jsonl and test.jsonl")
+        for split, size in (("train", 2000), ("probe", 64), ("test", 210)):
+            generated.add_argument(f"--{split}", type=count, default=size, help=f"problems in {split}.jsonl (default {size})")
+        generated.add_argument("--seed", type=int, default=1, help="another seed gives other problems (default 1)")
+    file = sources.add_parser("jsonl", help="check and normalise a file with the columns problem and solution")
+    file.add_argument("path", type=Path, help="JSON lines, .json or .parquet")
+    file.add_argument("--out", type=Path, required=True, help="JSONL file to write")
+    file.add_argument("--on-error", choices=("stop", "skip"), default="stop", help="what a bad JSON line does (default stop)")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse()
+    if args.source == "jsonl":
+        files = {args.out: read_problems(args.path, args.on_error)}
+    else:
+        splits = GENERATORS[args.source]({"train": args.train, "probe": args.probe, "test": args.test}, args.seed)
+        check_disjoint(splits)
+        files = {args.out / f"{name}.jsonl": problems for name, problems in splits.items() if problems}
+    for path, problems in files.items():
+        save_problems(problems, path)
+        print(report(str(path), problems))
+
+
+if __name__ == "__main__":
+    run_command(main)
