@@ -23,7 +23,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
 setup: $(VENV)/.installed
 
 quickstart: setup
-	PATH="$(abspath $(BIN)):$$PATH" bash examples/quickstart/run.sh
+	PATH="$(abspath $(BIN)):$$PATH" PYTHON="$(abspath $(BIN))/python" bash examples/quickstart/run.sh
 
 test: setup
 	$(ONE_THREAD) $(BIN)/python -m pytest -m "not gpu" $(PYTEST_ARGS)

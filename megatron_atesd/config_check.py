@@ -64,6 +64,7 @@ BOUNDS: dict[str, Bound] = {
     "exposure.discount": UP_TO_ONE,
     "exposure.grounding_weight": ZERO_OR_MORE,
     "exposure.batch": ONE_OR_MORE,
+    "exposure.replay": ZERO_OR_MORE,
     "exposure.hidden": ONE_OR_MORE,
     "exposure.lr": POSITIVE,
     "exposure.entropy_target_start": NEGATIVE,

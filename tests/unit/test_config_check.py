@@ -1,0 +1,135 @@
+"""Rules on and between settings: each broken one is named with its value and a way out."""
+
+from pathlib import Path
+
+import pytest
+
+from megatron_atesd.config import TrainConfig
+from megatron_atesd.config_check import BOUNDS, ModelShape, validate
+from megatron_atesd.config_fields import all_settings
+from megatron_atesd.config_load import load_config
+from megatron_atesd.errors import ConfigError
+
+SHAPE = ModelShape(heads=16, query_groups=8, layers=28, ffn=3072, max_positions=5120)
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> list[str]:
+    (tmp_path / "problems.jsonl").write_text("")
+    file = str(tmp_path / "problems.jsonl")
+    return ["--model.path", str(tmp_path), "--data.train", file, "--data.probe", file, "--run.dir", str(tmp_path / "run")]
+
+
+@pytest.fixture
+def refusal(paths: list[str]):
+    def refuse(*settings: str, world_size: int = 1, model: ModelShape | None = SHAPE) -> str:
+        with pytest.raises(ConfigError) as caught:
+            validate(load_config([*paths, *(f"--{setting}" for setting in settings)]), world_size, model)
+        return str(caught.value)
+
+    return refuse
+
+
+@pytest.mark.parametrize(
+    ("world_size", "settings"),
+    [
+        (1, []),
+        (4, ["parallel.tensor=2", "parallel.pipeline=2", "parallel.sequence=true"]),
+        (8, ["parallel.tensor=2", "data.batch=8", "parallel.micro_batch=2"]),
+        (1, ["rollout.temperature=0", "distill.temperature=1"]),
+        (1, ["exposure.batch=1", "exposure.advantage=ema"]),
+        (1, ["exposure.entropy_floor=-1.5"]),
+        (1, ["schedule.decay=wsd", "schedule.decay_updates=30"]),
+        (1, ["run.updates=2"]),
+    ],
+)
+def test_sound_settings_pass(paths: list[str], world_size: int, settings: list[str]):
+    assert validate(load_config([*paths, *(f"--{setting}" for setting in settings)]), world_size, SHAPE) is None
+
+
+def test_every_number_has_a_bound():
+    numbers = {s.name for s in all_settings().values() if s.hint in (int, float, float | None)}
+    assert numbers == set(BOUNDS)
+
+
+@pytest.mark.parametrize(
+    ("setting", "rule"),
+    [
+        ("run.updates=0", "run.updates is 0, must be 1 or more"),
+        ("exposure.fixed=1.5", "exposure.fixed is 1.5, must be from 0 to 1"),
+        ("exposure.fixed=.nan", "exposure.fixed is nan, must be from 0 to 1"),
+        ("exposure.lr=.inf", "exposure.lr is inf, must be greater than 0"),
+        ("exposure.entropy_target_end=0", "exposure.entropy_target_end is 0.0, must be below 0"),
+        ("exposure.discount=0", "exposure.discount is 0.0, must be greater than 0 and at most 1"),
+        ("exposure.lookahead=0", "exposure.lookahead is 0, must be 1 or more"),
+        ("rollout.top_p=0", "rollout.top_p is 0.0, must be greater than 0 and at most 1"),
+        ("distill.jsd_beta=1", "distill.jsd_beta is 1.0, must be between 0 and 1"),
+        ("distill.ema_decay=1", "distill.ema_decay is 1.0, must be 0 or more and below 1"),
+        ("distill.temperature=0", "distill.temperature is 0.0, must be greater than 0"),
+        ("distill.clip=-0.1", "distill.clip is -0.1, must be 0 or more"),
+    ],
+)
+def test_a_value_out_of_bounds_is_refused(refusal, setting: str, rule: str):
+    assert refusal(setting).startswith(rule)
+
+
+@pytest.mark.parametrize(
+    ("world_size", "settings", "message"),
+    [
+        (1, ["parallel.sequence=true"], "parallel.sequence is true with parallel.tensor 1"),
+        (
+            6,
+            ["parallel.tensor=2", "parallel.pipeline=2"],
+            "parallel.tensor 2 times parallel.pipeline 2 is 4, which does not divide the 6 processes",
+        ),
+        (3, [], "data.batch is 32, must be a multiple of the 3 data-parallel ranks; 30 or 33 would do"),
+        (8, ["data.batch=4"], "data.batch is 4, must be a multiple of the 8 data-parallel ranks; 8 would do"),
+        (8, [], "parallel.micro_batch is 8, must divide the 4 sequences of a data-parallel rank (data.batch 32 over 8 ranks); 4 would do"),
+        (1, ["rollout.temperature=0"], "rollout.temperature is 0 and distill.temperature is null"),
+        (1, ["exposure.clip_low=0.9", "exposure.clip_high=0.1"], "exposure.clip_low is 0.9, must not exceed exposure.clip_high 0.1"),
+        (1, ["exposure.batch=1"], "exposure.batch is 1 with exposure.advantage batch"),
+        (
+            1,
+            ["exposure.entropy_target_start=-0.9"],
+            "exposure.entropy_target_end is -0.8, must not exceed exposure.entropy_target_start -0.9",
+        ),
+        (1, ["exposure.entropy_floor=-0.5"], "exposure.entropy_floor is -0.5, must be below exposure.entropy_target_end -0.8"),
+        (1, ["exposure.warmup_updates=100"], "exposure.warmup_updates is 100, must be below run.updates 100"),
+        (1, ["schedule.warmup_updates=101"], "schedule.warmup_updates is 101, must not exceed run.updates 100"),
+        (1, ["schedule.decay=wsd"], "schedule.decay_updates is 0 with decay wsd"),
+        (1, ["schedule.min_lr=1e-3", "optimizer.lr=1e-4"], "schedule.min_lr is 0.001, must not exceed optimizer.lr 0.0001"),
+        (1, ["model.path="], "model.path is not set"),
+        (1, ["model.path=/no/such"], "model.path is /no/such, which is no folder"),
+        (1, ["data.train="], "data.train is not set"),
+        (1, ["data.probe=/no/such.jsonl"], "data.probe is /no/such.jsonl, which is no file"),
+        (1, ["run.dir="], "run.dir is empty"),
+        (3, ["parallel.tensor=3", "data.batch=8"], "parallel.tensor is 3, must divide the model's attention heads (16)"),
+        (3, ["parallel.pipeline=3", "data.batch=8"], "parallel.pipeline is 3, must divide the model's 28 layers"),
+        (
+            1,
+            ["prompt.max_length=4097"],
+            "prompt.max_length 4097 plus rollout.max_new_tokens 1024 is 5121, must not exceed the model's 5120 positions",
+        ),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(refusal, world_size: int, settings: list[str], message: str):
+    assert message in refusal(*settings, world_size=world_size)
+
+
+def test_all_problems_are_reported_at_once(refusal):
+    assert refusal("run.updates=0", "rollout.top_p=2") == (
+        "2 settings need a change: (1) run.updates is 0, must be 1 or more; (2) rollout.top_p is 2.0, must be greater than 0 and at most 1"
+    )
+
+
+def test_without_a_shape_the_model_rules_wait(paths: list[str]):
+    config = load_config([*paths, "--prompt.max_length", "9999"])
+    validate(config, 1, None)
+    with pytest.raises(ConfigError, match="5120 positions"):
+        validate(config, 1, SHAPE)
+
+
+def test_the_defaults_keep_every_bound():
+    with pytest.raises(ConfigError) as caught:
+        validate(TrainConfig())
+    assert "must be" not in str(caught.value)  # only the paths are missing

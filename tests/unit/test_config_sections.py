@@ -1,0 +1,67 @@
+"""Pass-through sections: megatron.core's own dataclasses, with our refusals."""
+
+from dataclasses import dataclass
+
+import pytest
+from megatron.core.optimizer import OptimizerConfig
+from megatron.core.transformer import TransformerConfig
+
+from megatron_atesd.config_sections import build_section
+from megatron_atesd.errors import ConfigError
+
+SHAPE = {"num_layers": 4, "hidden_size": 32, "num_attention_heads": 4, "tensor_model_parallel_size": 1, "bf16": False}
+
+
+def refusal(user: dict[str, object], cls: type = TransformerConfig, name: str = "megatron", fixed: dict[str, object] | None = None) -> str:
+    with pytest.raises(ConfigError) as caught:
+        build_section(name, cls, SHAPE if fixed is None else fixed, user)
+    return str(caught.value)
+
+
+def test_fixed_and_user_values_meet_in_the_dataclass():
+    config = build_section("megatron", TransformerConfig, SHAPE, {"recompute_granularity": "selective", "hidden_dropout": 0})
+    assert (config.hidden_size, config.recompute_granularity, config.hidden_dropout) == (32, "selective", 0)
+
+
+def test_an_unknown_key_names_the_nearest():
+    assert refusal({"recompute_granularty": "full"}) == (
+        "unknown setting megatron.recompute_granularty: TransformerConfig has no such field; did you mean megatron.recompute_granularity?"
+    )
+
+
+def test_a_key_of_ours_names_the_setting_that_rules_it():
+    assert (
+        refusal({"tensor_model_parallel_size": 2})
+        == "megatron.tensor_model_parallel_size is decided by parallel.tensor; remove it from megatron"
+    )
+
+
+def test_a_key_of_the_model_names_the_model_folder():
+    assert "decided by the model folder" in refusal({"hidden_size": 64})
+
+
+@pytest.mark.parametrize(
+    ("user", "message"),
+    [
+        ({"lr": "fast"}, "optimizer.lr is 'fast', must be a number or null"),
+        ({"adam_beta1": True}, "optimizer.adam_beta1 is true, must be a number"),
+        ({"use_distributed_optimizer": 1}, "optimizer.use_distributed_optimizer is 1, must be true or false"),
+    ],
+)
+def test_a_wrong_type_is_refused(user: dict[str, object], message: str):
+    assert refusal(user, OptimizerConfig, "optimizer", {}) == message
+
+
+def test_what_megatron_refuses_becomes_our_error():
+    message = refusal({"recompute_granularity": "full"})
+    assert message.startswith("TransformerConfig refuses section megatron (recompute_granularity: 'full'): ")
+
+
+def test_a_type_that_yaml_cannot_spell_is_left_to_the_dataclass():
+    marker = object()
+
+    @dataclass
+    class Section:
+        thing: type
+
+    assert build_section("ddp", Section, {}, {"thing": marker}).thing is marker
