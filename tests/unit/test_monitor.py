@@ -1,0 +1,152 @@
+"""The monitor: one truth in metrics.jsonl, TensorBoard and console, also after a resume and with values that are not finite."""
+
+import json
+import math
+import sys
+from pathlib import Path
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from megatron_atesd.config import MonitorConfig
+from megatron_atesd.train import monitor as module
+from megatron_atesd.train.monitor import Monitor, console_line, keep_lines_until
+
+PLAIN = MonitorConfig(tensorboard=False)
+METRICS = {
+    "distill/loss": 0.25,
+    "distill/kl": 0.5,
+    "exposure/alpha": 0.75,
+    "probe/nll": 1.5,
+    "rollout/accuracy": 0.125,
+    "perf/tokens_per_second": 12345.6,
+    "time/step": 2.0,
+    "optim/lr": 1e-4,
+}
+
+
+def write_run(run_dir: Path, updates: range, config: MonitorConfig = PLAIN, total: int = 10) -> None:
+    with Monitor(run_dir, total, config, is_main=True, start=updates.start - 1) as monitor:
+        for update in updates:
+            monitor.log(update, {"distill/loss": float(update), "exposure/alpha": update / 10})
+
+
+def lines(run_dir: Path) -> list[dict]:
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def events(run_dir: Path) -> EventAccumulator:
+    return EventAccumulator(str(run_dir / "tensorboard"), purge_orphaned_data=True).Reload()
+
+
+def test_one_sorted_line_an_update(tmp_path: Path):
+    with Monitor(tmp_path, 10, PLAIN, is_main=True, start=0) as monitor:
+        monitor.log(1, {"b": 2.0, "a": 1.0})
+        assert (tmp_path / "metrics.jsonl").read_text() == '{"a": 1.0, "b": 2.0, "update": 1}\n'  # there at once
+
+
+def test_values_that_are_not_finite_are_null(tmp_path: Path):
+    with Monitor(tmp_path, 10, PLAIN, is_main=True, start=0) as monitor:
+        monitor.log(1, {"distill/loss": math.nan, "distill/kl": math.inf})
+    text = (tmp_path / "metrics.jsonl").read_text()
+    assert json.loads(text, parse_constant=pytest.fail) == {"distill/loss": None, "distill/kl": None, "update": 1}
+
+
+def test_a_resumed_file_equals_that_of_an_unbroken_run(tmp_path: Path):
+    write_run(tmp_path / "broken", range(1, 6))
+    write_run(tmp_path / "broken", range(4, 8))  # from the checkpoint after update 3
+    write_run(tmp_path / "unbroken", range(1, 8))
+    assert (tmp_path / "broken" / "metrics.jsonl").read_bytes() == (tmp_path / "unbroken" / "metrics.jsonl").read_bytes()
+
+
+def test_a_new_start_forgets_the_old_lines(tmp_path: Path):
+    write_run(tmp_path, range(1, 4))
+    write_run(tmp_path, range(1, 2))
+    assert [line["update"] for line in lines(tmp_path)] == [1]
+
+
+def test_a_torn_last_line_is_dropped(tmp_path: Path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"update": 1}\n{"update": 2}\n{"update": 3, "distill/lo')
+    assert keep_lines_until(path, 3) == [{"update": 1}, {"update": 2}]
+    assert path.read_text() == '{"update": 1}\n{"update": 2}\n'
+
+
+def test_a_failed_truncation_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"update": 1}\n{"update": 2}\n')
+    monkeypatch.setattr(module.os, "fsync", lambda _: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        keep_lines_until(path, 1)
+    assert path.read_text() == '{"update": 1}\n{"update": 2}\n'
+
+
+def test_other_ranks_write_and_say_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    with Monitor(tmp_path / "run", 10, MonitorConfig(), is_main=False, start=0) as monitor:
+        monitor.log(1, METRICS)
+        monitor.figure(1, 2.0, 2.0, [0.5])
+        monitor.message("hello")
+    assert (list(tmp_path.iterdir()), capsys.readouterr().out) == ([], "")
+
+
+def test_tensorboard_holds_every_metric(tmp_path: Path):
+    with Monitor(tmp_path, 10, MonitorConfig(), is_main=True, start=0) as monitor:
+        monitor.log(1, METRICS)
+    assert {name: events(tmp_path).Scalars(name)[0].value for name in METRICS} == pytest.approx(METRICS)
+
+
+def test_tensorboard_of_a_resumed_run_has_each_update_once(tmp_path: Path):
+    write_run(tmp_path, range(1, 6), MonitorConfig())
+    write_run(tmp_path, range(4, 8), MonitorConfig())
+    assert [event.step for event in events(tmp_path).Scalars("distill/loss")] == [1, 2, 3, 4, 5, 6, 7]
+
+
+def test_the_policy_is_drawn_when_due(tmp_path: Path):
+    with Monitor(tmp_path, 10, MonitorConfig(figure_every=2), is_main=True, start=0) as monitor:
+        for update in range(1, 6):
+            monitor.log(update, METRICS | {"exposure/a": 2.0, "exposure/b": 3.0})
+    assert [image.step for image in events(tmp_path).Images("exposure/policy")] == [2, 4]
+
+
+def test_the_picture_shows_every_alpha_of_the_run_also_after_a_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    seen: list[list[float]] = []
+    monkeypatch.setattr(Monitor, "figure", lambda self, update, a, b, alphas: seen.append(list(alphas)))
+    write_run(tmp_path, range(1, 4))
+    with Monitor(tmp_path, 10, MonitorConfig(tensorboard=False, figure_every=3), is_main=True, start=2) as monitor:
+        monitor.log(3, {"exposure/alpha": 0.9, "exposure/a": 2.0, "exposure/b": 3.0})
+    assert seen == [[0.1, 0.2, 0.9]]
+
+
+def test_without_matplotlib_it_says_so_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with Monitor(tmp_path, 10, MonitorConfig(), is_main=True, start=0) as monitor:
+        monitor.figure(1, 2.0, 2.0, [])
+        monitor.figure(2, 2.0, 2.0, [])
+    assert capsys.readouterr().out.count("matplotlib") == 1
+
+
+def test_the_console_line():
+    assert console_line(7, 100, METRICS, eta_s=3725.4) == (
+        "update   7/100  loss 0.2500  kl 0.5000  α 0.75  probe nll 1.5000  accuracy 0.125  12,346 tokens/s  2.00 s  1:02:05 left"
+    )
+
+
+def test_plain_output_is_one_line_an_update(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    with Monitor(tmp_path, 3, PLAIN, is_main=True, start=0) as monitor:
+        monitor.log(1, METRICS)
+        monitor.message("problem [a]: 1 + 1")
+        monitor.log(2, METRICS)
+    out = capsys.readouterr().out.splitlines()
+    assert [line[:12] for line in out] == ["update 1/3  ", "problem [a]:", "update 2/3  "]
+    assert "\x1b" not in "".join(out)
+
+
+def test_a_terminal_gets_a_progress_bar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    with Monitor(tmp_path, 4, PLAIN, is_main=True, start=1) as monitor:
+        monitor.log(2, METRICS)
+    out = capsys.readouterr().out
+    assert "━" in out
+    assert "2/4" in out
+    assert "update 2/4  loss 0.2500" in out
