@@ -1,0 +1,238 @@
+"""Pictures: what is drawn is what was measured. The tests read the data back from the axes."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib.axes import Axes
+from matplotlib.container import ErrorbarContainer
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from megatron_atesd.errors import DataError
+from megatron_atesd.evaluate import average, pictures, report
+
+ROOT = Path(__file__).resolve().parents[2]
+MATRIX = np.array([[1, 1, 1, 1], [1, 0, 0, 0], [0, 0, 0, 0], [1, 1, 0, 0]])
+BASE = average.summarize(MATRIX, [1, 0, 0, 1], ["2", "2", "3", "3"])
+FINAL = average.summarize(np.maximum(MATRIX, [1, 0, 1, 0]), [1, 1, 0, 1], ["2", "2", "3", "3"])
+
+
+def write_run(run_dir: Path, alphas: list[float], learned: bool = False) -> Path:
+    run_dir.mkdir(parents=True)
+    with (run_dir / "metrics.jsonl").open("w") as file:
+        for update, alpha in enumerate(alphas, 1):
+            metrics: dict[str, Any] = {"update": update, "distill/kl": 1 / update, "exposure/alpha": alpha, "probe/nll": 2.0 - update / 10}
+            if learned and update > 1:
+                metrics |= {"exposure/a": 1.5 + update, "exposure/b": 2.0}
+            file.write(json.dumps(metrics) + "\n")
+    return run_dir
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> dict[str, Path]:
+    return {
+        "fixed": write_run(tmp_path / "fixed", [1.0] * 4),
+        "learned": write_run(tmp_path / "learned", [0.5, 0.6, 0.7, 0.8], learned=True),
+    }
+
+
+def summary_of(*names: str) -> dict[str, Any]:
+    return json.loads(json.dumps({"arms": {name: {"run": "", "base": BASE, "final": FINAL} for name in names}}))
+
+
+def titled(figure: Figure, start: str) -> Axes:
+    return next(axes for axes in figure.axes if axes.get_title(loc="left").startswith(start))
+
+
+def titles(figure: Figure) -> list[str]:
+    return [axes.get_title(loc="left") for axes in figure.axes]
+
+
+def data_of(line: Any) -> list[list[float]]:
+    """The [x, y] pairs of a drawn line."""
+    return [[round(float(x), 6), round(float(y), 6)] for x, y in line.get_xydata()]
+
+
+def error_bars(axes: Axes) -> list[tuple[str, Line2D, Any]]:
+    """Label, points and bars of each series drawn with error bars."""
+    found = [container for container in axes.containers if isinstance(container, ErrorbarContainer)]
+    return [(str(bars.get_label()), bars.lines[0], bars.lines[2][0]) for bars in found if bars.lines[0] is not None]
+
+
+def points(axes: Axes) -> dict[str, list[list[float]]]:
+    return {label: data_of(line) for label, line, _ in error_bars(axes)}
+
+
+def first_bar(axes: Axes, label: str) -> list[float]:
+    """Lower and upper end of the series' first vertical bar."""
+    bars = next(bars for name, _, bars in error_bars(axes) if name == label)
+    return [float(y) for _, y in bars.get_segments()[0]]
+
+
+def test_each_run_is_drawn_as_it_was_logged(runs: dict[str, Path]):
+    axes = titled(report.run_figure(runs), "Reveal ratio")
+    drawn = {str(line.get_label()): data_of(line) for line in axes.lines}
+    assert drawn == {"fixed": [[u, 1.0] for u in (1, 2, 3, 4)], "learned": [[1, 0.5], [2, 0.6], [3, 0.7], [4, 0.8]]}
+
+
+def test_a_run_has_one_colour_in_every_panel(runs: dict[str, Path]):
+    figure = report.run_figure(runs)
+    for start in ("Teacher", "Reveal", "Probe"):
+        assert {line.get_label(): line.get_color() for line in titled(figure, start).lines} == dict(
+            zip(runs, pictures.PALETTE, strict=False)
+        )
+    assert {line.get_color() for line in titled(figure, "Exposure policy").lines} == {pictures.PALETTE[1]}
+
+
+def test_several_runs_get_one_legend_of_their_names(runs: dict[str, Path]):
+    assert [text.get_text() for text in report.run_figure(runs).legends[0].get_texts()] == ["fixed", "learned"]
+
+
+def test_a_long_noisy_curve_is_drawn_pale_with_its_trailing_mean(tmp_path: Path):
+    alphas = [0.0, 1.0] * 20
+    raw, mean = titled(report.run_figure({"run": write_run(tmp_path / "run", alphas)}), "Reveal ratio, trailing mean").lines
+    assert [y for _, y in data_of(raw)] == alphas
+    assert [y for _, y in data_of(mean)[:4]] == pytest.approx([0, 1 / 2, 1 / 3, 1 / 2], abs=1e-6)
+
+
+def test_a_run_without_policy_has_no_density_panel(tmp_path: Path):
+    assert titles(report.run_figure({"run": write_run(tmp_path / "run", [1.0])})) == [title for title, _, _ in report.CURVES.values()]
+
+
+def test_the_densities_are_those_of_the_first_and_last_decision(runs: dict[str, Path]):
+    start, end = titled(report.run_figure(runs), "Exposure policy, learned").lines
+    alpha = np.linspace(0, 1, pictures.GRID_POINTS)
+    np.testing.assert_allclose(np.asarray(start.get_ydata(), dtype=float), pictures.beta_density(3.5, 2.0, alpha))
+    np.testing.assert_allclose(np.asarray(end.get_ydata(), dtype=float), pictures.beta_density(5.5, 2.0, alpha))
+    assert (start.get_linestyle(), end.get_linestyle()) == ("--", "-")
+
+
+def test_beta_density_by_hand_and_its_integral():
+    assert pictures.beta_density(2.0, 2.0, np.array([0.0, 0.5, 1.0])) == pytest.approx([0.0, 1.5, 0.0])
+    alpha = np.linspace(0, 1, 20001)
+    assert np.trapezoid(pictures.beta_density(6.5, 1.4, alpha), alpha) == pytest.approx(1, abs=1e-4)
+
+
+def test_the_policy_figure_marks_each_alpha():
+    figure = pictures.beta_figure(10, 2.0, 3.0, [0.2, 0.9])
+    assert np.asarray(figure.axes[0].collections[-1].get_offsets())[:, 0].tolist() == [0.2, 0.9]
+    assert titles(figure) == ["Exposure policy after update 10"]
+
+
+def test_trailing_mean_leaves_gaps_out():
+    values = np.array([np.nan, 1.0, np.nan, 3.0, 5.0])
+    np.testing.assert_allclose(pictures.trailing_mean(values, 2), [np.nan, 1, 1, 3, 4])
+
+
+def test_accuracy_by_difficulty_shows_the_summary_in_percent(runs: dict[str, Path]):
+    drawn = points(titled(report.quickstart_figure(summary_of("learned"), {"learned": runs["learned"]}), "Accuracy by difficulty"))
+    assert {label: [y for _, y in xy] for label, xy in drawn.items()} == {
+        "before, sampled": [62.5, 25.0],
+        "after, sampled": [75.0, 62.5],
+        "before, greedy": [50.0, 50.0],
+        "after, greedy": [100.0, 50.0],
+    }
+    assert all(round(x) == place for xy in drawn.values() for place, (x, _) in enumerate(xy))  # beside its difficulty
+
+
+def test_the_bars_are_the_bootstrap_and_wilson_intervals(runs: dict[str, Path]):
+    axes = titled(report.quickstart_figure(summary_of("learned"), {"learned": runs["learned"]}), "Accuracy by difficulty")
+    low, high = BASE["by_difficulty"]["2"]["ci95"]
+    assert first_bar(axes, "before, sampled") == pytest.approx([100 * low, 100 * high])
+    assert first_bar(axes, "after, greedy") == pytest.approx([100 * end for end in report.wilson_interval(1.0, 2)])
+
+
+def test_wilson_interval_by_hand():
+    assert report.wilson_interval(0.5, 10) == pytest.approx((0.236593, 0.763407), abs=1e-6)
+    assert report.wilson_interval(1.0, 10) == pytest.approx((0.722467, 1.0), abs=1e-6)
+
+
+def test_arms_are_rows_under_the_base(runs: dict[str, Path]):
+    axes = titled(report.quickstart_figure(summary_of("fixed", "learned"), runs), "Accuracy by arm")
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["before training", "fixed", "learned"]
+    assert [text.get_text() for text in axes.texts] == ["43.8", "68.8", "68.8"]
+    sampled = [data_of(line)[0][0] for _, line, _ in error_bars(axes) if line.get_marker() == "o"]
+    assert sampled == [43.75, 68.75, 68.75]
+
+
+def test_the_panels_follow_what_was_run(runs: dict[str, Path]):
+    learned = titles(report.quickstart_figure(summary_of("learned"), {"learned": runs["learned"]}))
+    fixed = titles(report.quickstart_figure(summary_of("fixed"), {"fixed": runs["fixed"]}))
+    both = titles(report.quickstart_figure(summary_of("fixed", "learned"), runs))
+    assert [title.split()[0] for title in learned] == ["Accuracy", "Teacher–student", "Reveal", "Exposure"]
+    assert [title.split()[0] for title in fixed] == ["Accuracy", "Teacher–student", "Reveal", "Probe"]
+    assert [title.split()[0] for title in both] == ["Accuracy", "Accuracy", "Teacher–student", "Reveal", "Exposure", "Probe"]
+    assert both[0] == "Accuracy by difficulty (learned)"
+
+
+def test_no_text_overlaps_another(runs: dict[str, Path]):
+    figure = report.quickstart_figure(summary_of("fixed", "learned"), runs)
+    figure.draw_without_rendering()
+    boxes = [axes.get_tightbbox() for axes in figure.axes] + [figure.legends[0].get_window_extent()]
+    clashes = [
+        (i, j)
+        for i, one in enumerate(boxes)
+        for j, two in enumerate(boxes)
+        if i < j and one is not None and two is not None and one.overlaps(two)
+    ]
+    assert clashes == []
+
+
+def test_greedy_answers_may_be_missing(runs: dict[str, Path]):
+    evaluation = average.summarize(MATRIX, None, ["2", "2", "3", "3"])
+    arms = {"arms": {"fixed": {"base": evaluation, "final": evaluation}}}
+    assert set(points(titled(report.quickstart_figure(arms, {"fixed": runs["fixed"]}), "Accuracy"))) == {
+        "before, sampled",
+        "after, sampled",
+    }
+
+
+def test_a_missing_figure_is_named(runs: dict[str, Path]):
+    summary = summary_of("learned")
+    del summary["arms"]["learned"]["final"]["by_difficulty"]["3"]["ci95"]
+    with pytest.raises(DataError, match=r"arms\.learned\.final\.by_difficulty\.3 lacks ci95"):
+        report.quickstart_figure(summary, runs)
+
+
+def test_no_arm_is_refused(runs: dict[str, Path]):
+    with pytest.raises(DataError, match="no arms"):
+        report.quickstart_figure({}, runs)
+
+
+def test_the_report_is_a_picture_of_that_figure(runs: dict[str, Path], tmp_path: Path):
+    out = tmp_path / "new" / "report.svg"
+    report.quickstart_report(summary_of("fixed", "learned"), runs, out)
+    assert out.read_text().count('id="axes_') == 6
+
+
+@pytest.mark.parametrize(("content", "reason"), [(None, "cannot be read"), ("", "no update"), ('{"update": 1}\n{"upd', "not JSON")])
+def test_an_unusable_run_is_refused(tmp_path: Path, content: str | None, reason: str):
+    if content is not None:
+        (tmp_path / "metrics.jsonl").write_text(content)
+    with pytest.raises(DataError, match=reason):
+        report.load_metrics(tmp_path)
+
+
+def test_null_is_a_gap(tmp_path: Path):
+    (tmp_path / "metrics.jsonl").write_text('{"update": 1, "distill/kl": null}\n{"update": 2, "distill/kl": 0.5}\n')
+    np.testing.assert_array_equal(report.load_metrics(tmp_path)["distill/kl"], [np.nan, 0.5])
+
+
+def plot_run(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "tools.plot_run", *map(str, arguments)], capture_output=True, text=True, cwd=ROOT)
+
+
+def test_the_command_draws_beside_the_metrics(runs: dict[str, Path]):
+    done = plot_run(runs["learned"])
+    assert (done.returncode, done.stdout) == (0, f"wrote {runs['learned'] / 'run.png'}\n")
+    assert (runs["learned"] / "run.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_command_refuses_several_runs_without_a_name_for_the_picture(runs: dict[str, Path]):
+    done = plot_run(*runs.values())
+    assert (done.returncode, "--out" in done.stderr) == (2, True)

@@ -1,0 +1,46 @@
+"""Draw what happened in one or several training runs: KL, reveal ratio, probe NLL and exposure policy.
+
+python tools/plot_run.py runs/atesd                       # writes runs/atesd/run.png
+python tools/plot_run.py runs/a runs/b --out compare.svg  # one colour a run
+"""
+
+import argparse
+import importlib.util
+from pathlib import Path
+
+from megatron_atesd.errors import ConfigError, run_command
+
+SUFFIXES = (".png", ".svg", ".pdf")
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run directory (with metrics.jsonl)")
+    parser.add_argument("--out", type=Path, help="picture to write: .png, .svg or .pdf (default: run.png in the run; needed for several)")
+    return parser.parse_args()
+
+
+def names_of(runs: list[Path]) -> dict[str, Path]:
+    """Each run by its folder's name, or by its whole path where two folders share a name."""
+    names = [run.resolve().name for run in runs]
+    return {name if names.count(name) == 1 else str(run): run for name, run in zip(names, runs, strict=True)}
+
+
+def main() -> None:
+    args = parse_args()
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ConfigError("drawing needs matplotlib: pip install 'megatron-atesd[plots]'")
+    if args.out is None and len(args.runs) > 1:
+        raise ConfigError(f"{len(args.runs)} runs and no --out: say where the picture goes, for example --out compare.png")
+    out = args.out or args.runs[0] / "run.png"
+    if out.suffix not in SUFFIXES:
+        raise ConfigError(f"--out {out}: the name must end in one of {', '.join(SUFFIXES)}")
+    from megatron_atesd.evaluate.pictures import save
+    from megatron_atesd.evaluate.report import run_figure
+
+    save(run_figure(names_of(args.runs)), out)
+    print(f"wrote {out}")
+
+
+if __name__ == "__main__":
+    run_command(main)
