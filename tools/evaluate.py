@@ -40,7 +40,7 @@ def main() -> None:
     task = Evaluation(a.model, a.data, a.out, a.samples, a.seed, a.grading_workers, a.grading_seconds, settings)
     summary = evaluate(task)
     if summary is not None:
-        Console().print(table(summary))
+        Console().print(table({a.model.name: summary}))
         print(f"written to {a.out / 'evaluation.json'} and responses.jsonl")
 
 

@@ -11,9 +11,10 @@ import numpy as np
 
 from megatron_atesd.config import TrainConfig
 from megatron_atesd.data.problems import load_problems
-from megatron_atesd.data.prompts import PromptRenderer, load_tokenizer
+from megatron_atesd.data.prompts import PromptRenderer
+from megatron_atesd.data.tokenizer import load_tokenizer
 from megatron_atesd.errors import ConfigError
-from megatron_atesd.evaluate.average import summarize
+from megatron_atesd.evaluate.average import difficulty_of, summarize
 from megatron_atesd.evaluate.grading import Grader
 from megatron_atesd.evaluate.sample import Answered, answer_problems
 from megatron_atesd.model.parallel import is_main, parallel_session
@@ -70,8 +71,8 @@ def _report(task: Evaluation, problems: Sequence[Problem], answered: Sequence[An
         faults = {"grading_timeouts": grader.timeouts, "grading_crashes": grader.crashes}
     table = np.array(right).reshape(len(problems), task.samples + 1)  # column 0 is the greedy response
     sampled = [a for a in answered if a.sample >= 0]
-    difficulties = [p.metadata.get("difficulty") for p in problems]
-    summary = summarize(table[:, 1:], greedy=table[:, 0], difficulties=difficulties if any(d is not None for d in difficulties) else None, seed=task.seed)
+    graded = all("difficulty" in p.metadata for p in problems)
+    summary = summarize(table[:, 1:], table[:, 0], difficulty_of(problems, "difficulty") if graded else None, seed=task.seed)
     summary |= faults | {
         "mean_tokens": float(np.mean([a.tokens for a in sampled])),
         "truncated": float(np.mean([a.truncated for a in sampled])),

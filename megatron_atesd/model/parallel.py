@@ -15,7 +15,7 @@ from megatron_atesd.model import cpu_backend
 
 @contextmanager
 def parallel_session(tensor: int = 1, pipeline: int = 1, seed: int = 1, timeout_minutes: float = 30.0) -> Iterator[None]:
-    """megatron.core's process groups while inside, torn down on leaving.
+    """megatron.core's process groups while inside, torn down on leaving; a default process group that exists already is used and left.
 
     An exception leaves without waiting for the other ranks: torchrun ends them, and the first traceback is the culprit's.
     Raises ConfigError when TP·PP does not divide the world size.
@@ -26,17 +26,20 @@ def parallel_session(tensor: int = 1, pipeline: int = 1, seed: int = 1, timeout_
             f"world size {world} is not a multiple of parallel.tensor × parallel.pipeline = {tensor} × {pipeline}; "
             f"start torchrun with a multiple of {tensor * pipeline} processes or change the sizes"
         )
-    _init_processes(world, timedelta(minutes=timeout_minutes))
+    cpu_backend.install()
+    already = dist.is_initialized()
+    if not already:
+        _init_processes(world, timedelta(minutes=timeout_minutes))
     parallel_state.initialize_model_parallel(tensor, pipeline, create_gloo_process_groups=torch.cuda.is_available())
     tensor_parallel.model_parallel_cuda_manual_seed(seed, force_reset_rng=True)
     torch.manual_seed(seed)
     yield
     parallel_state.destroy_model_parallel()
-    dist.destroy_process_group()
+    if not already:
+        dist.destroy_process_group()
 
 
 def _init_processes(world: int, timeout: timedelta) -> None:
-    cpu_backend.install()
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))

@@ -43,8 +43,8 @@ def build_optimization(
 ) -> Optimization:
     """Wrap `model` and build its optimizer from the pass-through sections `optimizer:` and `ddp:`."""
     bf16 = model.config.params_dtype == torch.bfloat16
-    fixed = {"bf16": bf16, "params_dtype": model.config.params_dtype}
-    config = build_section("optimizer", OptimizerConfig, fixed, {**OPSD_OPTIMIZER, **optimizer, "min_lr": schedule.min_lr})
+    fixed = {"bf16": bf16, "params_dtype": model.config.params_dtype, "min_lr": schedule.min_lr}
+    config = build_section("optimizer", OptimizerConfig, fixed, {**OPSD_OPTIMIZER, **optimizer})
     reduce_fp32 = {"grad_reduce_in_fp32": True, "use_distributed_optimizer": config.use_distributed_optimizer}
     ddp_config = build_section("ddp", DistributedDataParallelConfig, {}, {**reduce_fp32, **ddp})
     wrapped = DistributedDataParallel(model.config, ddp_config, model)

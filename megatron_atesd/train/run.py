@@ -12,7 +12,8 @@ from megatron.core import parallel_state
 from megatron_atesd.config import TrainConfig
 from megatron_atesd.config_check import ModelShape, validate
 from megatron_atesd.data.problems import check_disjoint, last_boxed, load_problems
-from megatron_atesd.data.prompts import PromptRenderer, load_tokenizer
+from megatron_atesd.data.prompts import PromptRenderer
+from megatron_atesd.data.tokenizer import load_tokenizer
 from megatron_atesd.data.sampler import ProblemSampler
 from megatron_atesd.distill.fused import Divergence
 from megatron_atesd.distill.likelihood import mean_nll

@@ -1,0 +1,150 @@
+"""Loss and every gradient of a distillation step equal plain PyTorch on the Hugging Face model, at every parallel layout."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
+
+from checkpoints_convert.weights import hf_tensors, load_hf_weights
+from megatron_atesd.config import ScheduleConfig
+from megatron_atesd.distill.divergence import divergence
+from megatron_atesd.distill.fused import Divergence
+from megatron_atesd.distill.step import Example, distill_step
+from megatron_atesd.distill.teacher import Teacher
+from megatron_atesd.model.parallel import parallel_session
+from megatron_atesd.model.qwen3 import build_model, read_architecture, transformer_config
+from megatron_atesd.train.checkpoint import model_state, read_folder, write_folder
+from megatron_atesd.train.optimizer import build_optimization
+from tests.distributed.launch import run_distributed
+
+DIVERGENCE = Divergence("forward_kl", clip=0.5, temperature=1.1, chunk=5)
+
+
+@dataclass(frozen=True)
+class Layout:
+    tensor: int = 1
+    pipeline: int = 1
+    data: int = 1
+    sequence: bool = False
+    micro_batch: int = 1
+
+    @property
+    def name(self) -> str:
+        return f"tp{self.tensor}-pp{self.pipeline}-dp{self.data}-sp{int(self.sequence)}-mb{self.micro_batch}"
+
+
+def examples(vocabulary: int) -> list[Example]:
+    """Ragged prompts and responses; the teacher's prompts are longer than the student's."""
+    random = torch.Generator().manual_seed(7)
+
+    def ids(low: int, high: int) -> list[int]:
+        length = int(torch.randint(low, high, (1,), generator=random))
+        return torch.randint(vocabulary, (length,), generator=random).tolist()
+
+    return [Example(ids(2, 6), ids(5, 14), ids(1, 9)) for _ in range(4)]
+
+
+def save_models(folder: Path, family: str, tied: bool) -> None:
+    """Student and (different) teacher weights, as Hugging Face folders. The vocabulary is odd: TP pads it."""
+    shape = {
+        "vocab_size": 37, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "head_dim": 16, "tie_word_embeddings": tied, "max_position_embeddings": 64,
+    }  # fmt: skip
+    for seed, role in enumerate(("student", "teacher")):
+        torch.manual_seed(seed)
+        model = Qwen3ForCausalLM(Qwen3Config(**shape)) if family == "qwen3" else LlamaForCausalLM(LlamaConfig(**shape))
+        for parameter in model.parameters():
+            parameter.data += 0.2 * torch.randn_like(parameter)
+        model.save_pretrained(folder / role)
+
+
+def plain_reference(student: PreTrainedModel, teacher: PreTrainedModel, normalize: str) -> tuple[float, dict[str, torch.Tensor]]:
+    """The same step as anyone would write it: whole logits, autograd, one sequence at a time."""
+    token_losses, sequence_means = [], []
+    for example in examples(37):
+
+        def log_probs(model: PreTrainedModel, prompt: list[int], response: list[int] = example.response) -> torch.Tensor:
+            logits = model(torch.tensor([[*prompt, *response]])).logits[0, len(prompt) - 1 : -1]
+            return torch.log_softmax(logits.float() / DIVERGENCE.temperature, dim=-1)
+
+        with torch.no_grad():
+            teacher_log_probs = log_probs(teacher, example.teacher_prompt)
+        losses = divergence(teacher_log_probs, log_probs(student, example.student_prompt), DIVERGENCE.kind, DIVERGENCE.clip)
+        token_losses.append(losses)
+        sequence_means.append(losses.mean())
+    loss = torch.cat(token_losses).mean() if normalize == "token" else torch.stack(sequence_means).mean()
+    loss.backward()
+    return float(loss.detach()), {name: p.grad for name, p in student.named_parameters() if p.grad is not None}
+
+
+def megatron_steps(layouts: Sequence[Layout], folder: Path, normalize: str) -> list[float]:
+    """One distill step at each layout; leaves every gradient, as a model folder of weights, in folder/<layout>. Returns the losses."""
+    dist.init_process_group("gloo")
+    return [megatron_step(layout, folder, normalize) for layout in layouts]
+
+
+def megatron_step(layout: Layout, folder: Path, normalize: str) -> float:
+    with parallel_session(layout.tensor, layout.pipeline):
+        architecture = read_architecture(folder / "student")
+        config = transformer_config(architecture, layout.tensor, layout.pipeline, layout.sequence, "fp32")
+        model = build_model(architecture, config)
+        load_hf_weights(model, folder / "teacher")
+        teacher = Teacher(model, "initial")
+        load_hf_weights(model, folder / "student")
+        optimization = build_optimization(model, {"lr": 1e-3}, {}, ScheduleConfig(), 10)
+        optimization.zero_grad()
+        rank, share = parallel_state.get_data_parallel_rank(), 4 // layout.data
+        mine = examples(37)[rank * share : (rank + 1) * share]
+        result = distill_step(optimization.wrapped, model, teacher, mine, DIVERGENCE, layout.micro_batch, normalize)
+        for parameter in model.parameters():
+            parameter.data = parameter.main_grad.clone()  # pyright: ignore[reportAttributeAccessIssue]
+        write_folder(folder / layout.name, model_state(model), folder / "student")
+        return result.loss
+
+
+def gradients_by_hf_name(folder: Path, layout: Layout) -> dict[str, torch.Tensor]:
+    with parallel_session():
+        architecture = read_architecture(folder / "student")
+        model = build_model(architecture, transformer_config(architecture, 1, 1, False, "fp32"))
+        loaded = read_folder(folder / layout.name, model_state(model))
+        model.load_state_dict({name.removeprefix("model."): value for name, value in loaded.items()})
+        return {name: tensor.clone() for name, tensor in hf_tensors(model)}
+
+
+LAYOUTS = {
+    1: [Layout(), Layout(micro_batch=2)],
+    2: [
+        Layout(tensor=2),
+        Layout(tensor=2, sequence=True, micro_batch=2),
+        Layout(pipeline=2),
+        Layout(pipeline=2, micro_batch=2),
+        Layout(data=2),
+        Layout(data=2, micro_batch=2),
+    ],
+    4: [Layout(tensor=2, pipeline=2), Layout(tensor=2, pipeline=2, sequence=True, micro_batch=2)],
+}
+
+
+@pytest.mark.parametrize("world", LAYOUTS)
+@pytest.mark.parametrize(("family", "tied", "normalize"), [("qwen3", True, "token"), ("qwen3", False, "sequence"), ("llama", True, "token")])
+def test_loss_and_every_gradient_equal_plain_pytorch(world: int, family: str, tied: bool, normalize: str, tmp_path: Path) -> None:
+    save_models(tmp_path, family, tied)
+    losses = run_distributed(megatron_steps, world, LAYOUTS[world], tmp_path, normalize)
+    load = Qwen3ForCausalLM if family == "qwen3" else LlamaForCausalLM
+    student, teacher = (load.from_pretrained(tmp_path / role).eval() for role in ("student", "teacher"))
+    expected_loss, expected = plain_reference(student, teacher, normalize)
+    for index, layout in enumerate(LAYOUTS[world]):
+        assert [rank[index] for rank in losses] == pytest.approx([expected_loss] * world, rel=1e-5), layout
+        got = gradients_by_hf_name(tmp_path, layout)
+        assert set(got) == set(expected)
+        for name, gradient in expected.items():
+            scale = float(gradient.abs().max())
+            assert scale > 0, name
+            torch.testing.assert_close(
+                got[name], gradient, rtol=1e-4, atol=1e-5 * scale, msg=lambda m, at=f"{layout} {name}": f"{at}: {m}"
+            )
