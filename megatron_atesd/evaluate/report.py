@@ -139,10 +139,14 @@ def wilson_interval(share: float, count: int) -> tuple[float, float]:
 
 
 def draw_by_difficulty(axes: Axes, arm: Mapping[str, Any], title: str) -> None:
-    """Accuracy before (grey) and after (blue) training by difficulty, sampled (discs) and greedy (diamonds), 95 % bars."""
-    labels = list(arm["final"]["by_difficulty"])
+    """Accuracy before (grey) and after (blue) training by difficulty, sampled (discs) and greedy (diamonds), 95 % bars.
+
+    Without difficulties, all problems are one bin.
+    """
+    bins = {phase: arm[phase].get("by_difficulty") or {"all": arm[phase]} for phase in ("base", "final")}
+    labels = list(bins["final"])
     for place, (kind, (phase, colour)) in enumerate(product(("sampled", "greedy"), (("base", BEFORE), ("final", AFTER)))):
-        parts = [arm[phase]["by_difficulty"][label] for label in labels]
+        parts = [bins[phase][label] for label in labels]
         where = [index + (place - 1.5) * 0.17 for index in range(len(labels))]
         _draw_shares(axes, where, parts, kind, colour, f"{'before' if phase == 'base' else 'after'}, {kind}")
     tidy(axes, title, "difficulty", "accuracy, % (bars: 95 % interval)")

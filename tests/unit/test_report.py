@@ -192,6 +192,13 @@ def test_greedy_answers_may_be_missing(runs: dict[str, Path]):
     }
 
 
+def test_without_difficulties_all_problems_are_one_bin(runs: dict[str, Path]):
+    arms = {"arms": {"fixed": {"base": average.summarize(MATRIX), "final": average.summarize(MATRIX)}}}
+    axes = titled(report.quickstart_figure(arms, {"fixed": runs["fixed"]}), "Accuracy")
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["all"]
+    assert [y for _, y in points(axes)["after, sampled"]] == [43.75]
+
+
 def test_a_missing_figure_is_named(runs: dict[str, Path]):
     summary = summary_of("learned")
     del summary["arms"]["learned"]["final"]["by_difficulty"]["3"]["ci95"]
