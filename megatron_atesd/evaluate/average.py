@@ -4,7 +4,7 @@ Every function takes `correct_NK`: N problems, K samples a problem, true where t
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from math import comb
+from math import comb, sqrt
 from typing import Any
 
 import numpy as np
@@ -53,6 +53,13 @@ def interval(correct_NK: ArrayLike, seed: int = 0, resamples: int = RESAMPLES) -
     return float(low), float(high)
 
 
+def wilson_interval(share: float, count: int) -> tuple[float, float]:
+    """95 % Wilson interval of a share of `count` yes-or-no outcomes; sensible at 0 and 1, unlike share ± 2 standard errors."""
+    z = 1.959964
+    centre, spread = share + z * z / (2 * count), z * sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    return (centre - spread) / (1 + z * z / count), (centre + spread) / (1 + z * z / count)
+
+
 def paired_difference(correct_NK: ArrayLike, other_NK: ArrayLike, seed: int = 0, resamples: int = RESAMPLES) -> dict[str, Any]:
     """Average@K of the first run minus the second's on the same problems in the same order, resampling problems, JSON-ready.
 
@@ -92,9 +99,10 @@ def summarize(
 
     greedy_N: whether the greedy answer of each problem is right, if there is one. difficulty: a label a problem.
 
-        {"problems": N, "samples": K, "average_at_k": share, "ci95": [low, high], "greedy": share or null, "pass_at": {"1": share, …},
-         "by_difficulty": {label: {"problems", "average_at_k", "ci95", "greedy"}, …}}
+        {"problems": N, "samples": K, "average_at_k": share, "ci95": [low, high], "greedy": share, "greedy_ci95": [low, high],
+         "pass_at": {"1": share, …}, "by_difficulty": {label: {"problems", "average_at_k", "ci95", "greedy", "greedy_ci95"}, …}}
 
+    ci95 is the bootstrap's and greedy_ci95 Wilson's interval; greedy and greedy_ci95 are null without greedy answers.
     Labels that are all numbers are sorted as numbers. Raises DataError for an empty matrix and for lengths that do not match.
     """
     correct = _matrix(correct_NK)
@@ -132,6 +140,7 @@ def _figures(correct: NDArray[np.bool_], greedy: NDArray[np.bool_] | None, seed:
         "average_at_k": average_at_k(correct),
         "ci95": list(interval(correct, seed, resamples)),
         "greedy": None if greedy is None else float(greedy.mean()),
+        "greedy_ci95": None if greedy is None else list(wilson_interval(float(greedy.mean()), len(greedy))),
     }
 
 

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import cycle, product
-from math import sqrt
 from pathlib import Path
 from typing import Any
 
@@ -69,8 +68,8 @@ def quickstart_report(summary: Mapping[str, Any], runs: Mapping[str, Path], out:
     `average.summarize` returns it (more keys do no harm):
 
         {"arms": {NAME: {"run": PATH, "base": EVALUATION, "final": EVALUATION}, …}}
-        EVALUATION = {"average_at_k": share, "ci95": [low, high], "greedy": share or null,
-                      "by_difficulty": {LABEL: {"problems": N, "average_at_k": share, "ci95": [low, high], "greedy": share or null}, …}}
+        EVALUATION = {"average_at_k": share, "ci95": [low, high], "greedy": share or null, "greedy_ci95": [low, high] or null,
+                      "by_difficulty": {LABEL: {the same four}, …}}
 
     Panels: accuracy before and after by difficulty (of the learned arm, else the first), accuracy by arm when there are several, KL, α,
     the learned arm's Beta density, probe NLL. Raises DataError when a part of the summary is missing.
@@ -129,13 +128,6 @@ def draw_policies(axes: Axes, metrics: Mapping[str, Metrics], names: Sequence[st
         for word, (a, b) in zip(("start", "end"), (*known[:1], *known[-1:]), strict=False):
             draw_beta(axes, a, b, colours(metrics)[name], f"{prefix}{word}: Beta({a:.2f}, {b:.2f})", dashed=word == "start")
     tidy_beta(axes, "Exposure policy, " + (names[0] if len(names) == 1 else "start and end"))
-
-
-def wilson_interval(share: float, count: int) -> tuple[float, float]:
-    """95 % Wilson interval of a share of `count` yes-or-no outcomes; sensible at 0 and 1, unlike share ± 2 standard errors."""
-    z = 1.959964
-    centre, spread = share + z * z / (2 * count), z * sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    return (centre - spread) / (1 + z * z / count), (centre + spread) / (1 + z * z / count)
 
 
 def draw_by_difficulty(axes: Axes, arm: Mapping[str, Any], title: str) -> None:
@@ -201,7 +193,7 @@ def _draw_shares(
 def _share_and_interval(part: Mapping[str, Any], kind: str) -> tuple[float, float, float]:
     if kind == "sampled":
         return (part["average_at_k"], *part["ci95"])
-    return (part["greedy"], *wilson_interval(part["greedy"], part["problems"]))
+    return (part["greedy"], *part["greedy_ci95"])
 
 
 def _check_arm(name: str, arm: Mapping[str, Any]) -> None:
@@ -209,7 +201,7 @@ def _check_arm(name: str, arm: Mapping[str, Any]) -> None:
         evaluation = arm.get(phase) or {}
         parts = {"": evaluation} | {f".by_difficulty.{label}": part for label, part in evaluation.get("by_difficulty", {}).items()}
         for place, part in parts.items():
-            missing = [key for key in ("problems", "average_at_k", "ci95", "greedy") if key not in part]
+            missing = [key for key in ("average_at_k", "ci95", "greedy", "greedy_ci95") if key not in part]
             if missing:
                 raise DataError(f"summary arms.{name}.{phase}{place} lacks {', '.join(missing)}: write it with average.summarize")
     if list(arm["base"].get("by_difficulty", {})) != list(arm["final"].get("by_difficulty", {})):

@@ -73,6 +73,11 @@ def test_the_interval_covers_the_truth_95_percent_of_the_time():
     assert 0.92 <= covered / 500 <= 0.975
 
 
+def test_wilson_interval_by_hand():
+    assert average.wilson_interval(0.5, 10) == pytest.approx((0.236593, 0.763407), abs=1e-6)
+    assert average.wilson_interval(1.0, 10) == pytest.approx((0.722467, 1.0), abs=1e-6)
+
+
 def test_the_paired_interval_ignores_what_both_runs_share():
     rng = np.random.default_rng(1)
     base = rng.random((200, 4)) < rng.choice([0.05, 0.95], size=(200, 1))
@@ -109,8 +114,10 @@ def test_summary_by_hand():
     assert (summary["problems"], summary["samples"], summary["greedy"]) == (3, 4, pytest.approx(2 / 3))
     assert summary["pass_at"] == {"1": pytest.approx(5 / 12), "2": pytest.approx(0.5), "4": pytest.approx(2 / 3)}
     assert list(summary["by_difficulty"]) == ["9", "10"]  # as numbers
-    assert summary["by_difficulty"]["9"] == {"problems": 1, "average_at_k": 0.25, "ci95": [0.25, 0.25], "greedy": 1.0}
-    assert summary["by_difficulty"]["10"] == {"problems": 2, "average_at_k": 0.5, "ci95": [0.0, 1.0], "greedy": 0.5}
+    nine, ten = summary["by_difficulty"]["9"], summary["by_difficulty"]["10"]
+    assert (nine["problems"], nine["average_at_k"], nine["ci95"], nine["greedy"]) == (1, 0.25, [0.25, 0.25], 1.0)
+    assert (ten["problems"], ten["average_at_k"], ten["ci95"], ten["greedy"]) == (2, 0.5, [0.0, 1.0], 0.5)
+    assert ten["greedy_ci95"] == pytest.approx(list(average.wilson_interval(0.5, 2)))
 
 
 def test_a_summary_is_json_and_reproducible():
@@ -119,7 +126,8 @@ def test_a_summary_is_json_and_reproducible():
 
 
 def test_no_greedy_answers_give_null():
-    assert average.summarize(MATRIX)["greedy"] is None
+    summary = average.summarize(MATRIX)
+    assert (summary["greedy"], summary["greedy_ci95"]) == (None, None)
 
 
 @pytest.mark.parametrize(("greedy", "difficulty"), [([1, 0], None), (None, ["1", "2"])])
