@@ -8,16 +8,23 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing import ShardedTensor
+from megatron.core.dist_checkpointing.core import CheckpointingException
 from megatron.core.transformer.module import MegatronModule
+from torch.distributed.checkpoint import CheckpointException
 
 from megatron_atesd.errors import CheckpointError
+from megatron_atesd.train.hf_files import copy_hf_files
 
 MODEL_PREFIX = "model."
+# What megatron.core and torch raise for files that are missing, cut short or of another model.
+_UNREADABLE = (CheckpointingException, CheckpointException, UnpicklingError, EOFError, OSError, KeyError, RuntimeError, ValueError)
 
 
 def model_state(model: MegatronModule) -> dict[str, Any]:
@@ -26,12 +33,12 @@ def model_state(model: MegatronModule) -> dict[str, Any]:
 
 
 def write_folder(final: Path, state: dict[str, Any], hf_files: Path) -> None:
-    """Write `final` whole or not at all: weights/ from the sharded `state`, hf/ copied from `hf_files`. Collective."""
+    """Write `final` whole or not at all: weights/ from the sharded `state`, hf/ = `hf_files` without its weights. Collective."""
     partial = final.with_name(final.name + ".partial")
     if dist.get_rank() == 0:
         shutil.rmtree(partial, ignore_errors=True)
         (partial / "weights").mkdir(parents=True)
-        shutil.copytree(hf_files, partial / "hf")
+        copy_hf_files(hf_files, partial / "hf")
     dist.barrier()
     dist_checkpointing.save(state, str(partial / "weights"))
     dist.barrier()
@@ -50,11 +57,24 @@ def read_folder(folder: Path, state: dict[str, Any]) -> dict[str, Any]:
     """
     weights = folder / "weights"
     if not (weights / "metadata.json").is_file():
-        raise CheckpointError(f"{folder}: no Megatron weights here (weights/metadata.json); convert with checkpoints_convert/hf_to_megatron.py")
+        raise CheckpointError(
+            f"{folder}: no Megatron weights here (weights/metadata.json); convert with checkpoints_convert/hf_to_megatron.py"
+        )
     try:
-        return dist_checkpointing.load(state, str(weights))
-    except (dist_checkpointing.core.CheckpointingException, OSError, KeyError, RuntimeError, ValueError) as error:
+        loaded = dist_checkpointing.load(state, str(weights))
+    except _UNREADABLE as error:
         raise CheckpointError(f"{folder}: cannot be loaded: {' '.join(str(error).split())[:400]}") from error
+    assert isinstance(loaded, dict)  # a tuple only for strict modes that report
+    return loaded
+
+
+def stored_dtypes(folder: Path) -> set[torch.dtype]:
+    """The types in which the model weights of `folder` are stored. Raises CheckpointError when there are none."""
+    try:
+        tensors = dist_checkpointing.load_tensors_metadata(str(folder / "weights"))
+    except _UNREADABLE as error:
+        raise CheckpointError(f"{folder}: cannot be read: {' '.join(str(error).split())[:400]}") from error
+    return {tensor.dtype for name, tensor in tensors.items() if isinstance(tensor, ShardedTensor) and name.startswith(MODEL_PREFIX)}
 
 
 class RunCheckpoints:
@@ -70,7 +90,9 @@ class RunCheckpoints:
             return None
         target = self.folder / pointer.read_text().strip()
         if not target.is_dir():
-            raise CheckpointError(f"{pointer} names {target.name}, which is missing; write the name of an existing step_N into it or delete it")
+            raise CheckpointError(
+                f"{pointer} names {target.name}, which is missing; write the name of an existing step_N into it or delete it"
+            )
         return target
 
     def save(self, update: int, state: dict[str, Any], hf_files: Path) -> Path:

@@ -1,0 +1,59 @@
+"""Hugging Face model folder → Megatron model folder, which loads at any tensor- and pipeline-parallel size.
+
+python checkpoints_convert/hf_to_megatron.py --hf DIR --out DIR [--dtype fp32|bf16|keep] [--verify]
+
+The result is weights/ (megatron.core torch_dist) beside hf/ (config, tokenizer, chat template and the other small files).
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from checkpoints_convert.command import choose_dtype, command_parser, single_process, whole_model
+from checkpoints_convert.output import check_output, finished_folder, say
+from megatron_atesd.errors import run_command
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = command_parser(
+        "Convert a Hugging Face model folder (Qwen3 or Llama) to a Megatron model folder that loads at any TP and PP.",
+        "hf",
+        "folder with config.json and safetensors",
+        "new Megatron model folder: weights/ and hf/",
+    )
+    arguments = parser.parse_args(argv)
+    check_output(arguments.out, arguments.source, arguments.force)
+    with single_process():
+        convert(arguments.source, arguments.out, arguments.dtype, arguments.tolerance if arguments.verify else None)
+
+
+def convert(source: Path, out: Path, asked_dtype: str = "keep", tolerance: float | None = None) -> None:
+    """Write the Megatron model folder `out`, whole or not at all; inside `parallel_session` of one process.
+
+    tolerance: also read the result back and compare logits with transformers; None does not.
+    Raises ConversionError when `source` is no such model, is damaged, or the logits differ.
+    """
+    from checkpoints_convert.source import HfWeights
+    from checkpoints_convert.verify import verify
+    from checkpoints_convert.weights import load_hf_weights
+    from megatron_atesd.model.qwen3 import read_architecture
+    from megatron_atesd.train.checkpoint import model_state, write_folder
+    from megatron_atesd.train.model_folder import load_model_weights
+
+    architecture = read_architecture(source)
+    weights = HfWeights(source)
+    weights.check(architecture)
+    dtype = choose_dtype(asked_dtype, {tensor.dtype for tensor in weights.tensors.values()}, source)
+    say(f"reading {source}: {architecture.family}, {architecture.layers} layers, writing {dtype}")
+    model = whole_model(architecture, dtype)
+    load_hf_weights(model, source)
+    with finished_folder(out) as staging:
+        write_folder(staging, model_state(model), source)
+        if tolerance is not None:
+            model = whole_model(architecture, dtype)  # what was written is compared, not what was in memory
+            load_model_weights(model, staging)
+            verify(model, source, tolerance)
+    say(f"finished: {out}")
+
+
+if __name__ == "__main__":
+    run_command(main)

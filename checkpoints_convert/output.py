@@ -1,0 +1,46 @@
+"""Where a conversion writes: a folder beside the target that takes its name only when everything is finished, checks included."""
+
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from megatron_atesd.errors import ConversionError
+
+
+def check_output(out: Path, source: Path, force: bool) -> None:
+    """Refuse, before any work, an output that would overwrite something: raises ConversionError."""
+    target, origin = out.resolve(), source.resolve()
+    if target == origin or target in origin.parents or origin in target.parents:
+        raise ConversionError(f"--out {out} and the model in {source} lie in one another; choose another folder")
+    if out.exists() and not out.is_dir():
+        raise ConversionError(f"--out {out} is a file; choose a folder")
+    if out.is_dir() and any(out.iterdir()) and not force:
+        raise ConversionError(f"--out {out} is not empty; choose another folder, or replace it with --force")
+
+
+@contextmanager
+def finished_folder(out: Path) -> Iterator[Path]:
+    """A name, in `out`.unfinished, to write a folder under; it takes the place of `out` if the block ends well, else it is removed."""
+    unfinished = out.with_name(out.name + ".unfinished")
+    staging = unfinished / out.name
+    try:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(parents=True)
+        yield staging
+        if out.is_dir():
+            shutil.rmtree(out)
+        os.replace(staging, out)
+    except (OSError, SafetensorError) as error:
+        raise ConversionError(f"{out} cannot be written: {error}") from error
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def say(message: str) -> None:
+    """Progress for the user, on stderr."""
+    print(message, file=sys.stderr, flush=True)

@@ -1,0 +1,49 @@
+"""What a model path may be: a Hugging Face folder, a Megatron model folder (`weights/` beside `hf/`), for export also a run directory."""
+
+from pathlib import Path
+
+from checkpoints_convert.weights import load_hf_weights
+from megatron_atesd.errors import CheckpointError
+from megatron_atesd.model.qwen3 import HiddenStateGPT
+from megatron_atesd.train.checkpoint import MODEL_PREFIX, RunCheckpoints, model_state, read_folder
+
+
+def find_hf(folder: Path) -> Path:
+    """Where config.json and the tokenizer are: the folder itself, or its hf/.
+
+    Raises CheckpointError when neither has a config.json.
+    """
+    for candidate in (folder, folder / "hf"):
+        if (candidate / "config.json").is_file():
+            return candidate
+    raise CheckpointError(
+        f"{folder}: neither a Hugging Face folder (config.json) nor a Megatron model folder (weights/ and hf/config.json); "
+        "give the folder of a downloaded model or the output of checkpoints_convert/hf_to_megatron.py"
+    )
+
+
+def find_model_folder(path: Path) -> Path:
+    """The Megatron model folder that `path` means: itself (also a checkpoint step_N), or the newest checkpoint of a run directory.
+
+    Raises CheckpointError when there is none.
+    """
+    if (path / "weights").is_dir():
+        return path
+    run_dir = path.parent if path.name == "checkpoints" else path
+    newest = RunCheckpoints(run_dir, keep=0).latest()
+    if newest is None:
+        raise CheckpointError(f"{path}: neither a Megatron model folder (weights/ and hf/) nor a run directory with a checkpoint")
+    return newest
+
+
+def load_model_weights(model: HiddenStateGPT, folder: Path) -> None:
+    """Fill the model of this rank from a Hugging Face folder or a Megatron model folder, at any TP × PP. Collective.
+
+    Raises ConversionError for Hugging Face weights that do not fit, CheckpointError for anything else.
+    """
+    if (folder / "config.json").is_file():
+        load_hf_weights(model, folder)
+        return
+    find_hf(folder)
+    loaded = read_folder(folder, model_state(model))
+    model.load_state_dict({name.removeprefix(MODEL_PREFIX): value for name, value in loaded.items() if name.startswith(MODEL_PREFIX)})
