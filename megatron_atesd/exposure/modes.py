@@ -1,0 +1,89 @@
+"""Exposure without a learned policy: fixed, schedules, random, none; the same verbs as the controller."""
+
+import math
+from typing import Any, Protocol
+
+import torch
+
+from megatron_atesd.config import ExposureConfig
+from megatron_atesd.exposure.controller import Controller, check_mode, decision_window
+from megatron_atesd.records import Exposure, UpdateStats
+
+
+class Mode(Protocol):
+    """What decides the exposure of each update."""
+
+    def propose(self, step: int) -> Exposure:
+        """The exposure for update step + 1, after `step` finished updates."""
+        ...
+
+    def observe(self, stats: UpdateStats) -> dict[str, float]:
+        """Take in a finished update; returns metrics by name."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values and tensors that `load_state_dict` continues from exactly."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where `state` was taken."""
+        ...
+
+
+def make_mode(config: ExposureConfig, updates: int, seed: int) -> Mode:
+    """The decider of config.mode for a training of `updates` updates."""
+    return Controller(config, updates, seed) if config.mode == "learned" else Unlearned(config, updates, seed)
+
+
+def scheduled(mode: str, start: float, end: float, share: float) -> float:
+    """α at a share in [0, 1] of training: linear, or half a cosine wave, from start to end."""
+    weight = share if mode == "linear" else (1 - math.cos(math.pi * share)) / 2
+    return start + (end - start) * weight
+
+
+class Unlearned:
+    """An exposure that no reward moves.
+
+    fixed and none (α = 0; the teacher sees the student's prompt) take no decision. The schedules and random keep one α a hold window
+    after the warm-up, as the learned controller does, so that runs differ in nothing else; a schedule ends at `end` in the last window.
+    """
+
+    def __init__(self, config: ExposureConfig, updates: int, seed: int) -> None:
+        self.config = config
+        self.last_window = max(0, decision_window(updates - 1, config.warmup_updates, config.hold))
+        self.generator = torch.Generator().manual_seed(seed)
+        self.current = Exposure(config.warmup_exposure, -1)
+
+    def propose(self, step: int) -> Exposure:
+        """See Mode."""
+        window = decision_window(step, self.config.warmup_updates, self.config.hold)
+        if self.config.mode in ("fixed", "none"):
+            self.current = Exposure(self.config.fixed if self.config.mode == "fixed" else 0.0, -1)
+        elif window != self.current.decision_id:
+            self.current = Exposure(self._decide(window), window)
+        return self.current
+
+    def observe(self, stats: UpdateStats) -> dict[str, float]:
+        """Only `exposure/alpha`, from the first update on."""
+        return {"exposure/alpha": self.current.alpha} if stats.update > 0 else {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Mode, exposure in force and RNG."""
+        return {
+            "mode": self.config.mode,
+            "alpha": self.current.alpha,
+            "decision_id": self.current.decision_id,
+            "generator": self.generator.get_state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where `state` was taken. Raises CheckpointError when it is of another mode."""
+        check_mode(state, self.config.mode)
+        self.current = Exposure(state["alpha"], state["decision_id"])
+        self.generator.set_state(state["generator"])
+
+    def _decide(self, window: int) -> float:
+        if self.config.mode == "random":
+            uniform = torch.rand((), generator=self.generator, dtype=torch.float64).item()
+            return self.config.clip_low + (self.config.clip_high - self.config.clip_low) * uniform
+        return scheduled(self.config.mode, self.config.start, self.config.end, window / max(1, self.last_window))

@@ -1,0 +1,58 @@
+"""Where ranks agree on the exposure: rank 0 decides and learns, one broadcast a hold window tells the others."""
+
+from typing import Any
+
+import torch
+from torch import distributed
+
+from megatron_atesd.config import ExposureConfig
+from megatron_atesd.exposure.controller import decision_window
+from megatron_atesd.exposure.modes import make_mode
+from megatron_atesd.records import Exposure, UpdateStats
+
+
+class ExposureService:
+    """The exposure of every update, the same on all ranks of the default process group (or in a single process without one).
+
+    broadcasts: collectives so far; one for each hold window entered, and one for the warm-up if there is one.
+    """
+
+    def __init__(self, config: ExposureConfig, updates: int, seed: int) -> None:
+        """Create on every rank; only rank 0's seed matters."""
+        self.config = config
+        self.distributed = distributed.is_available() and distributed.is_initialized()
+        self.mode = make_mode(config, updates, seed) if not self.distributed or distributed.get_rank() == 0 else None
+        self.window: int | None = None
+        self.exposure = Exposure(config.warmup_exposure, -1)
+        self.broadcasts = 0
+
+    def propose(self, step: int) -> Exposure:
+        """The exposure for update step + 1, after `step` finished updates. Every rank must call it with the same step."""
+        window = decision_window(step, self.config.warmup_updates, self.config.hold)
+        if window != self.window:
+            decided = self.mode.propose(step) if self.mode else self.exposure
+            self.exposure = self._agree(decided) if self.distributed else decided
+            self.window = window
+        return self.exposure
+
+    def observe(self, stats: UpdateStats) -> dict[str, float]:
+        """Take in a finished update, reduced over ranks; returns the metrics on rank 0 and {} elsewhere."""
+        return self.mode.observe(stats) if self.mode else {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The decider's state on rank 0, {} elsewhere."""
+        return self.mode.state_dict() if self.mode else {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue exactly on rank 0; other ranks ignore `state`. Every rank must call it: the next proposal is broadcast anew."""
+        self.window = None
+        if self.mode:
+            self.mode.load_state_dict(state)
+
+    def _agree(self, decided: Exposure) -> Exposure:
+        device = torch.device("cuda", torch.cuda.current_device()) if distributed.get_backend() == "nccl" else torch.device("cpu")
+        values = torch.tensor([decided.alpha, decided.decision_id], dtype=torch.float64, device=device)
+        distributed.broadcast(values, src=0)
+        self.broadcasts += 1
+        alpha, decision_id = values.tolist()
+        return Exposure(alpha, int(decision_id))

@@ -1,0 +1,79 @@
+"""All ranks act on rank 0's exposure, told once a hold window."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch.distributed as dist
+from launch import run_distributed
+
+from megatron_atesd.config import ExposureConfig
+from megatron_atesd.exposure.controller import Controller
+from megatron_atesd.exposure.service import ExposureService
+from megatron_atesd.records import Exposure, UpdateStats
+
+CONFIG = ExposureConfig(hold=3, lookahead=4, batch=2)
+UPDATES = 30
+
+
+def stats(update: int) -> UpdateStats:
+    return UpdateStats(update, 0.02, 0.1, 0.8, 2.0 - 0.01 * update, -1.0)
+
+
+def drive(service: ExposureService | Controller, first: int, last: int) -> tuple[list[Exposure], list[dict[str, float]]]:
+    exposures, metrics = [], []
+    for step in range(first, last):
+        exposures.append(service.propose(step))
+        metrics.append(service.observe(stats(step + 1)))
+    return exposures, metrics
+
+
+def expected(config: ExposureConfig) -> tuple[list[Exposure], list[dict[str, float]]]:
+    """What rank 0's controller does on its own."""
+    controller = Controller(config, UPDATES, seed=10)
+    controller.observe(stats(0))
+    return drive(controller, 0, UPDATES)
+
+
+def run_ranks(config: ExposureConfig) -> tuple[list[Exposure], list[dict[str, float]], int, dict[str, Any]]:
+    dist.init_process_group("gloo")
+    service = ExposureService(config, UPDATES, seed=10 + dist.get_rank())  # only rank 0's seed may matter
+    service.observe(stats(0))
+    exposures, metrics = drive(service, 0, UPDATES)
+    state = service.state_dict()
+    dist.destroy_process_group()
+    return exposures, metrics, service.broadcasts, state
+
+
+def resume_ranks(stop: int) -> list[Exposure]:
+    dist.init_process_group("gloo")
+    first = ExposureService(CONFIG, UPDATES, seed=10)
+    first.observe(stats(0))
+    drive(first, 0, stop)
+    resumed = ExposureService(CONFIG, UPDATES, seed=77)
+    resumed.load_state_dict(first.state_dict())
+    exposures, _ = drive(resumed, stop, UPDATES)
+    dist.destroy_process_group()
+    return exposures
+
+
+@pytest.mark.parametrize(("world_size", "config", "windows"), [(2, replace(CONFIG, warmup_updates=6), 9), (4, CONFIG, 10)])
+def test_every_rank_acts_on_rank_zeros_exposure_told_once_a_window(world_size: int, config: ExposureConfig, windows: int):
+    results = run_distributed(run_ranks, world_size, config)
+    exposures, metrics = expected(config)
+    assert len({exposure.alpha for exposure in exposures}) == windows
+    assert [result[0] for result in results] == [exposures] * world_size
+    assert [result[1] for result in results] == [metrics, *[[{}] * UPDATES] * (world_size - 1)]
+    assert [result[2] for result in results] == [windows] * world_size
+    assert [bool(result[3]) for result in results] == [True, *[False] * (world_size - 1)]
+
+
+def test_ranks_resume_in_the_middle_of_a_window():
+    assert run_distributed(resume_ranks, 2, 13) == [expected(CONFIG)[0][13:]] * 2
+
+
+def test_a_single_process_needs_no_process_group():
+    service = ExposureService(CONFIG, UPDATES, seed=10)
+    service.observe(stats(0))
+    assert drive(service, 0, UPDATES) == expected(CONFIG)
+    assert service.broadcasts == 0

@@ -1,0 +1,190 @@
+"""The controller: when it decides, when and how it learns, and that its state continues exactly."""
+
+import io
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from megatron_atesd.config import ExposureConfig
+from megatron_atesd.errors import CheckpointError, ConfigError
+from megatron_atesd.exposure import policy
+from megatron_atesd.exposure.controller import Controller
+from megatron_atesd.records import UpdateStats
+
+CONFIG = ExposureConfig(hold=2, lookahead=3, batch=2, warmup_updates=3, warmup_exposure=0.9, hidden=8)
+
+
+def stats(update: int, probe_nll: float | None = None, grounding: float | None = None) -> UpdateStats:
+    nll = 2.0 - 0.01 * update + 0.003 * math.sin(5 * update) if probe_nll is None else probe_nll
+    return UpdateStats(update, 0.02 + 0.001 * update, 0.1, 0.8, nll, -1.0 + 0.1 * math.cos(update) if grounding is None else grounding)
+
+
+def drive(controller: Controller, first: int, last: int) -> list[Any]:
+    """Proposals and metrics of updates first + 1 … last."""
+    seen: list[Any] = []
+    for step in range(first, last):
+        seen += [controller.propose(step), controller.observe(stats(step + 1))]
+    return seen
+
+
+def started(config: ExposureConfig, seed: int = 5) -> Controller:
+    controller = Controller(config, updates=40, seed=seed)
+    controller.observe(stats(0))
+    return controller
+
+
+def reload(state: dict[str, Any]) -> dict[str, Any]:
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+def test_decisions_start_at_the_windows_after_the_warm_up():
+    numbers = [proposal.decision_id for proposal in drive(started(CONFIG), 0, 9)[::2]]
+    assert numbers == [-1, -1, -1, 0, 0, 1, 1, 2, 2]
+
+
+def test_the_warm_up_uses_its_own_exposure():
+    assert [proposal.alpha for proposal in drive(started(CONFIG), 0, 3)[::2]] == [0.9, 0.9, 0.9]
+
+
+def test_one_exposure_holds_through_a_window_and_the_next_window_has_another():
+    alphas = [proposal.alpha for proposal in drive(started(CONFIG), 0, 7)[::2]][3:]
+    assert alphas[0] == alphas[1] != alphas[2] == alphas[3]
+
+
+def test_asking_twice_changes_nothing():
+    asked, once = started(CONFIG), started(CONFIG)
+    for _ in range(3):
+        asked.propose(3)
+    assert drive(asked, 3, 20) == drive(once, 3, 20)
+
+
+def test_the_first_decision_has_mean_one_half():
+    metrics = drive(started(CONFIG), 0, 4)[-1]
+    assert metrics["exposure/mean"] == pytest.approx(0.5, abs=1e-12)
+    assert metrics["exposure/a"] == pytest.approx(1.693, abs=1e-3)
+    assert metrics["exposure/b"] == pytest.approx(1.693, abs=1e-3)
+    assert metrics["exposure/entropy"] == pytest.approx(-0.077, abs=1e-3)
+
+
+def test_a_reward_is_known_lookahead_updates_after_its_decision():
+    known = [step + 1 for step, metrics in enumerate(drive(started(CONFIG), 0, 12)[1::2]) if "controller/reward" in metrics]
+    assert known == [6, 8, 10, 12]  # decisions at 3, 5, 7, 9
+
+
+def test_the_reward_is_that_of_the_method():
+    config = replace(CONFIG, warmup_updates=0, discount=0.5, normalize_terms=False, grounding_weight=0.1)
+    controller = Controller(config, updates=40, seed=1)
+    metrics: dict[str, float] = {}
+    controller.observe(stats(0, 2.0, math.nan))
+    for step, (nll, grounding) in enumerate([(1.5, -1.0), (1.75, -2.0), (1.25, -4.0)]):
+        controller.propose(step)
+        metrics = controller.observe(stats(step + 1, nll, grounding))
+    assert metrics["controller/learning_progress"] == pytest.approx(0.625)
+    assert metrics["controller/grounding"] == pytest.approx(-3.0 / 1.75)
+    assert metrics["controller/reward"] == pytest.approx(0.625 - 0.3 / 1.75)
+
+
+def test_terms_are_normalised_by_the_spread_of_the_rewards_so_far():
+    controller = started(CONFIG)
+    judged = [metrics for metrics in drive(controller, 0, 12)[1::2] if "controller/reward" in metrics]
+    learning = torch.tensor([metrics["controller/learning_progress"] for metrics in judged], dtype=torch.float64)
+    grounding = torch.tensor([metrics["controller/grounding"] for metrics in judged], dtype=torch.float64)
+    expected = learning[-1] / learning.std(correction=0) + 0.1 * grounding[-1] / grounding.std(correction=0)
+    assert judged[-1]["controller/reward"] == pytest.approx(expected.item())
+
+
+def test_the_policy_learns_when_a_batch_is_judged():
+    updates = [metrics["controller/updates"] for metrics in drive(started(CONFIG), 0, 14)[1::2]]
+    assert updates == [0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2]
+
+
+def test_the_first_policy_update_is_adam_on_the_papers_loss():
+    config = replace(CONFIG, replay=0)
+    controller = started(config)
+    drive(controller, 0, 7)
+    before = {name: value.detach().clone().requires_grad_() for name, value in controller.parameters.items()}
+    drive(controller, 7, 8)
+    decisions = controller.judged
+    state_NF, alpha_N = (
+        torch.tensor(values, dtype=torch.float64) for values in zip(*((d.features, d.sample) for d in decisions), strict=True)
+    )
+    low, high = sorted(range(2), key=lambda j: controller._rewards()[j])
+    advantage_N = torch.zeros(2, dtype=torch.float64)
+    advantage_N[low], advantage_N[high] = -1.0, 1.0
+    target = -0.1 + (-0.8 + 0.1) * 8 / 40
+    policy.policy_loss(before, state_NF, alpha_N, advantage_N, target, 0.01, None).backward()
+    adam = torch.optim.Adam(before.values(), lr=config.lr)
+    adam.step()
+    for name, value in controller.parameters.items():
+        torch.testing.assert_close(value, before[name], rtol=1e-5, atol=1e-8)
+
+
+def test_replay_learns_again_from_older_decisions():
+    plain, replayed = started(replace(CONFIG, replay=0)), started(replace(CONFIG, replay=16))
+    assert drive(plain, 0, 9) == drive(replayed, 0, 9)  # the first batch has no older decisions
+    assert drive(plain, 9, 20) != drive(replayed, 9, 20)
+
+
+def test_a_decision_without_its_baseline_is_dropped():
+    controller = Controller(replace(CONFIG, warmup_updates=0), updates=40, seed=1)  # update 0 is never observed
+    known = [step + 1 for step, metrics in enumerate(drive(controller, 0, 6)[1::2]) if "controller/reward" in metrics]
+    assert known == [5]
+
+
+def test_decisions_that_outlast_the_training_stay_unjudged():
+    controller = started(CONFIG)
+    drive(controller, 0, 12)
+    assert [decision.number for decision in controller.pending] == [4]
+
+
+def test_the_exposure_in_force_is_clipped_but_not_the_sample():
+    config = replace(CONFIG, clip_low=0.49, clip_high=0.51)
+    controller = started(config)
+    alphas = [proposal.alpha for proposal in drive(controller, 0, 20)[::2]][3:]
+    assert set(alphas) <= {0.49, 0.51} | {decision.sample for decision in controller.judged + controller.pending}
+    assert any(not 0.49 <= decision.sample <= 0.51 for decision in controller.judged)
+
+
+def test_a_missing_progress_signal_is_refused():
+    with pytest.raises(ConfigError, match="probe_kl"):
+        started(replace(CONFIG, progress="probe_kl"))
+
+
+@pytest.mark.parametrize("advantage", ["batch", "ema"])
+@pytest.mark.parametrize("stop", [2, 6, 7, 16])
+def test_a_reloaded_state_continues_bit_for_bit(advantage: Any, stop: int):
+    config = replace(CONFIG, advantage=advantage)
+    original = started(config)
+    drive(original, 0, stop)
+    resumed = Controller(config, updates=40, seed=99)
+    resumed.load_state_dict(reload(original.state_dict()))
+    assert drive(resumed, stop, 40) == drive(original, stop, 40)
+    assert all(torch.equal(resumed.parameters[name], original.parameters[name]) for name in original.parameters)
+
+
+def test_a_saved_state_is_a_snapshot():
+    controller = started(CONFIG)
+    drive(controller, 0, 10)
+    state = controller.state_dict()
+    expected = drive(controller, 10, 40)
+    for _ in range(2):  # loading leaves it unchanged too
+        resumed = Controller(CONFIG, updates=40, seed=99)
+        resumed.load_state_dict(state)
+        assert drive(resumed, 10, 40) == expected
+
+
+def test_a_state_of_another_policy_width_is_refused():
+    with pytest.raises(CheckpointError, match=r"exposure\.hidden"):
+        Controller(replace(CONFIG, hidden=9), 40, 1).load_state_dict(started(CONFIG).state_dict())
+
+
+def test_observing_leaves_the_global_rng_alone():
+    before = torch.get_rng_state()
+    drive(started(CONFIG), 0, 12)
+    assert torch.equal(torch.get_rng_state(), before)
