@@ -2,5 +2,6 @@
 
 import warnings
 
-# megatron.core announces on every import, in every process, that optional GPU libraries are absent; a CPU user can do nothing about it.
-warnings.filterwarnings("ignore", message=".*(Transformer Engine and Apex are|Apex is) not installed.*", category=UserWarning)
+# megatron.core says on every import, in every process, what a CPU user can do nothing about.
+for _message in (".*(Transformer Engine and Apex are|Apex is) not installed.*", "full scope is deprecated.*"):
+    warnings.filterwarnings("ignore", message=_message, category=UserWarning)

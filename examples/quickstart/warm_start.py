@@ -12,7 +12,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-from megatron.core import parallel_state
 from transformers import Qwen3Config
 
 from examples.quickstart.tokenizer import PROMPT, build_tokenizer
@@ -21,7 +20,7 @@ from megatron_atesd.config import ScheduleConfig
 from megatron_atesd.data.problems import load_problems
 from megatron_atesd.data.prompts import PromptRenderer
 from megatron_atesd.errors import run_command
-from megatron_atesd.model.parallel import is_main, parallel_session
+from megatron_atesd.model.parallel import data_parallel_place, is_main, parallel_session
 from megatron_atesd.model.qwen3 import build_model, read_architecture, transformer_config
 from megatron_atesd.train.checkpoint import model_state, write_folder
 from megatron_atesd.train.optimizer import build_optimization
@@ -51,7 +50,7 @@ def warm_start(data: Path, out: Path, hf: Path, seed: int, updates: int, batch: 
     optimization = build_optimization(model, OPTIMIZER, {}, schedule, updates)
     renderer = PromptRenderer(build_tokenizer(), PROMPT, "nearest")
     held_out = {p.problem for name in ("probe", "test") for p in load_problems(data / f"{name}.jsonl")}
-    rank, size = parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
+    rank, size = data_parallel_place()
     source = random.Random(f"{seed}/{rank}")
     for update in range(1, updates + 1):
         examples = warm_start_batch(source, renderer, batch // size, held_out)

@@ -71,7 +71,9 @@ def _answer_part(text: str, start: int, end: int) -> int:
     gap = text[len(body) : start]
     if text[end:].strip(_CLOSING) or (body and "\n" not in gap):
         return len(text)
-    own_lines = gap.find("\n") + 1 if body else 0
+    if not body:
+        return 0
+    own_lines = gap.find("\n") + 1
     return len(body) + own_lines + _leading_space(gap[own_lines:])
 
 

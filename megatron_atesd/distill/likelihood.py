@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 
 import torch
-from megatron.core import parallel_state
 from torch import Tensor
 
 from megatron_atesd.model.packing import PackedBatch, TokenIds, micro_batches
+from megatron_atesd.model.parallel import data_parallel_place
 from megatron_atesd.model.qwen3 import HiddenStateGPT
 from megatron_atesd.model.schedule import run_schedule, sum_over_ranks
 from megatron_atesd.model.vocabulary import token_nll, vocabulary_shard
@@ -18,7 +18,8 @@ def mean_nll(model: HiddenStateGPT, pairs: Sequence[tuple[TokenIds, TokenIds]], 
     Each data-parallel rank scores its share; temperature is 1. Collective over all ranks.
     """
     shard = vocabulary_shard(model)
-    mine = pairs[parallel_state.get_data_parallel_rank() :: parallel_state.get_data_parallel_world_size()]
+    rank, size = data_parallel_place()
+    mine = pairs[rank::size]
 
     def last_stage(_: int, batch: PackedBatch, hidden_BSH: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         nll_T = token_nll(batch.response_hidden(hidden_BSH), model.head_weight(), batch.targets_T, shard)

@@ -8,6 +8,7 @@ from megatron.core import parallel_state
 
 from megatron_atesd.config import RolloutConfig
 from megatron_atesd.data.prompts import PromptRenderer
+from megatron_atesd.model.parallel import data_parallel_place
 from megatron_atesd.model.qwen3 import HiddenStateGPT
 from megatron_atesd.records import Problem
 from megatron_atesd.rollout.generate import generate
@@ -37,7 +38,8 @@ def answer_problems(
     """All responses, ordered by problem and sample, on every rank; `progress(done, total)` counts this rank's share. Collective."""
     greedy = replace(config, temperature=0.0)
     tasks = [(p, s) for s in range(-1, samples) for p in range(len(problems))]
-    mine = tasks[parallel_state.get_data_parallel_rank() :: parallel_state.get_data_parallel_world_size()]
+    rank, size = data_parallel_place()
+    mine = tasks[rank::size]
     mine.sort(key=lambda task: task[1] >= 0)  # greedy first: a batch is all greedy or all sampled
     answered: list[Answered] = []
     size = config.batch or 256

@@ -5,6 +5,7 @@ device queries and streams, tensor factories and moves to "cuda", and the CUDA r
 """
 
 import contextlib
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +23,8 @@ def install() -> None:
     _answer_device_queries()
     _answer_random_state()
     _CudaOnCpu().__enter__()
+    # The tracker warns when the CPU generator moved while it forked the CUDA one: here they are the same generator.
+    logging.getLogger("megatron.core.tensor_parallel.random").setLevel(logging.ERROR)
 
 
 class _CudaOnCpu(TorchFunctionMode):

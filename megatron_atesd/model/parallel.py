@@ -52,3 +52,8 @@ def _init_processes(world: int, timeout: timedelta) -> None:
 def is_main() -> bool:
     """True on the one rank that writes files and talks to the user."""
     return dist.get_rank() == 0
+
+
+def data_parallel_place() -> tuple[int, int]:
+    """(rank, size) in data parallelism: which share of a batch is this process's."""
+    return parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()

@@ -7,14 +7,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from megatron.core import parallel_state
 
 from megatron_atesd.config import TrainConfig
 from megatron_atesd.config_check import ModelShape, validate
 from megatron_atesd.data.problems import check_disjoint, last_boxed, load_problems
 from megatron_atesd.data.prompts import PromptRenderer
-from megatron_atesd.data.tokenizer import load_tokenizer
 from megatron_atesd.data.sampler import ProblemSampler
+from megatron_atesd.data.tokenizer import load_tokenizer
 from megatron_atesd.distill.fused import Divergence
 from megatron_atesd.distill.likelihood import mean_nll
 from megatron_atesd.distill.step import Example, StepResult, measure_step
@@ -22,6 +21,7 @@ from megatron_atesd.distill.teacher import Teacher
 from megatron_atesd.errors import CheckpointError
 from megatron_atesd.exposure.service import ExposureService
 from megatron_atesd.model.packing import TokenIds
+from megatron_atesd.model.parallel import data_parallel_place
 from megatron_atesd.model.qwen3 import build_model, read_architecture, transformer_config
 from megatron_atesd.records import Exposure, Problem, Rollout, UpdateStats
 from megatron_atesd.rollout.generate import generate
@@ -39,16 +39,12 @@ class TrainingRun:
         self.hf_folder = find_hf(Path(config.model.path))
         self.problems, self.probe_problems = load_data(config)
         self.renderer = PromptRenderer(load_tokenizer(self.hf_folder), config.prompt, config.exposure.reveal)
-        self.sampler = ProblemSampler(
-            self.problems,
-            config.data.batch,
-            config.run.seed,
-            parallel_state.get_data_parallel_rank(),
-            parallel_state.get_data_parallel_world_size(),
-        )
+        self.sampler = ProblemSampler(self.problems, config.data.batch, config.run.seed, *data_parallel_place())
         architecture = read_architecture(self.hf_folder)
         parallel = config.parallel
-        megatron = transformer_config(architecture, parallel.tensor, parallel.pipeline, parallel.sequence, config.model.dtype, config.megatron)
+        megatron = transformer_config(
+            architecture, parallel.tensor, parallel.pipeline, parallel.sequence, config.model.dtype, config.megatron
+        )
         self.model = build_model(architecture, megatron)
         load_model_weights(self.model, Path(config.model.path))
         self.teacher = Teacher(self.model, config.distill.teacher, config.distill.ema_decay)
@@ -112,7 +108,7 @@ class TrainingRun:
     def _probe_kl(self) -> float:
         """KL at the fixed probe exposure on the rollouts that the start's student gave for this rank's share of the probe problems."""
         if not self.probe_rollouts:
-            rank, size = parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
+            rank, size = data_parallel_place()
             self.probe_rollouts = self.rollout(self.probe_problems[rank::size], update=-1)
         examples = self.examples(self.probe_rollouts, self.config.exposure.probe_exposure)
         return measure_step(self.model, self.teacher, examples, self.divergence, self.config.parallel.micro_batch).kl

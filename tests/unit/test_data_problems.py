@@ -1,0 +1,151 @@
+r"""Problem files and `\boxed{}`: what is accepted, what is refused and in which words."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from megatron_atesd.data.problems import check_disjoint, last_boxed, load_problems, save_problems
+from megatron_atesd.errors import DataError
+from megatron_atesd.records import Problem
+
+GOOD = '{"problem": "1+1?", "solution": "It is \\\\boxed{2}"}'
+
+
+def write(path: Path, *lines: str | bytes) -> Path:
+    path.write_bytes(b"\n".join(line if isinstance(line, bytes) else line.encode() for line in lines))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("text", "content"),
+    [
+        (r"\boxed{2}", "2"),
+        (r"\boxed{1} then \boxed{2}", "2"),
+        (r"\boxed{\frac{1}{2}}", r"\frac{1}{2}"),
+        (r"\boxed {7}", "7"),
+        (r"\boxed{1} and the cut-off \boxed{2", "1"),
+        (r"\boxed{a \} b}", r"a \} b"),
+        (r"\boxed{\{1, 2\}}", r"\{1, 2\}"),
+        (r"} \boxed{3} }", "3"),
+        (r"\boxed{}", ""),
+        (r"\boxed", None),
+        ("no box", None),
+        (r"\boxed{open", None),
+    ],
+)
+def test_last_boxed_is_the_last_balanced_one(text: str, content: str | None) -> None:
+    assert last_boxed(text) == content
+
+
+def slow_last_boxed(text: str) -> str | None:
+    """Try every box from the last on and count braces from its opening one."""
+    start = text.rfind("\\boxed{")
+    while start >= 0:
+        depth, begin = 0, start + len("\\boxed{")
+        for i in range(begin - 1, len(text)):
+            depth += {"{": 1, "}": -1}.get(text[i], 0)
+            if depth == 0:
+                return text[begin:i]
+        start = text.rfind("\\boxed{", 0, start)
+    return None
+
+
+@given(st.lists(st.sampled_from(["\\boxed{", "{", "}", "a", " "]), max_size=30).map("".join))
+def test_last_boxed_equals_counting_braces_from_every_box(text: str) -> None:
+    assert last_boxed(text) == slow_last_boxed(text)
+
+
+def test_a_long_run_of_open_boxes_is_read_once() -> None:
+    assert last_boxed("\\boxed{" * 100_000 + "1}") == "1"
+
+
+def test_defaults_come_from_the_line(tmp_path: Path) -> None:
+    path = write(tmp_path / "train.jsonl", "", GOOD)
+    assert load_problems(path) == [Problem("train-2", "1+1?", "It is \\boxed{2}", "2")]
+
+
+def test_other_keys_are_metadata_and_numbers_are_written_out(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", '{"id": 7, "problem": "p", "solution": "s", "answer": 42, "level": 3}')
+    assert load_problems(path) == [Problem("7", "p", "s", "42", {"level": 3})]
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("{", "not valid JSON"),
+        ("[1]", "expected a JSON object, found list"),
+        ('{"solution": "\\\\boxed{1}"}', "`problem` is missing"),
+        ('{"problem": " ", "solution": "\\\\boxed{1}"}', "`problem` is empty"),
+        ('{"problem": 3, "solution": "\\\\boxed{1}"}', "`problem` must be a string, found int"),
+        ('{"problem": "p"}', "`solution` is missing"),
+        ('{"problem": "p", "solution": null}', "`solution` must be a string, found NoneType"),
+        ('{"problem": "p", "solution": "s"}', "no `answer`, and the solution has no \\boxed{…}"),
+        ('{"problem": "p", "solution": "\\\\boxed{ }"}', "no `answer`, and the solution has no \\boxed{…}"),
+        ('{"problem": "p", "solution": "s", "answer": ["1"]}', "`answer` must be a string, found list"),
+        ('{"problem": "p", "solution": "s", "answer": "1", "id": true}', "`id` must be a string, found bool"),
+        ('{"id": "first", "problem": "p", "solution": "s", "answer": "1"}', "duplicate id 'first', first used in line 1"),
+        (b'{"problem": "\xff", "solution": "s", "answer": "1"}', "not valid UTF-8 at byte 13"),
+    ],
+)
+def test_a_bad_line_is_refused_with_file_line_and_reason(tmp_path: Path, line: str | bytes, reason: str) -> None:
+    path = write(tmp_path / "bad.jsonl", '{"id": "first", "problem": "q", "solution": "s", "answer": "1"}', line)
+    with pytest.raises(DataError) as refusal:
+        load_problems(path)
+    assert str(refusal.value).startswith(f"{path}:2: {reason}")
+
+
+def test_skip_counts_the_bad_lines_and_keeps_the_rest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(tmp_path / "bad.jsonl", "{", GOOD, "[]", GOOD)
+    assert [p.id for p in load_problems(path, on_error="skip")] == ["bad-2", "bad-4"]
+    warnings = capsys.readouterr().err.splitlines()
+    assert warnings[0].startswith(f"warning: {path}:1: not valid JSON")
+    assert warnings[-1] == f"warning: {path}: 2 bad lines skipped, 2 problems kept"
+
+
+def test_a_byte_order_mark_and_windows_line_ends_are_no_error(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", b"\xef\xbb\xbf" + GOOD.encode() + b"\r", GOOD.encode() + b"\r", b"")
+    assert len(load_problems(path)) == 2
+
+
+def test_a_line_separator_inside_a_string_does_not_end_the_line(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", '{"problem": "a\u2028b", "solution": "s", "answer": "1"}')
+    assert load_problems(path)[0].problem == "a\u2028b"
+
+
+def test_a_missing_file_names_the_remedy(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"nowhere\.jsonl does not exist: check the path, or make one with tools/prepare_data\.py"):
+        load_problems(tmp_path / "nowhere.jsonl")
+
+
+@pytest.mark.parametrize("lines", [(), ("{", "[]")])
+def test_a_file_without_a_usable_problem_is_refused(tmp_path: Path, lines: tuple[str, ...]) -> None:
+    with pytest.raises(DataError, match="no usable problem"):
+        load_problems(write(tmp_path / "a.jsonl", *lines), on_error="skip")
+
+
+def test_saved_problems_load_equal(tmp_path: Path) -> None:
+    problems = [Problem("α", "p\n\u2028q", "s", "1", {"level": 3, "tags": ["x"]}), Problem("b", "q", "\\boxed{2}", "2")]
+    save_problems(problems, tmp_path / "new" / "a.jsonl")
+    assert load_problems(tmp_path / "new" / "a.jsonl") == problems
+
+
+def test_the_problem_file_is_json_a_line(tmp_path: Path) -> None:
+    save_problems([Problem("a", "p", "s", "1", {"level": 3})], tmp_path / "a.jsonl")
+    record = {"id": "a", "problem": "p", "solution": "s", "answer": "1", "level": 3}
+    assert json.loads((tmp_path / "a.jsonl").read_text()) == record
+
+
+def test_splits_that_share_a_problem_are_refused_by_name() -> None:
+    train, test = [Problem("t1", "1 +  1?", "s", "2")], [Problem("e1", " 1 + 1?\n", "other", "2")]
+    with pytest.raises(DataError, match=r"problem 'e1' of test is also in train \(as 't1'\)"):
+        check_disjoint({"train": train, "test": test})
+
+
+def test_a_repeat_within_one_split_is_not_a_shared_problem() -> None:
+    repeated = [Problem("a", "same", "s", "1"), Problem("b", "same", "s", "1")]
+    check_disjoint({"train": repeated, "test": [Problem("c", "other", "s", "1")]})
+    with pytest.raises(DataError):
+        check_disjoint({"train": repeated, "test": repeated[:1]})

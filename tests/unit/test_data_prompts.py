@@ -1,0 +1,96 @@
+"""Prompts of both roles, with the quickstart's tokenizer (tests/unit/test_data_prompts_qwen3.py: with Qwen3's)."""
+
+from dataclasses import replace
+
+import pytest
+
+from examples.quickstart.tokenizer import PROMPT, build_tokenizer
+from megatron_atesd.data.prompts import PromptRenderer
+from megatron_atesd.errors import ConfigError, DataError
+from megatron_atesd.records import Problem
+
+TOKENIZER = build_tokenizer()
+PROBLEM = Problem("sum-1", "15+3-3", "15+3=18\n18-3=15\n\\boxed{15}", "15")
+
+
+def renderer(**changes: object) -> PromptRenderer:
+    return PromptRenderer(TOKENIZER, replace(PROMPT, **changes), "nearest")  # type: ignore[arg-type]
+
+
+def text(ids: tuple[int, ...]) -> str:
+    return TOKENIZER.decode(list(ids))  # type: ignore[return-value]
+
+
+def test_the_student_sees_the_problem_only() -> None:
+    assert text(renderer().student(PROBLEM)) == "<|im_start|>user15+3-3<|im_end|><|im_start|>assistant<think></think>"
+
+
+def test_the_teacher_sees_the_revealed_steps_the_answer_and_the_transition() -> None:
+    context = renderer().teacher(PROBLEM, 0.5)
+    assert text(context.prompt_ids) == (
+        "<|im_start|>user15+3-3\n\nreference\n15+3=18\n\nanswer\n\\boxed{15}\n\nsolve<|im_end|><|im_start|>assistant<think></think>"
+    )
+    assert (context.revealed, context.segments) == (1, 2)
+
+
+def test_without_a_revealed_step_its_introduction_is_gone_too() -> None:
+    assert "reference" not in text(renderer().teacher(PROBLEM, 0.0).prompt_ids)
+
+
+def test_each_role_has_its_own_thinking_switch() -> None:
+    mixed = renderer(student_thinking=True, teacher_thinking=False)
+    assert text(mixed.student(PROBLEM)).endswith("assistant")
+    assert text(mixed.teacher(PROBLEM, 0.0).prompt_ids).endswith("assistant<think></think>")
+
+
+def test_the_instruction_follows_the_problem_in_both_roles() -> None:
+    told = renderer(instruction="solve")
+    assert "15+3-3\n\nsolve<|im_end|>" in text(told.student(PROBLEM))
+    assert "15+3-3\n\nsolve\n\nanswer" in text(told.teacher(PROBLEM, 0.0).prompt_ids)
+
+
+def test_the_reference_is_what_a_student_would_write() -> None:
+    assert text(renderer().reference(PROBLEM)) == PROBLEM.solution + "<|im_end|>"
+
+
+def test_the_answer_is_the_box_alone() -> None:
+    assert text(renderer().answer(PROBLEM)) == "\\boxed{15}<|im_end|>"
+
+
+def test_a_reference_without_a_box_gets_one() -> None:
+    assert text(renderer().reference(Problem("a", "15+3", "15+3=18\n", "18"))) == "15+3=18\n\\boxed{18}<|im_end|>"
+
+
+@pytest.mark.parametrize(("role", "tokens"), [("student", 10), ("teacher", 30)])
+def test_a_prompt_beyond_the_limit_is_refused_by_problem_and_length(role: str, tokens: int) -> None:
+    fits = renderer(max_length=tokens)
+    tight = renderer(max_length=tokens - 1)
+    prompt = {"student": lambda r: r.student(PROBLEM), "teacher": lambda r: r.teacher(PROBLEM, 1.0).prompt_ids}[role]
+    assert len(prompt(fits)) == tokens
+    with pytest.raises(DataError, match=rf"problem 'sum-1': its {role} prompt has {tokens} tokens, but prompt\.max_length is {tokens - 1}"):
+        prompt(tight)
+
+
+def test_a_template_without_a_thinking_switch_works() -> None:
+    plain = build_tokenizer()
+    plain.chat_template = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}<|im_start|>assistant"
+    ids = PromptRenderer(plain, PROMPT).student(PROBLEM)
+    assert plain.decode(list(ids)) == "<|im_start|>user\n15+3-3<|im_end|>\n<|im_start|>assistant"
+
+
+def test_the_end_of_turn_is_the_templates_and_eos_stops_too() -> None:
+    other = build_tokenizer()
+    other.eos_token = "<|pad|>"
+    rendered = PromptRenderer(other, PROMPT)
+    end, pad = other.convert_tokens_to_ids(["<|im_end|>", "<|pad|>"])
+    # <|im_end|> is no special token any more here, so the tokenizer's word decides.
+    assert rendered.stop_ids == (pad,)
+    other.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    assert PromptRenderer(other, PROMPT).stop_ids == (end, pad)
+
+
+def test_a_tokenizer_without_a_chat_template_is_refused() -> None:
+    bare = build_tokenizer()
+    bare.chat_template = None
+    with pytest.raises(ConfigError, match="no chat template"):
+        PromptRenderer(bare, PROMPT)
