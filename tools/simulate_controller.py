@@ -5,35 +5,28 @@ python tools/simulate_controller.py --updates 100 --vary hold=1,2,5 --vary lr=0.
 
 import argparse
 import json
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from megatron_atesd.config import ExposureConfig
+from megatron_atesd.config_load import load_config
 from megatron_atesd.errors import ConfigError, run_command
 from megatron_atesd.exposure.simulation import StudentModel, compare
 
 
 def parse_variation(text: str) -> tuple[str, list[Any]]:
-    """`name=value,value` as the setting's name and its values; each must have the type of the setting's default."""
+    """`name=value,value` as the setting's name and its values. Raises ConfigError as the settings file would."""
     name, _, values = text.partition("=")
-    defaults = {field.name: field.default for field in fields(ExposureConfig)}
-    if name not in defaults:
-        raise ConfigError(f"--vary {text}: exposure has no setting {name}; choose one of {', '.join(defaults)}")
-    parsed = [yaml.safe_load(value) for value in values.split(",")]
-    kind = (int, float) if isinstance(defaults[name], float) or defaults[name] is None else type(defaults[name])
-    if not all(isinstance(value, kind) for value in parsed):
-        raise ConfigError(f"--vary {text}: values must be like {defaults[name]!r}; write for example {name}={defaults[name]}")
-    return name, parsed
+    if not values:
+        raise ConfigError(f"--vary {text}: write an exposure setting and its values, for example hold=1,2")
+    return name, [getattr(load_config([f"--exposure.{name}={value}"]).exposure, name) for value in values.split(",")]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--updates", type=int, default=100, help="student updates of a run")
     parser.add_argument("--seeds", type=int, default=20, help="runs averaged")
-    parser.add_argument("--optima", default="0.3,0.8", help="exposures of fastest progress, one simulated student each")
+    parser.add_argument("--optima", default="0.3,0.8", metavar="A,A", help="exposures of fastest progress, one simulated student each")
     parser.add_argument(
         "--training-noise", type=float, default=StudentModel.training_noise, help="SD of one update's true drop, nats per token"
     )
@@ -42,8 +35,12 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, help="also write the rows to this JSON file")
     args = parser.parse_args()
-    vary = dict(parse_variation(text) for text in args.vary)
     optima = [float(optimum) for optimum in args.optima.split(",")]
+    if min(args.updates, args.seeds) < 1 or not all(0 <= optimum <= 1 for optimum in optima):
+        raise ConfigError(
+            f"--updates {args.updates}, --seeds {args.seeds}, --optima {args.optima}: need at least 1, 1, and values from 0 to 1"
+        )
+    vary = dict(parse_variation(text) for text in args.vary)
     rows = []
     print("regret  final  " + "  ".join(f"α@{optimum:g}" for optimum in optima) + "  settings")
     for row in compare(ExposureConfig(), vary, StudentModel(training_noise=args.training_noise), optima, args.updates, args.seeds):

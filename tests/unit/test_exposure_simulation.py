@@ -20,9 +20,9 @@ def final_means(config: ExposureConfig, student: StudentModel) -> list[float]:
 
 @pytest.mark.parametrize("optimum", [0.3, 0.8])
 def test_isolated_decisions_find_the_optimum(optimum: float):
-    # L = H, no grounding pull, and B = 4 because 80 decisions are many. 0.2 away from the optimum an update loses under a tenth of the range
-    # between best and worst, less than the noise of a window's reward: too little to see (over 30 seeds 93 and 100 % end within it).
-    # The mean over seeds must be twice as near.
+    # L = H, no grounding pull, and B = 4 because 80 decisions are many. 0.2 away from the optimum an update loses under a tenth of the
+    # range between best and worst, less than the noise of a window's reward: too little to see (over 30 seeds 93 and 100 % end within
+    # it). The mean over seeds must be twice as near.
     config = ExposureConfig(hold=5, lookahead=5, batch=4, grounding_weight=0.0)
     means = final_means(config, StudentModel(optimum=optimum, training_noise=2e-4))
     assert all(abs(mean - optimum) < 0.2 for mean in means), means
