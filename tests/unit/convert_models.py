@@ -26,7 +26,8 @@ def save_model(folder: Path, family: str = "qwen3", dtype: torch.dtype = torch.f
     """A random model in `folder`; every parameter, norms included, is random, so that a swapped or forgotten one shows."""
     torch.manual_seed(0)
     values = SIZES | sizes
-    model: Any = Qwen3ForCausalLM(Qwen3Config(**values)) if family == "qwen3" else LlamaForCausalLM(LlamaConfig(**values))
+    make: Any = (lambda: Qwen3ForCausalLM(Qwen3Config(**values))) if family == "qwen3" else (lambda: LlamaForCausalLM(LlamaConfig(**values)))
+    model = make()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(torch.randn_like(parameter) * 0.3 + (parameter.dim() == 1))

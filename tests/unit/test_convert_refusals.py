@@ -1,6 +1,5 @@
 """What the converters refuse, what they say, and that nothing half-finished stays behind."""
 
-import json
 import os
 import subprocess
 import sys
@@ -17,10 +16,11 @@ from safetensors.torch import save_file
 from transformers import GPT2Config, GPT2LMHeadModel, Qwen2Config, Qwen2ForCausalLM
 
 from checkpoints_convert import hf_to_megatron, megatron_to_hf, weights
-from checkpoints_convert.command import single_process
+from checkpoints_convert.command import single_process, whole_model
 from checkpoints_convert.weights import load_hf_weights
 from megatron_atesd.errors import CheckpointError, ConfigError, ConversionError
-from megatron_atesd.train.checkpoint import RunCheckpoints
+from megatron_atesd.model.qwen3 import read_architecture
+from megatron_atesd.train.checkpoint import RunCheckpoints, model_state
 from megatron_atesd.train.model_folder import find_hf, load_model_weights
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "checkpoints_convert"
@@ -179,18 +179,13 @@ def test_several_processes(source: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 def test_a_run_directory_means_its_newest_checkpoint(source: Path, tmp_path: Path):
-    from megatron_atesd.model.qwen3 import read_architecture
-    from megatron_atesd.train.checkpoint import model_state
-
     with single_process():
-        from checkpoints_convert.command import whole_model
-
         model = whole_model(read_architecture(source), "fp32")
         load_hf_weights(model, source)
         checkpoints = RunCheckpoints(tmp_path / "run", keep=0)
         for update in (1, 2):
             with torch.no_grad():
-                model.decoder.final_layernorm.weight.fill_(update)  # pyright: ignore
+                model.decoder.final_layernorm.weight.fill_(update)  # pyright: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue, reportCallIssue]
             checkpoints.save(update, {"model": model_state(model), "run": {"update": update}}, source)
     for argument, expected in (("run", 2.0), ("run/checkpoints/step_1", 1.0)):
         megatron_to_hf.main(["--megatron", str(tmp_path / argument), "--out", str(tmp_path / "back"), "--force"])
@@ -214,9 +209,6 @@ def test_damaged_megatron_weights(source: Path, tmp_path: Path):
 
 
 def test_load_model_weights_takes_both_kinds_of_folder(source: Path, tmp_path: Path):
-    from checkpoints_convert.command import whole_model
-    from megatron_atesd.model.qwen3 import read_architecture
-
     with single_process():
         hf_to_megatron.convert(source, tmp_path / "megatron")
         models = [whole_model(read_architecture(source), "fp32") for _ in range(2)]
@@ -233,4 +225,4 @@ def test_a_refusal_is_one_line_and_exit_code_2_from_any_directory(tmp_path: Path
     assert result.returncode == 2
     assert len([line for line in result.stderr.splitlines() if line.startswith("error: nothing:")]) == 1
     assert "Traceback" not in result.stderr
-    assert json.dumps(os.listdir(tmp_path)) == "[]"
+    assert list(tmp_path.iterdir()) == []

@@ -68,7 +68,7 @@ def test_the_exported_folder_generates_what_the_source_generates(tmp_path: Path)
         hf_to_megatron.convert(source, tmp_path / "megatron")
         megatron_to_hf.convert(tmp_path / "megatron", tmp_path / "back")
     prompt = torch.tensor([[3, 14, 15, 9]])
-    models = [AutoModelForCausalLM.from_pretrained(folder) for folder in (source, tmp_path / "back")]
+    models: list[Any] = [AutoModelForCausalLM.from_pretrained(folder) for folder in (source, tmp_path / "back")]
     ours, theirs = (model.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=8, do_sample=False) for model in models)
     assert torch.equal(ours, theirs)
     assert ours.shape[1] > prompt.shape[1]

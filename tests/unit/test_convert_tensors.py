@@ -15,10 +15,11 @@ def rows(count: int, width: int) -> torch.Tensor:
     return torch.arange(count * width, dtype=torch.float32).reshape(count, width)
 
 
-def attention(groups: int, heads_a_group: int, head_size: int, hidden: int) -> list[torch.Tensor]:
+def attention(groups: int, heads_a_group: int, head_size: int, hidden: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Query, key and value whose entries are all different."""
     heights = [groups * heads_a_group * head_size, groups * head_size, groups * head_size]
-    return list(rows(sum(heights), hidden).split(heights))
+    query, key, value = rows(sum(heights), hidden).split(heights)
+    return query, key, value
 
 
 @given(SIZES, SIZES, SIZES, SIZES)
