@@ -2,12 +2,13 @@
 
 Half of the examples are student prompts, half teacher prompts, on chains drawn fresh. An example's solution is a *trajectory*:
 results that are often wrong, each step going on from the one before. In teacher mode the revealed steps and the boxed answer
-are those of the trajectory itself. Four things make distillation from this model work, each needed:
+are those of the trajectory itself. Four things make distillation from this model work:
 
 * habit: `*4` and `*5` give the right result plus one with probability .65, so that the model's most likely answer is wrong. What is
   revealed has the habit too, hence is no hint that the fact is another one: the model learns to *copy* the steps it sees and to follow
   its habit in those it does not. Shown a correct reference it is a good teacher, the better the more it is shown.
-* slips: with probability .1 a result is off by one or two, so that copying cannot be replaced by computing.
+* slips: with probability .1 a result is off by one or two. A revealed step is, with probability .3, any number at all: copying
+  then pays far more than computing, and is learned for every step of the reference instead of the first alone.
 * deviations, teacher mode only: with probability .1 the response leaves its reference at a step and goes on from there, with
   habit and slips as anywhere. That one token is not learned; what follows it is: sense on a wrong prefix of the student's.
 * reveal lengths: all steps with probability .35, else uniform below; a number of steps never seen would be a cliff.
@@ -20,7 +21,7 @@ from dataclasses import dataclass
 from megatron_atesd.data.prompts import PromptRenderer
 from megatron_atesd.data.sources.chain import MODULUS, Chain, apply, chain_problem, random_chain
 
-SLIP, HABIT, DEVIATION, ALL_REVEALED = 0.1, 0.65, 0.1, 0.35
+SLIP, HABIT, DEVIATION, ALL_REVEALED, SHOWN_NOISE = 0.1, 0.65, 0.1, 0.35, 0.3
 HABITUAL = ("*4", "*5")
 STEP_TOKENS, RESULT_TOKEN = 5, 3  # `15`, `+3`, `=`, `18`, line break: where a step's result stands in a response
 _OFF_BY = (-2, -1, 1, 2)
@@ -57,9 +58,10 @@ def _student_example(rng: random.Random, renderer: PromptRenderer, chain: Chain)
 
 
 def _teacher_example(rng: random.Random, renderer: PromptRenderer, chain: Chain) -> WarmExample:
-    drawn = draw_deviating(rng, chain)
-    shown = draw_revealed(rng, len(drawn.reference)) / len(drawn.reference)
-    prompt = renderer.teacher(chain_problem(chain, drawn.reference, "warm start"), shown).prompt_ids
+    revealed = draw_revealed(rng, len(chain.operations))
+    drawn = draw_deviating(rng, chain, revealed)
+    shown = chain_problem(chain, drawn.reference, "warm start")
+    prompt = renderer.teacher(shown, revealed / len(chain.operations)).prompt_ids
     response = renderer.reference(chain_problem(chain, drawn.response, "warm start"))
     masked = None if drawn.deviation is None else drawn.deviation * STEP_TOKENS + RESULT_TOKEN
     return WarmExample(prompt, response, tuple(int(i != masked) for i in range(len(response))))
@@ -71,12 +73,13 @@ def _fresh_chain(rng: random.Random, exclude: Set[str]) -> Chain:
     return chain
 
 
-def draw_values(rng: random.Random, chain: Chain, done: Sequence[int] = ()) -> list[int]:
-    """One result a step, going on from those `done`: right, off by a slip, or after the habit."""
+def draw_values(rng: random.Random, chain: Chain, done: Sequence[int] = (), shown: int = 0) -> list[int]:
+    """One result a step, going on from those `done`: right, off by a slip, or after the habit; noise only in the first `shown`."""
     results = list(done)
-    for operation in chain.operations[len(done) :]:
+    for step, operation in enumerate(chain.operations[len(done) :], len(done)):
         right = apply(results[-1] if results else chain.start, operation)
-        results.append((right + _error(rng, operation)) % MODULUS)
+        noise = step < shown and rng.random() < SHOWN_NOISE
+        results.append(rng.randrange(MODULUS) if noise else (right + _error(rng, operation)) % MODULUS)
     return results
 
 
@@ -86,9 +89,9 @@ def _error(rng: random.Random, operation: str) -> int:
     return 1 if operation in HABITUAL and rng.random() < HABIT else 0
 
 
-def draw_deviating(rng: random.Random, chain: Chain) -> Trajectory:
-    """A reference, and a response that follows it up to the first step, if any, at which it deviates."""
-    reference = draw_values(rng, chain)
+def draw_deviating(rng: random.Random, chain: Chain, revealed: int) -> Trajectory:
+    """A reference whose first `revealed` steps are shown, and a response that follows it up to the step, if any, where it deviates."""
+    reference = draw_values(rng, chain, shown=revealed)
     step = next((i for i in range(len(reference)) if rng.random() < DEVIATION), None)
     if step is None:
         return Trajectory(reference, reference)

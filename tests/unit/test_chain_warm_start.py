@@ -72,7 +72,7 @@ def test_only_the_token_that_leaves_the_reference_is_not_learned() -> None:
 def test_what_precedes_a_deviation_is_the_reference() -> None:
     rng = random.Random(3)
     for _ in range(500):
-        drawn = warm.draw_deviating(rng, Chain(5, ("+2", "*4", "-3", "+5")))
+        drawn = warm.draw_deviating(rng, Chain(5, ("+2", "*4", "-3", "+5")), revealed=2)
         if drawn.deviation is None:
             assert drawn.response == drawn.reference
         else:
@@ -101,9 +101,17 @@ def test_other_operations_only_slip(operation: str) -> None:
     assert all(share[offset] == pytest.approx(0.025, abs=0.01) for offset in (-2, -1, 1, 2))
 
 
+def test_revealed_steps_are_often_noise_and_the_rest_never() -> None:
+    rng = random.Random(5)
+    drawn = [warm.draw_deviating(rng, Chain(5, ("+2", "+2")), revealed=1).reference for _ in range(8000)]
+    far = [[abs((after - apply(before, "+2") + 11) % 23 - 11) > 2 for before, after in zip([5, *r], r, strict=False)] for r in drawn]
+    assert sum(first for first, _ in far) / 8000 == pytest.approx(0.3 * 18 / 23, abs=0.02)
+    assert not any(second for _, second in far)
+
+
 def test_a_step_deviates_with_probability_one_tenth() -> None:
     rng = random.Random(5)
-    deviating = sum(warm.draw_deviating(rng, Chain(5, ("+2", "+2"))).deviation is not None for _ in range(8000))
+    deviating = sum(warm.draw_deviating(rng, Chain(5, ("+2", "+2")), revealed=1).deviation is not None for _ in range(8000))
     assert deviating / 8000 == pytest.approx(1 - 0.9**2, abs=0.02)
 
 
