@@ -6,6 +6,7 @@ all-reduce of the summed terms), and one all-reduce of the hidden states' gradie
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -27,7 +28,7 @@ class Divergence:
 
 @dataclass(frozen=True)
 class TokenStatistics:
-    """Of each response token, without gradient, always unclipped: KL(teacher ‖ student) in nats, top-1 differs, largest student probability."""
+    """Of each response token, without gradient: unclipped KL(teacher ‖ student) in nats, top-1 differs, largest student probability."""
 
     kl_T: Tensor
     disagreement_T: Tensor
@@ -51,13 +52,25 @@ def distill_loss(
     ranks, and their gradient arrives summed over it.
     """
     rows = weight_VH.shape[0] if valid is None else valid
-    loss, *statistics = _FusedDivergence.apply(hidden_TH, weight_VH, teacher_hidden_TH, teacher_weight_VH, token_weight_T, settings, rows, group)
+    loss, *statistics = _FusedDivergence.apply(
+        hidden_TH, weight_VH, teacher_hidden_TH, teacher_weight_VH, token_weight_T, settings, rows, group
+    )
     return loss, TokenStatistics(*statistics)
 
 
 class _FusedDivergence(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden_TH, weight_VH, teacher_hidden_TH, teacher_weight_VH, token_weight_T, settings, rows, group):  # noqa: ANN
+    def forward(
+        ctx: Any,
+        hidden_TH: Tensor,
+        weight_VH: Tensor,
+        teacher_hidden_TH: Tensor,
+        teacher_weight_VH: Tensor,
+        token_weight_T: Tensor,
+        settings: Divergence,
+        rows: int,
+        group: dist.ProcessGroup | None,
+    ) -> tuple[Tensor, ...]:
         work = torch.promote_types(hidden_TH.dtype, torch.float32)
         d_hidden_TH = torch.zeros_like(hidden_TH, dtype=work) if ctx.needs_input_grad[0] else None
         d_weight_VH = torch.zeros_like(weight_VH, dtype=work) if ctx.needs_input_grad[1] else None
@@ -82,7 +95,7 @@ class _FusedDivergence(torch.autograd.Function):
         return loss, *outputs
 
     @staticmethod
-    def backward(ctx, d_loss, *_):  # noqa: ANN
+    def backward(ctx: Any, d_loss: Tensor, *_: Any) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         d_hidden_TH, d_weight_VH = (None if g is None else g * d_loss.to(g.dtype) for g in ctx.gradients)
         ctx.gradients = ()
         return d_hidden_TH, d_weight_VH, None, None, None, None, None, None
@@ -91,8 +104,9 @@ class _FusedDivergence(torch.autograd.Function):
 def _chunk(logits_TV: Tensor, teacher_TV: Tensor, settings: Divergence, group: dist.ProcessGroup | None) -> tuple[Tensor, Tensor, Tensor]:
     """Token losses [T], statistics [3, T] and d loss / d (logits / temperature) [T, V] of one chunk.
 
-    With g the derivative by the student's log-probabilities q, the logits' derivative is g - exp(q) · Σ_v g (softmax). Where g holds a whole
-    distribution (`mass`), its sum is written as 1 less what clipping took away: equal distributions then give a gradient of exactly 0.
+    With g the derivative by the student's log-probabilities q, the logits' derivative is g - exp(q) · Σ_v g (softmax).
+    Where g holds a whole distribution (`mass`), its sum is written as 1 less what clipping took away: equal distributions
+    then give a gradient of exactly 0.
     """
     (log_norm_T, top_T, top_logit_T), (teacher_norm_T, teacher_top_T, _) = _softmax_statistics((logits_TV, teacher_TV), group)
     student_TV, teacher_TV = logits_TV - log_norm_T[:, None], teacher_TV - teacher_norm_T[:, None]

@@ -32,5 +32,5 @@ def mean_nll(model: HiddenStateGPT, pairs: Sequence[tuple[TokenIds, TokenIds]], 
     with torch.no_grad():
         sums = run_schedule(model, micro_batches(mine, micro_batch, multiple), last_stage, forward_only=True)
     model.train(was_training)
-    total, count = sum_over_ranks(sum(sums) if sums else None, 2)
+    total, count = sum_over_ranks(sums, 2)
     return total / count

@@ -79,7 +79,7 @@ def _both_passes(
     student_batches = micro_batches([(e.student_prompt, e.response) for e in examples], micro_batch, multiple)
     last_stage = _student_loss(model, teacher, teacher_hidden, divergence, normalize)
     sums = run_schedule(wrapped, student_batches, last_stage, forward_only)
-    loss, kl, disagreement, confidence, count, tokens = sum_over_ranks(sum(sums) if sums else None, 6)
+    loss, kl, disagreement, confidence, count, tokens = sum_over_ranks(sums, 6)
     finished = time.perf_counter()
     return StepResult(
         loss / count, kl / tokens, disagreement / tokens, confidence / tokens, int(tokens), middle - started, finished - middle

@@ -102,7 +102,7 @@ class CachedAttention(torch.nn.Module):
 
 
 class PositionedRotary(RotaryEmbedding):
-    """Megatron's rotary embedding; while a cache is in use, at the positions of the cached sequences ([S, B, 1, D] instead of [S, 1, 1, D])."""
+    """Megatron's rotary embedding; while a cache is in use, at each cached sequence's positions: [S, B, 1, D], not [S, 1, 1, D]."""
 
     def __init__(self, slot: CacheSlot, **kwargs: Any) -> None:
         super().__init__(**kwargs)

@@ -152,7 +152,11 @@ class HiddenStateGPT(GPTModel):
         )
         self.arch, self.slot = arch, slot
         self.rotary_pos_emb = PositionedRotary(
-            slot=slot, kv_channels=arch.head_size, rotary_percent=1.0, rotary_base=arch.rope_base, use_cpu_initialization=not torch.cuda.is_available()
+            slot=slot,
+            kv_channels=arch.head_size,
+            rotary_percent=1.0,
+            rotary_base=arch.rope_base,
+            use_cpu_initialization=not torch.cuda.is_available(),
         )
 
     def _postprocess(self, hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:

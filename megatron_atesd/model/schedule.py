@@ -39,10 +39,10 @@ def run_schedule(model: torch.nn.Module, batches: Sequence[PackedBatch], last_st
     )
 
 
-def sum_over_ranks(sums: Tensor | None, size: int) -> list[float]:
-    """Sums [size] of the last stage's ranks, added over data parallelism and known on every rank; None counts as zeros."""
+def sum_over_ranks(sums: Sequence[Tensor], size: int) -> list[float]:
+    """Sums [size] of every micro-batch (none on all but the last stage), added over data parallelism and known on every rank."""
     device = torch.cuda.current_device()
-    total = torch.zeros(size, dtype=torch.float64, device=device) if sums is None else sums.to(torch.float64)
+    total = torch.stack([*sums, torch.zeros(size, dtype=torch.float64, device=device)]).sum(dim=0)
     dist.all_reduce(total, group=parallel_state.get_data_parallel_group())
     if parallel_state.get_pipeline_model_parallel_world_size() > 1:
         dist.broadcast(total, parallel_state.get_pipeline_model_parallel_last_rank(), parallel_state.get_pipeline_model_parallel_group())

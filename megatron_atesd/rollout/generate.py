@@ -83,7 +83,9 @@ class _Batch:
             uniform_B = self.uniform_BK[self.rows, step].to(self.device)
             ids_B = sample_tokens(logits_BV, uniform_B, self.config.temperature, self.config.top_p, self.config.top_k)
         if parallel_state.get_pipeline_model_parallel_world_size() > 1:
-            dist.broadcast(ids_B, parallel_state.get_pipeline_model_parallel_last_rank(), parallel_state.get_pipeline_model_parallel_group())
+            dist.broadcast(
+                ids_B, parallel_state.get_pipeline_model_parallel_last_rank(), parallel_state.get_pipeline_model_parallel_group()
+            )
         return ids_B
 
     def _record(self, ids: Sequence[int]) -> list[int]:

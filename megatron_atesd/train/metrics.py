@@ -36,7 +36,8 @@ def peak_memory_gib() -> float:
 def describe_sample(renderer: PromptRenderer, rollout: Rollout) -> str:
     """One rollout as text, for a person."""
     cut = " … (cut)" if rollout.truncated else ""
-    return f"problem {rollout.problem.id}: {rollout.problem.problem}\nresponse: {renderer.decode(rollout.response_ids)}{cut}\nanswer: {rollout.problem.answer}"
+    problem, response = rollout.problem, renderer.decode(rollout.response_ids)
+    return f"problem {problem.id}: {problem.problem}\nresponse: {response}{cut}\nanswer: {problem.answer}"
 
 
 def write_summary(run_dir: Path, config: TrainConfig) -> Mapping[str, Any]:
@@ -46,7 +47,7 @@ def write_summary(run_dir: Path, config: TrainConfig) -> Mapping[str, Any]:
         "updates": len(lines),
         "mode": config.exposure.mode,
         "seed": config.run.seed,
-        "seconds": sum(line["time/step"] for line in lines),
+        "seconds": sum(line["time/step"] or 0.0 for line in lines),
         "exposure_trace": [line["exposure/alpha"] for line in lines],
         "controller_updates": max((int(line.get("controller/updates") or 0) for line in lines), default=0),
         "last": lines[-1] if lines else {},

@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-
+import torch.distributed as dist
 from megatron_atesd.config import TrainConfig
 from megatron_atesd.config_check import ModelShape, validate
 from megatron_atesd.data.problems import check_disjoint, last_boxed, load_problems
@@ -125,7 +125,7 @@ class TrainingRun:
                 "update": update,
                 "scheduler": self.optimization.scheduler.state_dict(),
                 "sampler": self.sampler.state_dict(),
-                "exposure": self.service.state_dict(),
+                "exposure": on_every_rank(self.service.state_dict()),
                 "rng": rng_states(),
                 "config": asdict(self.config),
             }
@@ -145,6 +145,13 @@ class TrainingRun:
         self.service.load_state_dict(run["exposure"])
         restore_rng(run["rng"])
         return int(run["update"])
+
+
+def on_every_rank(of_rank_0: Any) -> Any:
+    """Rank 0's object on all ranks: what every rank saves alike must be alike. Collective."""
+    box = [of_rank_0]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
 
 
 def load_data(config: TrainConfig) -> tuple[list[Problem], list[Problem]]:

@@ -39,5 +39,5 @@ def sft_step(optimization: Optimization, model: HiddenStateGPT, examples: Sequen
     optimization.zero_grad()
     sums = run_schedule(optimization.wrapped, batches, last_stage, forward_only=False)
     optimization.step()
-    total, count = sum_over_ranks(sum(sums) if sums else None, 2)
+    total, count = sum_over_ranks(sums, 2)
     return total / count

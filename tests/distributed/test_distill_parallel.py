@@ -16,6 +16,7 @@ from megatron_atesd.distill.divergence import divergence
 from megatron_atesd.distill.fused import Divergence
 from megatron_atesd.distill.step import Example, distill_step
 from megatron_atesd.distill.teacher import Teacher
+from megatron_atesd.model.packing import TokenIds
 from megatron_atesd.model.parallel import parallel_session
 from megatron_atesd.model.qwen3 import build_model, read_architecture, transformer_config
 from megatron_atesd.train.checkpoint import model_state, read_folder, write_folder
@@ -68,7 +69,7 @@ def plain_reference(student: PreTrainedModel, teacher: PreTrainedModel, normaliz
     token_losses, sequence_means = [], []
     for example in examples(37):
 
-        def log_probs(model: PreTrainedModel, prompt: list[int], response: list[int] = example.response) -> torch.Tensor:
+        def log_probs(model: PreTrainedModel, prompt: TokenIds, response: TokenIds = example.response) -> torch.Tensor:
             logits = model(torch.tensor([[*prompt, *response]])).logits[0, len(prompt) - 1 : -1]
             return torch.log_softmax(logits.float() / DIVERGENCE.temperature, dim=-1)
 
@@ -131,7 +132,9 @@ LAYOUTS = {
 
 
 @pytest.mark.parametrize("world", LAYOUTS)
-@pytest.mark.parametrize(("family", "tied", "normalize"), [("qwen3", True, "token"), ("qwen3", False, "sequence"), ("llama", True, "token")])
+@pytest.mark.parametrize(
+    ("family", "tied", "normalize"), [("qwen3", True, "token"), ("qwen3", False, "sequence"), ("llama", True, "token")]
+)
 def test_loss_and_every_gradient_equal_plain_pytorch(world: int, family: str, tied: bool, normalize: str, tmp_path: Path) -> None:
     save_models(tmp_path, family, tied)
     losses = run_distributed(megatron_steps, world, LAYOUTS[world], tmp_path, normalize)
@@ -145,6 +148,4 @@ def test_loss_and_every_gradient_equal_plain_pytorch(world: int, family: str, ti
         for name, gradient in expected.items():
             scale = float(gradient.abs().max())
             assert scale > 0, name
-            torch.testing.assert_close(
-                got[name], gradient, rtol=1e-4, atol=1e-5 * scale, msg=lambda m, at=f"{layout} {name}": f"{at}: {m}"
-            )
+            torch.testing.assert_close(got[name], gradient, rtol=1e-4, atol=1e-5 * scale, msg=lambda m, at=f"{layout} {name}": f"{at}: {m}")

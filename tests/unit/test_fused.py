@@ -5,17 +5,29 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_atesd.distill.divergence import divergence
+from megatron_atesd.distill.divergence import Kind, divergence
 from megatron_atesd.distill.fused import Divergence, distill_loss
 
 
-def inputs(tokens: int, vocabulary: int, hidden: int, dtype: torch.dtype = torch.float64, scale: float = 1.0) -> list[torch.Tensor]:
+def inputs(
+    tokens: int, vocabulary: int, hidden: int, dtype: torch.dtype = torch.float64
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     random = torch.Generator().manual_seed(tokens * 1000 + vocabulary)
-    shapes = [(tokens, hidden), (vocabulary, hidden), (tokens, hidden), (vocabulary, hidden)]
-    return [scale * torch.randn(*shape, generator=random, dtype=torch.float64).to(dtype) for shape in shapes]
+
+    def draw(rows: int) -> torch.Tensor:
+        return torch.randn(rows, hidden, generator=random, dtype=torch.float64).to(dtype)
+
+    return draw(tokens), draw(vocabulary), draw(tokens), draw(vocabulary)
 
 
-def reference(hidden, weight, teacher_hidden, teacher_weight, token_weight, setting: Divergence) -> tuple[torch.Tensor, ...]:  # noqa: ANN001
+def reference(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    teacher_hidden: torch.Tensor,
+    teacher_weight: torch.Tensor,
+    token_weight: torch.Tensor,
+    setting: Divergence,
+) -> tuple[torch.Tensor, ...]:
     student = torch.log_softmax(hidden @ weight.t() / setting.temperature, -1)
     teacher = torch.log_softmax(teacher_hidden @ teacher_weight.t() / setting.temperature, -1)
     loss = (divergence(teacher, student, setting.kind, setting.clip, setting.beta) * token_weight).sum()
@@ -33,7 +45,9 @@ def reference(hidden, weight, teacher_hidden, teacher_weight, token_weight, sett
     beta=st.sampled_from([0.2, 0.5, 0.9]),
 )
 @settings(max_examples=60, deadline=None)
-def test_value_and_gradients_equal_the_definition(tokens, vocabulary, kind, clip, chunk, temperature, beta):  # noqa: ANN001, ANN201
+def test_value_and_gradients_equal_the_definition(
+    tokens: int, vocabulary: int, kind: Kind, clip: float, chunk: int, temperature: float, beta: float
+) -> None:
     setting = Divergence(kind, beta, clip, temperature, chunk)
     values = inputs(tokens, vocabulary, 5)
     token_weight = torch.linspace(0.1, 1.0, tokens, dtype=torch.float64)
@@ -60,7 +74,7 @@ def test_statistics_are_of_the_unclipped_divergence() -> None:
 
 
 @pytest.mark.parametrize("kind", ["forward_kl", "reverse_kl", "jsd"])
-def test_identical_distributions_give_zero_and_no_gradient(kind) -> None:  # noqa: ANN001
+def test_identical_distributions_give_zero_and_no_gradient(kind: Kind) -> None:
     hidden, weight, *_ = inputs(7, 19, 6, torch.float32)
     student, head = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
     loss, stats = distill_loss(student, head, hidden, weight, torch.ones(7), Divergence(kind))
@@ -74,14 +88,14 @@ def test_identical_distributions_give_zero_and_no_gradient(kind) -> None:  # noq
 
 
 @pytest.mark.parametrize("kind", ["forward_kl", "reverse_kl", "jsd"])
-def test_extreme_logits_stay_finite_and_right(kind) -> None:  # noqa: ANN001
-    values = [v * 60 for v in inputs(6, 12, 4, torch.float32)]
-    hidden, weight = values[0].clone().requires_grad_(), values[1].clone().requires_grad_()
+def test_extreme_logits_stay_finite_and_right(kind: Kind) -> None:
+    a, b, c, d = (v * 60 for v in inputs(6, 12, 4, torch.float32))
+    hidden, weight = a.clone().requires_grad_(), b.clone().requires_grad_()
     setting = Divergence(kind)
-    loss, _ = distill_loss(hidden, weight, values[2], values[3], torch.ones(6), setting)
+    loss, _ = distill_loss(hidden, weight, c, d, torch.ones(6), setting)
     loss.backward()
-    expected = reference(*[v.double() for v in values], torch.ones(6).double(), setting)[0]
-    assert float(values[0].abs().max() * values[1].abs().max()) > 1e4
+    expected = reference(a.double(), b.double(), c.double(), d.double(), torch.ones(6).double(), setting)[0]
+    assert float((a @ b.t()).abs().max()) > 1e4
     torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=1e-4)
     assert hidden.grad is not None
     assert bool(torch.isfinite(hidden.grad).all())
@@ -89,13 +103,13 @@ def test_extreme_logits_stay_finite_and_right(kind) -> None:  # noqa: ANN001
 
 def test_padding_rows_are_outside_the_softmax() -> None:
     values, ones = inputs(5, 13, 4), torch.ones(5, dtype=torch.float64)
-    padded = [values[0], torch.cat((values[1], 9 * torch.ones(3, 4))), values[2], torch.cat((values[3], -9 * torch.ones(3, 4)))]
-    padded[1].requires_grad_()
-    loss, _ = distill_loss(*padded, ones, Divergence(), valid=13)
+    student_head = torch.cat((values[1], 9 * torch.ones(3, 4))).requires_grad_()
+    teacher_head = torch.cat((values[3], -9 * torch.ones(3, 4)))
+    loss, _ = distill_loss(values[0], student_head, values[2], teacher_head, ones, Divergence(), valid=13)
     loss.backward()
     torch.testing.assert_close(loss, distill_loss(*values, ones, Divergence())[0])
-    assert padded[1].grad is not None
-    assert float(padded[1].grad[13:].abs().max()) == 0.0
+    assert student_head.grad is not None
+    assert float(student_head.grad[13:].abs().max()) == 0.0
 
 
 def test_no_tokens_give_zero_loss_that_still_has_a_gradient_path() -> None:
