@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
+FAMILIES: dict[str, tuple[Any, Any]] = {"qwen3": (Qwen3Config, Qwen3ForCausalLM), "llama": (LlamaConfig, LlamaForCausalLM)}
 SIZES: dict[str, Any] = {
     "vocab_size": 61,
     "hidden_size": 32,
@@ -26,8 +27,8 @@ def save_model(folder: Path, family: str = "qwen3", dtype: torch.dtype = torch.f
     """A random model in `folder`; every parameter, norms included, is random, so that a swapped or forgotten one shows."""
     torch.manual_seed(0)
     values = SIZES | sizes
-    make: Any = (lambda: Qwen3ForCausalLM(Qwen3Config(**values))) if family == "qwen3" else (lambda: LlamaForCausalLM(LlamaConfig(**values)))
-    model = make()
+    config_class, model_class = FAMILIES[family]
+    model = model_class(config_class(**values))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(torch.randn_like(parameter) * 0.3 + (parameter.dim() == 1))

@@ -7,11 +7,14 @@ from typing import Any
 import pytest
 import torch
 from convert_models import read_tensors, save_model
-from transformers import AutoModelForCausalLM
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from checkpoints_convert import hf_to_megatron, megatron_to_hf
 from checkpoints_convert.command import single_process, whole_model
-from checkpoints_convert.verify import compare
+from checkpoints_convert.verify import TEXT, compare
 from checkpoints_convert.weights import load_hf_weights
 from megatron_atesd.model.qwen3 import read_architecture
 
@@ -82,6 +85,19 @@ def test_a_chosen_dtype_rounds_the_weights_and_is_stated_in_the_config(tmp_path:
     rounded = {name: tensor.to(torch.bfloat16) for name, tensor in read_tensors(source).items()}
     assert bits(read_tensors(tmp_path / "back")) == bits(rounded)
     assert json.loads((tmp_path / "back" / "config.json").read_text())["dtype"] == "bfloat16"
+
+
+def test_logits_are_compared_on_text_when_there_is_a_tokenizer(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    source = save_model(tmp_path)
+    vocabulary = {"?": 0} | {word: number for number, word in enumerate(["A", "train", "answer"], start=1)}
+    words = Tokenizer(WordLevel(vocabulary, unk_token="?"))
+    words.pre_tokenizer = WhitespaceSplit()  # pyright: ignore[reportAttributeAccessIssue]
+    PreTrainedTokenizerFast(tokenizer_object=words).save_pretrained(source)
+    with single_process():
+        model = whole_model(read_architecture(source), "fp32")
+        load_hf_weights(model, source)
+        compare(model, source)
+    assert f"of {len(TEXT.split()) + 64} positions" in capsys.readouterr().err
 
 
 def test_small_files_come_along_and_other_weights_do_not(tmp_path: Path):
