@@ -9,5 +9,9 @@ for _message in (
     "When using async grad allreduce it is recommended to set the environment variable CUDA_DEVICE_MAX_CONNECTIONS.*",
 ):
     warnings.filterwarnings("ignore", message=_message, category=UserWarning)
-for _message in ("`load_state_dict` is deprecated.*", ".*deprecating ShardedTensor.*", "`torch.distributed.all_gather_into_tensor` is deprecated.*"):
+for _message in (
+    "`load_state_dict` is deprecated.*",
+    ".*deprecating ShardedTensor.*",
+    "`torch.distributed.all_gather_into_tensor` is deprecated.*",
+):
     warnings.filterwarnings("ignore", message=_message, category=FutureWarning)

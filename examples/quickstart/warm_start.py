@@ -11,10 +11,11 @@ import random
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from transformers import Qwen3Config
 
-from examples.quickstart.tokenizer import PROMPT, build_tokenizer
+from examples.quickstart.tokenizer import END, PAD, PROMPT, build_tokenizer
 from examples.quickstart.warm_start_data import warm_start_batch
 from megatron_atesd.config import ScheduleConfig
 from megatron_atesd.data.problems import load_problems
@@ -62,11 +63,11 @@ def warm_start(data: Path, out: Path, hf: Path, seed: int, updates: int, batch: 
 
 def describe_model(folder: Path) -> None:
     """Write the tiny Qwen3's config.json, tokenizer and generation config."""
-    tokenizer = build_tokenizer()
+    tokenizer: Any = build_tokenizer()
     Qwen3Config(
         vocab_size=len(tokenizer), hidden_size=96, intermediate_size=288, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
         head_dim=32, tie_word_embeddings=True, max_position_embeddings=256, architectures=["Qwen3ForCausalLM"],
-        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, bos_token_id=None,
+        eos_token_id=tokenizer.convert_tokens_to_ids(END), pad_token_id=tokenizer.convert_tokens_to_ids(PAD), bos_token_id=None,
     ).save_pretrained(folder)  # fmt: skip
     tokenizer.save_pretrained(folder)
 

@@ -12,9 +12,11 @@ import re
 import resource
 import signal
 import sys
+from typing import Any
 
 MAX_ANSWER = 300  # characters; a longer answer is not an answer, and parsing time grows with it
 READY, RIGHT, WRONG = b"R", b"1", b"0"
+_NO_ALARM: Any = None  # math-verify takes None for "set no alarm"; its annotation says int
 
 _INTEGER = re.compile(r"[+-]?(?:\d+|\d{1,3}(?:,\d{3})+)")
 _MATH_MARKS = (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"))
@@ -85,7 +87,7 @@ def slow_verdict(answer: str, gold: str) -> bool:
     answer, gold = plain(answer), plain(gold)
     if {bracket_kind(answer), bracket_kind(gold)} == {"tuple", "set"}:
         return False
-    read_gold, read_answer = (parse(f"${expand_plus_minus(text)}$", parsing_timeout=None) for text in (gold, answer))
+    read_gold, read_answer = (parse(f"${expand_plus_minus(text)}$", parsing_timeout=_NO_ALARM) for text in (gold, answer))
     return bool(verify(read_gold, read_answer, float_rounding=10, timeout_seconds=None))
 
 

@@ -59,7 +59,6 @@ def _pieces(tasks: Sequence[tuple[int, int]], size: int) -> list[Sequence[tuple[
 
 
 def _gathered(answered: list[Answered]) -> list[Answered]:
-    group = parallel_state.get_data_parallel_group()
-    shares: list[list[Answered]] = [[] for _ in range(dist.get_world_size(group))]
-    dist.all_gather_object(shares, answered, group=group)
+    shares: list[list[Answered]] = [[] for _ in range(data_parallel_place()[1])]
+    dist.all_gather_object(shares, answered, group=parallel_state.get_data_parallel_group())
     return sorted((a for share in shares for a in share), key=lambda a: (a.problem, a.sample))

@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -46,12 +47,19 @@ def _init_processes(world: int, timeout: timedelta) -> None:
     if "RANK" in os.environ:
         dist.init_process_group(backend, timeout=timeout)
     else:
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=world, timeout=timeout)
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=world, timeout=timeout)  # pyright: ignore[reportPrivateImportUsage]
 
 
 def is_main() -> bool:
     """True on the one rank that writes files and talks to the user."""
     return dist.get_rank() == 0
+
+
+def broadcast_from_last_stage(tensor: torch.Tensor) -> None:
+    """Overwrite `tensor` on every pipeline stage with the last stage's. Collective over the pipeline; nothing to do without one."""
+    if parallel_state.get_pipeline_model_parallel_world_size() > 1:
+        group: Any = parallel_state.get_pipeline_model_parallel_group()
+        dist.broadcast(tensor, parallel_state.get_pipeline_model_parallel_last_rank(), group)
 
 
 def data_parallel_place() -> tuple[int, int]:

@@ -186,14 +186,15 @@ class HiddenStateGPT(GPTModel):
                 setattr(target, name, True)
 
 
-def _block_spec(config: TransformerConfig, slot: CacheSlot) -> TransformerBlockSubmodules:
-    layer = get_gpt_layer_local_spec(qk_layernorm=config.qk_layernorm, normalization="RMSNorm")
+def _block_spec(config: TransformerConfig, slot: CacheSlot) -> Any:
+    layer: Any = get_gpt_layer_local_spec(qk_layernorm=config.qk_layernorm, normalization="RMSNorm")
     parts, attention = layer.submodules, layer.submodules.self_attention.submodules
     parts.input_layernorm = parts.pre_mlp_layernorm = RMSNorm
     attention.core_attention = ModuleSpec(module=CachedAttention, params={"slot": slot})
     if config.qk_layernorm:
         attention.q_layernorm = attention.k_layernorm = RMSNorm
-    return TransformerBlockSubmodules(layer_specs=[layer] * get_num_layers_to_build(config), layer_norm=RMSNorm)
+    norm: Any = RMSNorm  # a class serves where megatron.core's annotation asks for a spec
+    return TransformerBlockSubmodules(layer_specs=[layer] * get_num_layers_to_build(config), layer_norm=norm)
 
 
 def padded_vocabulary(vocabulary: int, tensor: int) -> int:

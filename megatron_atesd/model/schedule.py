@@ -11,6 +11,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
 from megatron_atesd.model.packing import PackedBatch
+from megatron_atesd.model.parallel import broadcast_from_last_stage
 
 LastStage = Callable[[int, PackedBatch, Tensor], tuple[Tensor, Tensor, Any]]
 
@@ -44,6 +45,5 @@ def sum_over_ranks(sums: Sequence[Tensor], size: int) -> list[float]:
     device = torch.cuda.current_device()
     total = torch.stack([*sums, torch.zeros(size, dtype=torch.float64, device=device)]).sum(dim=0)
     dist.all_reduce(total, group=parallel_state.get_data_parallel_group())
-    if parallel_state.get_pipeline_model_parallel_world_size() > 1:
-        dist.broadcast(total, parallel_state.get_pipeline_model_parallel_last_rank(), parallel_state.get_pipeline_model_parallel_group())
+    broadcast_from_last_stage(total)
     return total.tolist()

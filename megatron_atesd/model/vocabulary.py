@@ -1,6 +1,7 @@
 """Where this TP rank's rows of the vocabulary lie, and the two ways to use them outside the loss: whole logits and log-likelihood."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -25,7 +26,8 @@ def vocabulary_shard(model: HiddenStateGPT) -> VocabularyShard:
     rows = model.vocab_size // size
     start = rank * rows
     valid = min(rows, max(0, model.arch.vocabulary - start))
-    return VocabularyShard(start, valid, parallel_state.get_tensor_model_parallel_group() if size > 1 else None)
+    group: Any = parallel_state.get_tensor_model_parallel_group()
+    return VocabularyShard(start, valid, group if size > 1 else None)
 
 
 def whole_logits(model: HiddenStateGPT, hidden_TH: Tensor) -> Tensor:

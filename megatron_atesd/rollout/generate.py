@@ -10,6 +10,7 @@ from torch import Tensor
 
 from megatron_atesd.config import RolloutConfig
 from megatron_atesd.model.layers import KVCache
+from megatron_atesd.model.parallel import broadcast_from_last_stage
 from megatron_atesd.model.qwen3 import HiddenStateGPT
 from megatron_atesd.model.vocabulary import whole_logits
 from megatron_atesd.rollout.sampling import sample_tokens, uniforms
@@ -82,10 +83,7 @@ class _Batch:
             logits_BV = whole_logits(self.model, hidden_BH)
             uniform_B = self.uniform_BK[self.rows, step].to(self.device)
             ids_B = sample_tokens(logits_BV, uniform_B, self.config.temperature, self.config.top_p, self.config.top_k)
-        if parallel_state.get_pipeline_model_parallel_world_size() > 1:
-            dist.broadcast(
-                ids_B, parallel_state.get_pipeline_model_parallel_last_rank(), parallel_state.get_pipeline_model_parallel_group()
-            )
+        broadcast_from_last_stage(ids_B)
         return ids_B
 
     def _record(self, ids: Sequence[int]) -> list[int]:

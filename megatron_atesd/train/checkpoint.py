@@ -16,8 +16,9 @@ import torch.distributed as dist
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing import ShardedTensor
 from megatron.core.dist_checkpointing.core import CheckpointingException
+from megatron.core.tensor_parallel.random import CudaRNGStatesTracker, get_cuda_rng_tracker
 from megatron.core.transformer.module import MegatronModule
-from torch.distributed.checkpoint import CheckpointException
+from torch.distributed.checkpoint.api import CheckpointException
 
 from megatron_atesd.errors import CheckpointError
 from megatron_atesd.train.hf_files import copy_hf_files
@@ -121,9 +122,7 @@ class RunCheckpoints:
 
 def rng_states() -> list[Mapping[str, Any]]:
     """Every rank's random-number states, in rank order (equal list on all ranks). Collective."""
-    from megatron.core.tensor_parallel import get_cuda_rng_tracker
-
-    mine = {"torch": torch.get_rng_state(), "tracker": get_cuda_rng_tracker().get_states()}
+    mine = {"torch": torch.get_rng_state(), "tracker": _tracker().get_states()}
     if torch.cuda.is_available():
         mine["cuda"] = torch.cuda.get_rng_state()
     gathered: list[Any] = [None] * dist.get_world_size()
@@ -133,15 +132,19 @@ def rng_states() -> list[Mapping[str, Any]]:
 
 def restore_rng(states: list[Mapping[str, Any]]) -> None:
     """Put this rank's states back; with another world size the seeds of the start stay in force."""
-    from megatron.core.tensor_parallel import get_cuda_rng_tracker
-
     if len(states) != dist.get_world_size():
         return
     mine = states[dist.get_rank()]
     torch.set_rng_state(mine["torch"])
-    get_cuda_rng_tracker().set_states(mine["tracker"])
+    _tracker().set_states(mine["tracker"])
     if torch.cuda.is_available() and "cuda" in mine:
         torch.cuda.set_rng_state(mine["cuda"])
+
+
+def _tracker() -> CudaRNGStatesTracker:
+    tracker = get_cuda_rng_tracker()
+    assert tracker is not None
+    return tracker
 
 
 def _sync(path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
@@ -32,7 +32,7 @@ class Optimization:
     def step(self) -> tuple[float, float]:
         """Apply the accumulated gradients; returns the gradient norm before clipping and the learning rate used."""
         lr = float(self.optimizer.param_groups[0]["lr"])
-        succeeded, norm, _ = self.optimizer.step()
+        succeeded, norm, _ = cast("tuple[bool, float | None, int | None]", self.optimizer.step())
         if succeeded:
             self.scheduler.step(increment=1)
         return float(norm or 0.0), lr

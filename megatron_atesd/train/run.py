@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
+
 from megatron_atesd.config import TrainConfig
 from megatron_atesd.config_check import ModelShape, validate
 from megatron_atesd.data.problems import check_disjoint, last_boxed, load_problems
