@@ -22,6 +22,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from megatron_atesd.errors import CheckpointError
 from megatron_atesd.train.hf_files import copy_hf_files
+from megatron_atesd.train.save_queue import install_save_queue
 
 MODEL_PREFIX = "model."
 # What megatron.core and torch raise for files that are missing, cut short or of another model.
@@ -41,6 +42,7 @@ def write_folder(final: Path, state: dict[str, Any], hf_files: Path) -> None:
         (partial / "weights").mkdir(parents=True)
         copy_hf_files(hf_files, partial / "hf")
     dist.barrier()
+    install_save_queue()
     dist_checkpointing.save(state, str(partial / "weights"))
     dist.barrier()
     if dist.get_rank() == 0:
