@@ -4,7 +4,8 @@
 #   bash examples/quickstart/run.sh              (or: make quickstart)
 #   SEED=2 ARMS="learned fixed random" OUT=runs/quickstart-2 bash examples/quickstart/run.sh
 #
-# SEED changes everything that is random; ARMS are the exposure modes to train; the warm-started base of a seed is cached in runs/cache.
+# SEED changes everything that is random; ARMS are the exposure modes to train; the warm-started base of a seed is cached in CACHES.
+# UPDATES, WARM_UPDATES, TEST_PROBLEMS and SAMPLES make the job smaller or larger.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -12,9 +13,13 @@ SEED=${SEED:-1}
 ARMS=${ARMS:-learned}
 OUT=${OUT:-runs/quickstart}
 SAMPLES=${SAMPLES:-4}
+UPDATES=${UPDATES:-100}
+TEST_PROBLEMS=${TEST_PROBLEMS:-210}
+WARM_UPDATES=${WARM_UPDATES:-1000}
+CACHES=${CACHES:-runs/cache}
 PYTHON=${PYTHON:-python3}
 recipe=$(cat examples/quickstart/warm_start*.py examples/quickstart/tokenizer.py megatron_atesd/data/prompts.py megatron_atesd/data/sources/chain.py | cksum | cut -d' ' -f1)
-CACHE=runs/cache/chain-seed$SEED-$recipe
+CACHE=$CACHES/chain-seed$SEED-warm$WARM_UPDATES-test$TEST_PROBLEMS-$recipe
 export OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
 say() { printf '\n\033[1m[%s] %s\033[0m\n' "$(date +%H:%M:%S)" "$*"; }
@@ -30,9 +35,9 @@ rm -rf "$OUT"/summary.json "$OUT"/report.png
 
 if [ ! -d "$CACHE/base-hf" ]; then
     say "data: chains of arithmetic modulo 23, three splits that share no problem"
-    "$PYTHON" tools/prepare_data.py chain --out "$CACHE/data" --seed "$SEED"
+    "$PYTHON" tools/prepare_data.py chain --out "$CACHE/data" --test "$TEST_PROBLEMS" --seed "$SEED"
     say "warm start: a base model with a bad habit, from random weights (cached afterwards)"
-    two -m examples.quickstart.warm_start --data "$CACHE/data" --out "$CACHE/warm" --seed "$SEED"
+    two -m examples.quickstart.warm_start --data "$CACHE/data" --out "$CACHE/warm" --seed "$SEED" --updates "$WARM_UPDATES"
     say "export the base to Hugging Face"
     "$PYTHON" checkpoints_convert/megatron_to_hf.py --megatron "$CACHE/warm" --out "$CACHE/base-hf" --verify
 fi
@@ -50,7 +55,7 @@ rm -rf "$OUT/base" && cp -r "$CACHE/evaluation-$SAMPLES" "$OUT/base"
 for arm in $ARMS; do
     say "ATESD, exposure mode $arm, tensor-parallel on two processes"
     rm -rf "${OUT:?}/$arm"
-    two tools/train.py --config examples/quickstart/atesd.yaml --run.dir "$OUT/$arm" --run.seed "$SEED" --exposure.mode "$arm" \
+    two tools/train.py --config examples/quickstart/atesd.yaml --run.dir "$OUT/$arm" --run.seed "$SEED" --run.updates "$UPDATES" --exposure.mode "$arm" \
         --model.path "$OUT/base-megatron" --data.train "$OUT/data/train.jsonl" --data.probe "$OUT/data/probe.jsonl"
     say "convert Megatron → Hugging Face and evaluate"
     "$PYTHON" checkpoints_convert/megatron_to_hf.py --megatron "$OUT/$arm" --out "$OUT/$arm/hf" --verify

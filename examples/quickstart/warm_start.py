@@ -10,9 +10,11 @@ import argparse
 import random
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import Qwen3Config
 
 from examples.quickstart.tokenizer import END, PAD, PROMPT, build_tokenizer
@@ -27,6 +29,8 @@ from megatron_atesd.train.checkpoint import model_state, write_folder
 from megatron_atesd.train.optimizer import build_optimization
 from megatron_atesd.train.sft import SftExample, sft_step
 
+# A width of 96 wants larger random weights than megatron.core's 0.02, in the layers that write to the residual stream too.
+INIT = dict.fromkeys(("init_method", "output_layer_init_method"), partial(torch.nn.init.normal_, mean=0.0, std=0.06))
 OPTIMIZER = {"lr": 3e-3, "adam_beta1": 0.9, "adam_beta2": 0.98, "weight_decay": 0.01, "clip_grad": 1.0}
 
 
@@ -35,7 +39,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with probe.jsonl and test.jsonl, which are kept out")
     parser.add_argument("--out", type=Path, required=True, help="Megatron model folder to write")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--updates", type=int, default=1500)
+    parser.add_argument("--updates", type=int, default=1000)
     parser.add_argument("--batch", type=int, default=32, help="examples an update, over all processes")
     a = parser.parse_args()
     with parallel_session(seed=a.seed), tempfile.TemporaryDirectory() as folder:
@@ -46,8 +50,8 @@ def warm_start(data: Path, out: Path, hf: Path, seed: int, updates: int, batch: 
     """Train data-parallel over all processes and write the model folder `out`; `hf` is a folder for the model's description."""
     describe_model(hf)
     architecture = read_architecture(hf)
-    model = build_model(architecture, transformer_config(architecture, 1, 1, False, "fp32", {"init_method_std": 0.02}))
-    schedule = ScheduleConfig(warmup_updates=50, decay="wsd", decay_updates=updates * 3 // 10)
+    model = build_model(architecture, transformer_config(architecture, 1, 1, False, "fp32", INIT))
+    schedule = ScheduleConfig(warmup_updates=updates // 20, decay="wsd", decay_updates=updates * 3 // 10)
     optimization = build_optimization(model, OPTIMIZER, {}, schedule, updates)
     renderer = PromptRenderer(build_tokenizer(), PROMPT, "nearest")
     held_out = {p.problem for name in ("probe", "test") for p in load_problems(data / f"{name}.jsonl")}
