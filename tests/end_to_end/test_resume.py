@@ -1,0 +1,212 @@
+"""A run that is killed, whole or a rank at a time, and started again by the same command, equals the run that nothing happened to."""
+
+import shutil
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+import torch.distributed as dist
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from megatron_atesd.config_load import load_config
+from megatron_atesd.errors import CheckpointError
+from megatron_atesd.train.loop import train
+from tests.distributed.launch import run_distributed
+from tests.end_to_end.small_run import (
+    TIMEOUT_SECONDS,
+    TRAIN,
+    arguments,
+    checkpoint_state,
+    family,
+    finish,
+    kill,
+    metrics,
+    newest,
+    ranks,
+    reproducible,
+    save_inputs,
+    torchrun,
+    wait_for,
+)
+
+pytestmark = pytest.mark.slow
+
+UPDATES = 6
+# The names that every run with a learned exposure has; perf/mfu needs a known device, eval/* an evaluation.
+METRICS = {
+    *("distill/loss", "distill/kl", "distill/top1_disagreement"),
+    *("exposure/alpha", "exposure/a", "exposure/b", "exposure/mean", "exposure/entropy"),
+    *("controller/reward", "controller/learning_progress", "controller/grounding", "controller/advantage", "controller/updates"),
+    *("probe/nll", "student/confidence"),
+    *("rollout/length", "rollout/truncated", "rollout/accuracy"),
+    *("optim/lr", "optim/grad_norm"),
+    *("time/rollout", "time/teacher", "time/student", "time/probe", "time/step"),
+    *("perf/tokens_per_second", "memory/peak_gib"),
+}
+
+
+@dataclass(frozen=True)
+class Undisturbed:
+    """Runs that nothing happened to: `run_dir` at TP=2, `other_dir` from its step_4 on at DP=2; what both said, and a refusal."""
+
+    run_dir: Path
+    other_dir: Path
+    said: str
+    other_said: str
+    refusal: str
+
+
+@dataclass(frozen=True)
+class Killed:
+    """A run killed whole at step_2, then one of its ranks killed at step_4, then finished; each time the same command."""
+
+    run_dir: Path
+    lines_at_first_kill: int
+    exit_code: int  # of the job that lost a rank
+    left_over: list[psutil.Process]
+    said: str  # by the job that finished
+
+
+def train_and_say(inputs: Path, run_dir: Path, *overrides: str) -> str:
+    said = StringIO()
+    with redirect_stdout(said):
+        train(load_config(arguments(inputs, run_dir, *overrides)))
+    return said.getvalue()
+
+
+def undisturbed_runs(inputs: Path, folder: Path) -> Undisturbed:
+    """On two ranks. One start of two processes serves three runs."""
+    dist.init_process_group("gloo")
+    run_dir, other_dir = folder / "unbroken", folder / "other-layout"
+    said = train_and_say(inputs, run_dir)
+    if dist.get_rank() == 0:
+        shutil.copytree(run_dir, other_dir)
+        (other_dir / "checkpoints" / "latest").write_text("step_4\n")
+    dist.barrier()
+    other_said = train_and_say(inputs, other_dir, "--parallel.tensor=1")
+    with pytest.raises(CheckpointError) as refusal:
+        train_and_say(inputs, run_dir, "--checkpoint.resume=never")
+    return Undisturbed(run_dir, other_dir, said, other_said, str(refusal.value))
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_inputs(tmp_path_factory.mktemp("inputs"))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
+    return run_distributed(undisturbed_runs, 2, inputs, tmp_path_factory.mktemp("undisturbed"))[0]
+
+
+@pytest.fixture(scope="module")
+def killed(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Killed:
+    folder = tmp_path_factory.mktemp("killed")
+    run_dir, output = folder / "run", folder / "output"
+    command = [TRAIN, *arguments(inputs, run_dir)]
+    with torchrun(2, command, output) as job:
+        wait_for(lambda: newest(run_dir) == "step_2", job, output)
+        kill(job)
+    lines = len(metrics(run_dir))
+    with torchrun(2, command, output) as job:
+        wait_for(lambda: newest(run_dir) == "step_4" and "resumed from" in output.read_text(), job, output)
+        everyone = family(job)
+        ranks(job)[1].kill()
+        exit_code = job.wait(TIMEOUT_SECONDS)
+        _, left_over = psutil.wait_procs(everyone, timeout=10)
+    with torchrun(2, command, output) as job:
+        finish(job, output)
+    return Killed(run_dir, lines, exit_code, left_over, output.read_text())
+
+
+def tensorboard_scalars(run_dir: Path) -> dict[str, list[tuple[int, float]]]:
+    events = EventAccumulator(str(run_dir / "tensorboard"))
+    events.Reload()
+    return {name: [(event.step, event.value) for event in events.Scalars(name)] for name in events.Tags()["scalars"]}
+
+
+def test_the_first_kill_came_in_the_middle(killed: Killed) -> None:
+    assert 2 <= killed.lines_at_first_kill < UPDATES
+
+
+def test_a_lost_rank_ends_the_job_and_leaves_no_process(killed: Killed) -> None:
+    assert killed.exit_code != 0
+    assert killed.left_over == []
+
+
+def test_the_same_command_goes_on_from_the_newest_checkpoint(killed: Killed) -> None:
+    assert f"resumed from {killed.run_dir / 'checkpoints' / 'step_4'} after 4 updates" in killed.said
+
+
+def test_metrics_and_exposures_of_a_killed_run_equal_the_unbroken_runs(killed: Killed, undisturbed: Undisturbed) -> None:
+    lines, expected = metrics(killed.run_dir), metrics(undisturbed.run_dir)
+    assert [line["update"] for line in expected] == list(range(1, UPDATES + 1))
+    assert [reproducible(line) for line in lines] == [reproducible(line) for line in expected]
+
+
+def test_each_update_had_an_exposure_of_its_own(undisturbed: Undisturbed) -> None:
+    """Otherwise equal exposures would say little about the controller's state."""
+    assert len({line["exposure/alpha"] for line in metrics(undisturbed.run_dir)}) == UPDATES
+
+
+def test_final_state_of_a_killed_run_equals_the_unbroken_runs_bit_for_bit(killed: Killed, undisturbed: Undisturbed, tmp_path: Path) -> None:
+    """Weights, teacher, optimizer, controller, schedule and random states."""
+    states = [checkpoint_state(run.run_dir / "checkpoints" / "step_6", tmp_path / "all.pt") for run in (killed, undisturbed)]
+    assert states[0].keys() == states[1].keys()
+    assert [name for name in states[0] if differ(states[0][name], states[1][name])] == []
+
+
+def differ(one: Any, other: Any) -> bool:
+    return not torch.equal(one, other) if isinstance(one, torch.Tensor) else one != other
+
+
+def test_training_changed_the_weights_between_checkpoints(undisturbed: Undisturbed, tmp_path: Path) -> None:
+    """Otherwise equal weights would say little about the optimizer's state."""
+    states = [checkpoint_state(undisturbed.run_dir / "checkpoints" / f"step_{step}", tmp_path / "all.pt") for step in (4, 6)]
+    weights = [name for name in states[0] if name.startswith(("/tensors/model.", "/tensors/teacher.")) and name.endswith("weight")]
+    assert [name for name in weights if not differ(states[0][name], states[1][name])] == []
+
+
+def test_tensorboard_of_a_killed_run_reads_as_of_an_unbroken_one(killed: Killed) -> None:
+    scalars = tensorboard_scalars(killed.run_dir)
+    for line in metrics(killed.run_dir):
+        for name in line.keys() - {"update"}:
+            assert dict(scalars[name])[line["update"]] == pytest.approx(line[name], rel=1e-6), name
+    assert [step for step, _ in scalars["distill/loss"]] == list(range(1, UPDATES + 1))
+
+
+def test_metrics_jsonl_has_every_metric(undisturbed: Undisturbed) -> None:
+    assert {name for line in metrics(undisturbed.run_dir) for name in line} == METRICS | {"update"}
+
+
+def test_tensorboard_has_every_metric(undisturbed: Undisturbed) -> None:
+    assert set(tensorboard_scalars(undisturbed.run_dir)) == METRICS
+
+
+def test_a_checkpoint_goes_on_at_another_layout_with_the_same_rollouts(undisturbed: Undisturbed) -> None:
+    """The first rollout of updates 5 and 6, problem and response, as the console shows it."""
+    assert "after 4 updates" in undisturbed.other_said
+    assert samples(undisturbed.other_said) == samples(undisturbed.said)[4:]
+    names = ("rollout/length", "rollout/truncated", "rollout/accuracy", "exposure/alpha")
+    new, old = metrics(undisturbed.other_dir)[4], metrics(undisturbed.run_dir)[4]
+    assert [new[name] for name in names] == [old[name] for name in names]
+
+
+def samples(said: str) -> list[str]:
+    """The sample rollouts among console lines."""
+    return [part.split("\nupdate ")[0].strip() for part in said.split("\nproblem ")[1:]]
+
+
+def test_a_checkpoint_goes_on_at_another_layout_with_the_same_losses(undisturbed: Undisturbed) -> None:
+    names = ("distill/loss", "distill/kl", "student/confidence", "optim/grad_norm", "probe/nll")
+    for new, old in zip(metrics(undisturbed.other_dir)[4:], metrics(undisturbed.run_dir)[4:], strict=True):
+        assert [new[name] for name in names] == pytest.approx([old[name] for name in names], rel=1e-4)
+
+
+def test_resume_never_refuses_a_directory_with_a_checkpoint(undisturbed: Undisturbed) -> None:
+    assert undisturbed.refusal == (f"{undisturbed.run_dir} already holds step_6; set checkpoint.resume to auto or choose another run.dir")
