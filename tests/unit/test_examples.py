@@ -1,0 +1,138 @@
+"""Every recipe is usable as it is, the launcher starts in all its forms, and the README names only what exists."""
+
+import os
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from megatron.core.optimizer import OptimizerConfig
+
+from megatron_atesd.config import TrainConfig
+from megatron_atesd.config_check import ModelShape, validate
+from megatron_atesd.config_load import load_config
+from megatron_atesd.config_sections import build_section
+
+ROOT = Path(__file__).resolve().parents[2]
+RECIPES = sorted((ROOT / "examples").rglob("*.yaml"))
+LAUNCHER = ROOT / "examples" / "atesd_qwen3_8b.sh"
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "1"]
+
+# Heads, key/value heads, layers, width and positions of the published config.json of each size.
+QWEN3 = {
+    "1p7b": ModelShape(heads=16, query_groups=8, layers=28, ffn=6144, max_positions=40960),
+    "4b": ModelShape(heads=32, query_groups=8, layers=36, ffn=9728, max_positions=40960),
+    "8b": ModelShape(heads=32, query_groups=8, layers=36, ffn=12288, max_positions=40960),
+}
+QWEN3_RECIPES = [path for path in RECIPES if "_qwen3_" in path.name]
+
+
+def settings(recipe: Path, folder: Path) -> TrainConfig:
+    """The recipe, with paths that exist."""
+    problems = folder / "problems.jsonl"
+    problems.touch()
+    config = load_config(["--config", str(recipe)])
+    data = replace(config.data, train=str(problems), probe=str(problems))
+    return replace(config, model=replace(config.model, path=str(folder)), data=data)
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(ROOT / "examples"))
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=name_of)
+def test_every_recipe_keeps_every_rule(recipe: Path, tmp_path: Path):
+    config = settings(recipe, tmp_path)
+    validate(config, world_size=config.parallel.tensor * config.parallel.pipeline)
+    build_section("optimizer", OptimizerConfig, {}, config.optimizer)
+
+
+@pytest.mark.parametrize("recipe", QWEN3_RECIPES, ids=name_of)
+def test_a_qwen3_recipe_fits_its_model_on_eight_gpus(recipe: Path, tmp_path: Path):
+    size = recipe.stem.rpartition("_")[2]
+    validate(settings(recipe, tmp_path), world_size=8, model=QWEN3[size])
+
+
+@pytest.mark.parametrize("recipe", QWEN3_RECIPES, ids=name_of)
+def test_a_qwen3_recipe_has_the_published_settings(recipe: Path):
+    config = load_config(["--config", str(recipe)])
+    published = {
+        "updates": 100, "batch": 32, "tokens": 1024, "temperature": 1.1, "top_p": 0.95, "top_k": 20, "divergence": "forward_kl",
+        "clip": 0.06 if recipe.stem.endswith("_8b") else 0.05, "teacher": "initial", "thinking": (False, True), "lr": 5e-6,
+        "clip_grad": 0.1,
+    }  # fmt: skip
+    rollout, distill, prompt = config.rollout, config.distill, config.prompt
+    assert published == {
+        "updates": config.run.updates,
+        "batch": config.data.batch,
+        "tokens": rollout.max_new_tokens,
+        "temperature": rollout.temperature,
+        "top_p": rollout.top_p,
+        "top_k": rollout.top_k,
+        "divergence": distill.divergence,
+        "clip": distill.clip,
+        "teacher": distill.teacher,
+        "thinking": (prompt.student_thinking, prompt.teacher_thinking),
+        "lr": config.optimizer["lr"],
+        "clip_grad": config.optimizer["clip_grad"],
+    }
+    assert distill.temperature is None  # the sampling temperature, on both sides
+
+
+def test_the_baseline_differs_from_atesd_in_exposure_alone():
+    atesd, opsd = (load_config(["--config", str(ROOT / "examples" / f"{method}_qwen3_8b.yaml")]) for method in ("atesd", "opsd"))
+    assert (opsd.exposure.mode, opsd.exposure.fixed) == ("fixed", 1.0)
+    assert replace(atesd, run=opsd.run, exposure=opsd.exposure) == opsd
+    assert replace(atesd.run, dir=opsd.run.dir) == opsd.run
+
+
+def start(command: list[str], *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    inherited = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    return subprocess.run(
+        [*command, str(LAUNCHER), *arguments],
+        cwd=ROOT,
+        env=inherited | {"PYTHON": sys.executable, "PYTHONPATH": str(ROOT)} | environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+@pytest.mark.parametrize("form", [["bash"], TORCHRUN, [*TORCHRUN, "--no-python"]], ids=["bash", "torchrun", "torchrun --no-python"])
+def test_every_form_of_start_hands_the_arguments_to_training(form: list[str]):
+    result = start(form, "--exposure.holdd", "3", GPUS="1")
+    assert "error: unknown setting --exposure.holdd; did you mean exposure.hold?" in result.stderr
+    assert result.returncode != 0
+
+
+def test_the_launcher_reads_the_recipe_of_its_own_name(tmp_path: Path):
+    launcher = tmp_path / "examples" / LAUNCHER.name
+    launcher.parent.mkdir()
+    launcher.write_text(LAUNCHER.read_text())
+    launcher.with_suffix(".yaml").write_text("exposure: {hold: often}\n")
+    (tmp_path / "tools").symlink_to(ROOT / "tools")
+    result = subprocess.run(
+        ["bash", str(launcher)],
+        cwd=ROOT,
+        env=os.environ | {"RANK": "0", "PYTHON": sys.executable, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    refusal = f"error: {launcher.with_suffix('.yaml')}:1: exposure.hold is 'often', must be a whole number\n"
+    assert (result.returncode, result.stderr) == (2, refusal)
+
+
+def test_help_of_the_launcher_needs_no_gpu_and_no_torchrun():
+    result = start(["bash"], "--help", GPUS="none")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "--exposure.hold VALUE" in result.stdout
+
+
+def test_the_readme_names_only_files_that_exist():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"\b(?:megatron_atesd|checkpoints_convert|tools|examples|tests|docs)/[\w/.]*\w\.(?:py|sh|yaml|svg)\b", text))
+    assert len(named) > 10
+    assert [path for path in sorted(named) if not (ROOT / path).is_file()] == []
