@@ -21,11 +21,11 @@ from megatron_atesd.train.run import TrainingRun, check_before_work
 
 def train(config: TrainConfig) -> None:
     """Train from `config`, or go on from the newest checkpoint of its run directory, to the last update."""
-    check_before_work(config, int(os.environ.get("WORLD_SIZE", "1")))
+    problems, probe_problems = check_before_work(config, int(os.environ.get("WORLD_SIZE", "1")))
     parallel, run_dir = config.parallel, Path(config.run.dir)
     with parallel_session(parallel.tensor, parallel.pipeline, config.run.seed, parallel.timeout_minutes):
         checkpoints = RunCheckpoints(run_dir, config.checkpoint.keep)
-        run, start = TrainingRun(config), 0
+        run, start = TrainingRun(config, problems, probe_problems), 0
         newest = checkpoints.latest()
         if newest is not None:
             if config.checkpoint.resume == "never":

@@ -35,12 +35,11 @@ from megatron_atesd.train.optimizer import build_optimization
 class TrainingRun:
     """Data, model, teacher, optimizer and exposure service of one run; create it inside `parallel_session`."""
 
-    def __init__(self, config: TrainConfig) -> None:
-        self.config = config
+    def __init__(self, config: TrainConfig, problems: Sequence[Problem], probe_problems: Sequence[Problem]) -> None:
+        self.config, self.probe_problems = config, probe_problems
         self.hf_folder = find_hf(Path(config.model.path))
-        self.problems, self.probe_problems = load_data(config)
         self.renderer = PromptRenderer(load_tokenizer(self.hf_folder), config.prompt, config.exposure.reveal)
-        self.sampler = ProblemSampler(self.problems, config.data.batch, config.run.seed, *data_parallel_place())
+        self.sampler = ProblemSampler(problems, config.data.batch, config.run.seed, *data_parallel_place())
         architecture = read_architecture(self.hf_folder)
         parallel = config.parallel
         megatron = transformer_config(
@@ -107,11 +106,11 @@ class TrainingRun:
             return -mean_nll(self.model, pairs, self.config.parallel.micro_batch)
 
     def _probe_kl(self) -> float:
-        """KL at the fixed probe exposure on the rollouts that the start's student gave for this rank's share of the probe problems."""
+        """KL at the fixed probe exposure on the rollouts that the start's student gave for the probe problems."""
         if not self.probe_rollouts:
-            rank, size = data_parallel_place()
-            self.probe_rollouts = self.rollout(self.probe_problems[rank::size], update=-1)
-        examples = self.examples(self.probe_rollouts, self.config.exposure.probe_exposure)
+            self.probe_rollouts = self.rollout(self.probe_problems, update=-1)
+        rank, size = data_parallel_place()
+        examples = self.examples(self.probe_rollouts[rank::size], self.config.exposure.probe_exposure)
         return measure_step(self.model, self.teacher, examples, self.divergence, self.config.parallel.micro_batch).kl
 
     def state(self, update: int, loading: bool = False) -> dict[str, Any]:
@@ -127,6 +126,7 @@ class TrainingRun:
                 "scheduler": self.optimization.scheduler.state_dict(),
                 "sampler": self.sampler.state_dict(),
                 "exposure": on_every_rank(self.service.state_dict()),
+                "probe_responses": [(r.response_ids, r.truncated) for r in self.probe_rollouts],
                 "rng": rng_states(),
                 "config": asdict(self.config),
             }
@@ -144,6 +144,10 @@ class TrainingRun:
         self.optimization.optimizer.load_state_dict(loaded["optimizer"])
         self.optimization.scheduler.load_state_dict(run["scheduler"])
         self.service.load_state_dict(run["exposure"])
+        self.probe_rollouts = [
+            Rollout(problem, self.renderer.student(problem), tuple(ids), truncated)
+            for problem, (ids, truncated) in zip(self.probe_problems, run["probe_responses"], strict=False)
+        ]
         restore_rng(run["rng"])
         return int(run["update"])
 
@@ -163,10 +167,10 @@ def load_data(config: TrainConfig) -> tuple[list[Problem], list[Problem]]:
     return train, probe[: config.data.probe_size or None]
 
 
-def check_before_work(config: TrainConfig, world_size: int) -> None:
-    """Every rule that can be checked without weights or process groups; raises the user's error before any heavy work."""
+def check_before_work(config: TrainConfig, world_size: int) -> tuple[list[Problem], list[Problem]]:
+    """Training and probe problems, once every rule holds that can be checked without weights or process groups."""
     validate(config, world_size, None)
     architecture = read_architecture(find_hf(Path(config.model.path)))
     shape = ModelShape(architecture.heads, architecture.query_groups, architecture.layers, architecture.ffn, architecture.max_positions)
     validate(config, world_size, shape)
-    load_data(config)
+    return load_data(config)
