@@ -12,6 +12,6 @@ for _message in (
 for _message in (
     "`load_state_dict` is deprecated.*",
     ".*deprecating ShardedTensor.*",
-    "`torch.distributed.all_gather_into_tensor` is deprecated.*",
+    "`torch.distributed.(all_gather_into|reduce_scatter)_tensor` is deprecated.*",
 ):
     warnings.filterwarnings("ignore", message=_message, category=FutureWarning)

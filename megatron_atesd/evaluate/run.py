@@ -20,7 +20,7 @@ from megatron_atesd.evaluate.sample import Answered, answer_problems
 from megatron_atesd.model.parallel import is_main, parallel_session
 from megatron_atesd.model.qwen3 import HiddenStateGPT, build_model, read_architecture, transformer_config
 from megatron_atesd.records import Problem
-from megatron_atesd.train.model_folder import find_hf, load_model_weights
+from megatron_atesd.train.model_folder import find_hf, find_model_folder, load_model_weights
 
 
 @dataclass(frozen=True)
@@ -44,14 +44,15 @@ def evaluate(task: Evaluation) -> dict[str, Any] | None:
     """
     if task.samples < 1:
         raise ConfigError(f"samples is {task.samples}, must be at least 1")
-    hf, problems = find_hf(task.model), load_problems(task.data, task.settings.data.on_error)
+    folder = find_model_folder(task.model)
+    hf, problems = find_hf(folder), load_problems(task.data, task.settings.data.on_error)
     architecture, parallel = read_architecture(hf), task.settings.parallel
     with parallel_session(parallel.tensor, parallel.pipeline, task.seed, parallel.timeout_minutes):
         config = transformer_config(
             architecture, parallel.tensor, parallel.pipeline, False, task.settings.model.dtype, task.settings.megatron
         )
         model = build_model(architecture, config)
-        load_model_weights(model, task.model)
+        load_model_weights(model, folder)
         renderer = PromptRenderer(load_tokenizer(hf), task.settings.prompt, task.settings.exposure.reveal)
         answered = _answers(task, model, renderer, problems)
         return _report(task, problems, answered) if is_main() else None

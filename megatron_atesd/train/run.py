@@ -39,6 +39,7 @@ class TrainingRun:
         self.config, self.probe_problems = config, probe_problems
         self.hf_folder = find_hf(Path(config.model.path))
         self.renderer = PromptRenderer(load_tokenizer(self.hf_folder), config.prompt, config.exposure.reveal)
+        check_prompts(self.renderer, [*problems, *probe_problems])
         self.sampler = ProblemSampler(problems, config.data.batch, config.run.seed, *data_parallel_place())
         architecture = read_architecture(self.hf_folder)
         parallel = config.parallel
@@ -157,6 +158,12 @@ def on_every_rank(of_rank_0: Any) -> Any:
     box = [of_rank_0]
     dist.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def check_prompts(renderer: PromptRenderer, problems: Sequence[Problem]) -> None:
+    """Raise DataError now for a problem whose longest prompt (full exposure) is too long, not in the middle of the run; ranks share the work."""
+    for problem in problems[dist.get_rank() :: dist.get_world_size()]:
+        renderer.teacher(problem, 1.0)
 
 
 def load_data(config: TrainConfig) -> tuple[list[Problem], list[Problem]]:
