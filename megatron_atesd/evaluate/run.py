@@ -44,7 +44,7 @@ def evaluate(task: Evaluation) -> dict[str, Any] | None:
     """
     if task.samples < 1:
         raise ConfigError(f"samples is {task.samples}, must be at least 1")
-    folder = find_model_folder(task.model)
+    folder = task.model if (task.model / "config.json").is_file() else find_model_folder(task.model)
     hf, problems = find_hf(folder), load_problems(task.data, task.settings.data.on_error)
     architecture, parallel = read_architecture(hf), task.settings.parallel
     with parallel_session(parallel.tensor, parallel.pipeline, task.seed, parallel.timeout_minutes):
