@@ -2,8 +2,9 @@
 
 torchrun --nproc-per-node N tools/evaluate.py --model DIR --data FILE --samples 12 --out DIR
 
-The model is a Megatron model folder, a checkpoint of a run, a run directory (its newest checkpoint) or a Hugging Face folder. Prompts and the parallel layout come from
---config (the training run's YAML) and --section.key overrides; sampling is the evaluation's own.
+The model is a Megatron model folder, a checkpoint of a run, a run directory (its newest checkpoint) or a Hugging Face folder.
+Prompts and the parallel layout come from --config (the training run's YAML) and --section.key overrides; sampling is the
+evaluation's own.
 """
 
 import argparse

@@ -3,12 +3,16 @@
 torchrun --nproc-per-node N tools/train.py --config FILE [--section.key value …]
 """
 
+import os
+
+from megatron_atesd.config_check import validate
 from megatron_atesd.config_load import load_config
 from megatron_atesd.errors import run_command
 
 
 def main() -> None:
     config = load_config()
+    validate(config, int(os.environ.get("WORLD_SIZE", "1")))
     from megatron_atesd.train.loop import train  # megatron.core is slow to import: first be sure that the settings are good
 
     train(config)

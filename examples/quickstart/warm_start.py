@@ -30,7 +30,7 @@ from megatron_atesd.train.optimizer import build_optimization
 from megatron_atesd.train.sft import SftExample, sft_step
 
 # A width of 96 wants larger random weights than megatron.core's 0.02, in the layers that write to the residual stream too.
-INIT = dict.fromkeys(("init_method", "output_layer_init_method"), partial(torch.nn.init.normal_, mean=0.0, std=0.06))
+INIT: dict[str, Any] = dict.fromkeys(("init_method", "output_layer_init_method"), partial(torch.nn.init.normal_, mean=0.0, std=0.06))
 OPTIMIZER = {"lr": 3e-3, "adam_beta1": 0.9, "adam_beta2": 0.98, "weight_decay": 0.01, "clip_grad": 1.0}
 
 

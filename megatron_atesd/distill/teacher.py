@@ -1,6 +1,6 @@
 """The teacher's weights: the start's (initial), a moving average (ema) or the student's own (live), sharded like the model."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from megatron_atesd.model.qwen3 import HiddenStateGPT
+
+PREFIX = "teacher."
 
 
 class Teacher:
@@ -49,8 +51,15 @@ class Teacher:
         if not self.weights:
             return {}
         with self.applied() as model:
-            return model.sharded_state_dict(prefix="teacher.")
+            state = model.sharded_state_dict(prefix=PREFIX)
+            for part in state.values():
+                if isinstance(part.data, torch.Tensor):
+                    part.data = part.data.detach()  # the parameter itself gets the student's weights back
+        return state
 
-    def restored(self) -> None:
-        """Call after the sharded state was loaded in place: the fp32 average starts again from the loaded weights."""
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over loaded `teacher.` weights; the fp32 average starts again from them (exact with fp32 weights, rounded with bf16)."""
+        if self.weights:
+            with self.applied() as model:
+                model.load_state_dict({name.removeprefix(PREFIX): value for name, value in state.items()})
         self.average = [w.float() for w in self.weights] if self.kind == "ema" else []

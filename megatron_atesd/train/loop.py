@@ -23,14 +23,13 @@ def train(config: TrainConfig) -> None:
     """Train from `config`, or go on from the newest checkpoint of its run directory, to the last update."""
     problems, probe_problems = check_before_work(config, int(os.environ.get("WORLD_SIZE", "1")))
     parallel, run_dir = config.parallel, Path(config.run.dir)
+    checkpoints = RunCheckpoints(run_dir, config.checkpoint.keep)
+    newest = checkpoints.latest()
+    if newest is not None and config.checkpoint.resume == "never":
+        raise CheckpointError(f"{run_dir} already holds {newest.name}; set checkpoint.resume to auto or choose another run.dir")
     with parallel_session(parallel.tensor, parallel.pipeline, config.run.seed, parallel.timeout_minutes):
-        checkpoints = RunCheckpoints(run_dir, config.checkpoint.keep)
-        run, start = TrainingRun(config, problems, probe_problems), 0
-        newest = checkpoints.latest()
-        if newest is not None:
-            if config.checkpoint.resume == "never":
-                raise CheckpointError(f"{run_dir} already holds {newest.name}; set checkpoint.resume to auto or choose another run.dir")
-            start = run.load(newest)
+        run = TrainingRun(config, problems, probe_problems)
+        start = 0 if newest is None else run.load(newest)
         if is_main():
             run_dir.mkdir(parents=True, exist_ok=True)
             save_config(config, run_dir / "config.yaml")

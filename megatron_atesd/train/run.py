@@ -141,7 +141,7 @@ class TrainingRun:
         run = loaded["run"]
         self.sampler.check(run["sampler"])
         self.model.load_state_dict({name.removeprefix("model."): value for name, value in loaded["model"].items()})
-        self.teacher.restored()
+        self.teacher.load_state_dict(loaded["teacher"])
         self.optimization.optimizer.load_state_dict(loaded["optimizer"])
         self.optimization.scheduler.load_state_dict(run["scheduler"])
         self.service.load_state_dict(run["exposure"])
@@ -161,7 +161,7 @@ def on_every_rank(of_rank_0: Any) -> Any:
 
 
 def check_prompts(renderer: PromptRenderer, problems: Sequence[Problem]) -> None:
-    """Raise DataError now for a problem whose longest prompt (full exposure) is too long, not in the middle of the run; ranks share the work."""
+    """Raise DataError now for a problem whose longest prompt (full exposure) is too long, not amid the run; ranks share the work."""
     for problem in problems[dist.get_rank() :: dist.get_world_size()]:
         renderer.teacher(problem, 1.0)
 
