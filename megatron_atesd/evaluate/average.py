@@ -48,8 +48,14 @@ def bootstrap_means(values_N: ArrayLike, seed: int, resamples: int = RESAMPLES) 
 
 
 def interval(correct_NK: ArrayLike, seed: int = 0, resamples: int = RESAMPLES) -> tuple[float, float]:
-    """95 % percentile-bootstrap interval of Average@K over problems: it covers the choice of problems and the sampling of answers."""
-    low, high = np.quantile(bootstrap_means(_means(correct_NK), seed, resamples), [0.025, 0.975])
+    """95 % percentile-bootstrap interval of Average@K over problems: it covers the choice of problems and the sampling of answers.
+
+    When every problem has the same mean, as at 0 or 1, resampling sees no spread at all: then it is Wilson's, of N outcomes.
+    """
+    means = _means(correct_NK)
+    if np.ptp(means) == 0:
+        return wilson_interval(float(means[0]), len(means))
+    low, high = np.quantile(bootstrap_means(means, seed, resamples), [0.025, 0.975])
     return float(low), float(high)
 
 

@@ -105,12 +105,12 @@ def serve(seconds: float, memory_bytes: int) -> None:
     The parent enforces the time limit. The alarm at twice that limit ends a worker whose parent was killed, even inside C code.
     """
     verdicts = os.fdopen(os.dup(1), "wb", buffering=0)
+    logging.disable(logging.CRITICAL)
     slow_verdict("1/2", "0.5")  # loads math-verify, before the memory is bounded and before any item's time runs
 
     silence = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silence, 1)
     os.dup2(silence, 2)  # the LaTeX parser reports every token that it does not know
-    logging.disable(logging.CRITICAL)
     confine(memory_bytes)
     verdicts.write(READY)
     for line in sys.stdin.buffer:

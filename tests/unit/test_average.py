@@ -115,7 +115,8 @@ def test_summary_by_hand():
     assert summary["pass_at"] == {"1": pytest.approx(5 / 12), "2": pytest.approx(0.5), "4": pytest.approx(2 / 3)}
     assert list(summary["by_difficulty"]) == ["9", "10"]  # as numbers
     nine, ten = summary["by_difficulty"]["9"], summary["by_difficulty"]["10"]
-    assert (nine["problems"], nine["average_at_k"], nine["ci95"], nine["greedy"]) == (1, 0.25, [0.25, 0.25], 1.0)
+    assert (nine["problems"], nine["average_at_k"], nine["greedy"]) == (1, 0.25, 1.0)
+    assert nine["ci95"] == pytest.approx(list(average.wilson_interval(0.25, 1)))
     assert (ten["problems"], ten["average_at_k"], ten["ci95"], ten["greedy"]) == (2, 0.5, [0.0, 1.0], 0.5)
     assert ten["greedy_ci95"] == pytest.approx(list(average.wilson_interval(0.5, 2)))
 
@@ -161,3 +162,10 @@ def test_the_table_shows_percent_by_run_and_difficulty():
         ["1", "1", "100.0", "–", ""],
         ["2", "2", "12.5", "–", ""],
     ]
+
+
+@pytest.mark.parametrize("right", [0, 1])
+def test_interval_of_equal_problems_is_not_a_point(right):
+    low, high = average.interval(np.full((24, 4), right), seed=1)
+    assert (low, high) == pytest.approx(average.wilson_interval(float(right), 24))
+    assert high - low > 0.1
