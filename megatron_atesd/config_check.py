@@ -1,12 +1,12 @@
 """Rules that single settings and settings together must keep; every broken one is reported, in one message."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_atesd.config import TrainConfig
+from megatron_atesd.config import ExposureConfig, ParallelConfig, RunConfig, TrainConfig
 from megatron_atesd.errors import ConfigError
 
 
@@ -101,6 +101,27 @@ def validate(config: TrainConfig, world_size: int = 1, model: ModelShape | None 
             *_schedule_problems(config),
         ]
         problems += [] if model is None else _shape_problems(config, model)
+    refuse(problems)
+
+
+def validate_exposure(exposure: ExposureConfig, updates: int) -> None:
+    """Raise one ConfigError that lists every rule that `exposure` breaks in a run of `updates` updates, all else at its default."""
+    config = TrainConfig(run=RunConfig(updates=updates), exposure=exposure)
+    refuse(section_problems(config, ["run", "exposure"]) or list(_method_problems(config)))
+
+
+def section_problems(config: TrainConfig, sections: Collection[str]) -> list[str]:
+    """The rules for single settings that these sections break, as `section.key is VALUE, must be …`."""
+    return [problem for problem in _bound_problems(config) if problem.partition(".")[0] in sections]
+
+
+def layout_problems(parallel: ParallelConfig, world_size: int, model: ModelShape | None = None) -> list[str]:
+    """The rules that TP and PP break against the number of processes, and against the model's shape when it is given."""
+    return [*_process_problems(parallel, world_size), *(() if model is None else _division_problems(parallel, model))]
+
+
+def refuse(problems: Sequence[str]) -> None:
+    """Raise one ConfigError with all `problems`, if there are any."""
     if len(problems) == 1:
         raise ConfigError(problems[0])
     if problems:
@@ -122,10 +143,7 @@ def _parallel_problems(config: TrainConfig, world_size: int) -> Iterator[str]:
     if parallel.sequence and parallel.tensor == 1:
         yield "parallel.sequence is true with parallel.tensor 1: sequence parallelism divides work between tensor ranks; set it to false"
     if world_size % model_ranks:
-        yield (
-            f"parallel.tensor {parallel.tensor} times parallel.pipeline {parallel.pipeline} is {model_ranks}, which does not divide the "
-            f"{world_size} processes; start a multiple of {model_ranks} processes or lower one of the two"
-        )
+        yield from _process_problems(parallel, world_size)
         return
     replicas = world_size // model_ranks
     if batch % replicas:
@@ -135,6 +153,15 @@ def _parallel_problems(config: TrainConfig, world_size: int) -> Iterator[str]:
         yield (
             f"parallel.micro_batch is {parallel.micro_batch}, must divide the {share} sequences of a data-parallel rank (data.batch "
             f"{batch} over {replicas} ranks); {math.gcd(share, parallel.micro_batch)} would do"
+        )
+
+
+def _process_problems(parallel: ParallelConfig, world_size: int) -> Iterator[str]:
+    model_ranks = parallel.tensor * parallel.pipeline
+    if world_size % model_ranks:
+        yield (
+            f"parallel.tensor {parallel.tensor} times parallel.pipeline {parallel.pipeline} is {model_ranks}, which does not divide the "
+            f"{world_size} processes; start a multiple of {model_ranks} processes or lower one of the two"
         )
 
 
@@ -196,7 +223,17 @@ def _schedule_problems(config: TrainConfig) -> Iterator[str]:
 
 
 def _shape_problems(config: TrainConfig, model: ModelShape) -> Iterator[str]:
-    tensor, pipeline = config.parallel.tensor, config.parallel.pipeline
+    yield from _division_problems(config.parallel, model)
+    longest = config.prompt.max_length + config.rollout.max_new_tokens
+    if longest > model.max_positions:
+        yield (
+            f"prompt.max_length {config.prompt.max_length} plus rollout.max_new_tokens {config.rollout.max_new_tokens} is {longest}, "
+            f"must not exceed the model's {model.max_positions} positions; lower one of the two"
+        )
+
+
+def _division_problems(parallel: ParallelConfig, model: ModelShape) -> Iterator[str]:
+    tensor, pipeline = parallel.tensor, parallel.pipeline
     tensor_parts = {"attention heads": model.heads, "query groups": model.query_groups, "feed-forward width": model.ffn}
     for what, size in tensor_parts.items():
         if size % tensor:
@@ -204,9 +241,3 @@ def _shape_problems(config: TrainConfig, model: ModelShape) -> Iterator[str]:
             yield f"parallel.tensor is {tensor}, must divide the model's {what} ({size}); give a divisor of {fitting}"
     if model.layers % pipeline:
         yield f"parallel.pipeline is {pipeline}, must divide the model's {model.layers} layers"
-    longest = config.prompt.max_length + config.rollout.max_new_tokens
-    if longest > model.max_positions:
-        yield (
-            f"prompt.max_length {config.prompt.max_length} plus rollout.max_new_tokens {config.rollout.max_new_tokens} is {longest}, "
-            f"must not exceed the model's {model.max_positions} positions; lower one of the two"
-        )
