@@ -8,6 +8,8 @@ Fields marked [paper] follow arXiv 2605.11458; [ours] is a default that the pape
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+OPTIMIZER_DEFAULTS = {"lr": 5e-6, "clip_grad": 0.1, "weight_decay": 0.0}  # lr and clip_grad as in OPSD v3
+
 
 @dataclass(frozen=True)
 class RunConfig:
@@ -261,7 +263,7 @@ class TrainConfig:
 
     Args:
         megatron: Any field of megatron.core TransformerConfig.
-        optimizer: Any field of megatron.core OptimizerConfig.
+        optimizer: Any field of megatron.core OptimizerConfig (lr 5e-6, clip_grad 0.1, weight_decay 0 unless set).
         ddp: Any field of megatron.core DistributedDataParallelConfig.
     """
 

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_atesd.config import ExposureConfig, ParallelConfig, RunConfig, TrainConfig
+from megatron_atesd.config import OPTIMIZER_DEFAULTS, ExposureConfig, ParallelConfig, RunConfig, TrainConfig
 from megatron_atesd.errors import ConfigError
 
 
@@ -176,6 +176,8 @@ def _file_problems(config: TrainConfig) -> Iterator[str]:
         yield "run.dir is empty; give a folder to write to"
     elif Path(config.run.dir).is_file():
         yield f"run.dir is {config.run.dir}, which is a file; give a folder to write to"
+    elif blocked := [parent for parent in Path(config.run.dir).parents if parent.is_file()]:
+        yield f"run.dir is {config.run.dir}, but {blocked[0]} is a file; give a folder to write to"
     if not config.model.path:
         yield "model.path is not set; give a Megatron or Hugging Face model folder"
     elif not Path(config.model.path).is_dir():
@@ -210,9 +212,9 @@ def _method_problems(config: TrainConfig) -> Iterator[str]:
 
 
 def _schedule_problems(config: TrainConfig) -> Iterator[str]:
-    schedule, updates, lr = config.schedule, config.run.updates, config.optimizer.get("lr")
-    if schedule.warmup_updates > updates:
-        yield f"schedule.warmup_updates is {schedule.warmup_updates}, must not exceed run.updates {updates}; lower it"
+    schedule, updates, lr = config.schedule, config.run.updates, config.optimizer.get("lr", OPTIMIZER_DEFAULTS["lr"])
+    if schedule.warmup_updates >= updates:
+        yield f"schedule.warmup_updates is {schedule.warmup_updates}, must be below run.updates {updates}; lower it"
     if schedule.decay == "wsd" and not 1 <= schedule.decay_updates <= updates - schedule.warmup_updates:
         yield (
             f"schedule.decay_updates is {schedule.decay_updates} with decay wsd, must be from 1 to the "

@@ -18,7 +18,7 @@ TEST_PROBLEMS=${TEST_PROBLEMS:-210}
 WARM_UPDATES=${WARM_UPDATES:-1000}
 CACHES=${CACHES:-runs/cache}
 PYTHON=${PYTHON:-python3}
-recipe=$(cat examples/quickstart/warm_start*.py examples/quickstart/tokenizer.py megatron_atesd/data/prompts.py megatron_atesd/data/sources/chain.py | cksum | cut -d' ' -f1)
+recipe=$(cat examples/quickstart/{warm_start*,tokenizer}.py megatron_atesd/{data,data/sources,model,rollout,evaluate}/*.py megatron_atesd/train/{sft,optimizer}.py | cksum | cut -d' ' -f1)
 CACHE=$CACHES/chain-seed$SEED-warm$WARM_UPDATES-test$TEST_PROBLEMS-$recipe
 export OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
@@ -29,8 +29,14 @@ evaluate() { # model folder, output folder
         --config examples/quickstart/atesd.yaml --parallel.tensor 1 --temperature 1.0 --top-p 1.0 --max-new-tokens 48 --no-thinking
 }
 
+# What is there is made anew: never in a folder that something else made.
+if [ -n "$(ls -A "$OUT" 2>/dev/null)" ] && [ ! -f "$OUT/.example" ]; then
+    echo "error: OUT=$OUT holds files that this script did not make; choose another folder" >&2
+    exit 2
+fi
+
 started=$(date +%s)
-mkdir -p "$OUT"
+mkdir -p "$OUT" && touch "$OUT/.example"
 rm -rf "$OUT"/summary.json "$OUT"/report.png
 
 if [ ! -d "$CACHE/base-hf" ]; then

@@ -32,7 +32,12 @@ if [ ! -f "$CACHE/hf/config.json" ]; then
     rm -rf "$CACHE/hf" && mv "$CACHE/unfinished" "$CACHE/hf"
 fi
 
-rm -rf "$OUT" && mkdir -p "$OUT"
+# What is there is made anew: never in a folder that something else made.
+if [ -n "$(ls -A "$OUT" 2>/dev/null)" ] && [ ! -f "$OUT/.example" ]; then
+    echo "error: OUT=$OUT holds files that this script did not make; choose another folder" >&2
+    exit 2
+fi
+rm -rf "$OUT" && mkdir -p "$OUT" && touch "$OUT/.example"
 say "data: word problems with worked solutions, three splits that share no question"
 "$PYTHON" tools/prepare_data.py gsm_symbolic --out "$OUT/data" --train 500 --probe 8 --test "$PROBLEMS" --seed "$SEED"
 say "convert Hugging Face → Megatron, logits compared in fp32"

@@ -14,9 +14,10 @@ from megatron_atesd.errors import CheckpointError
 from megatron_atesd.model.parallel import is_main, parallel_session
 from megatron_atesd.records import Rollout
 from megatron_atesd.train.checkpoint import RunCheckpoints
+from megatron_atesd.train.checks import check_before_work
 from megatron_atesd.train.metrics import describe_sample, peak_memory_gib, rollout_metrics, write_summary
 from megatron_atesd.train.monitor import Monitor
-from megatron_atesd.train.run import TrainingRun, check_before_work
+from megatron_atesd.train.run import TrainingRun
 
 
 def train(config: TrainConfig) -> None:

@@ -9,11 +9,10 @@ from megatron.core.distributed import DistributedDataParallel, DistributedDataPa
 from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_megatron_optimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
-from megatron_atesd.config import ScheduleConfig
+from megatron_atesd.config import OPTIMIZER_DEFAULTS, ScheduleConfig
 from megatron_atesd.config_sections import build_section
+from megatron_atesd.errors import ConfigError
 from megatron_atesd.model.qwen3 import HiddenStateGPT
-
-OPSD_OPTIMIZER = {"lr": 5e-6, "clip_grad": 0.1, "weight_decay": 0.0}
 
 
 @dataclass(frozen=True)
@@ -42,16 +41,29 @@ def build_optimization(
     model: HiddenStateGPT, optimizer: Mapping[str, Any], ddp: Mapping[str, Any], schedule: ScheduleConfig, updates: int
 ) -> Optimization:
     """Wrap `model` and build its optimizer from the pass-through sections `optimizer:` and `ddp:`."""
-    bf16 = model.config.params_dtype == torch.bfloat16
-    fixed = {"bf16": bf16, "params_dtype": model.config.params_dtype, "min_lr": schedule.min_lr}
-    config = build_section("optimizer", OptimizerConfig, fixed, {**OPSD_OPTIMIZER, **optimizer})
-    reduce_fp32 = {"grad_reduce_in_fp32": True, "use_distributed_optimizer": config.use_distributed_optimizer}
-    ddp_config = build_section("ddp", DistributedDataParallelConfig, {}, {**reduce_fp32, **ddp})
+    config, ddp_config = optimizer_settings(model.config.params_dtype, optimizer, ddp, schedule)
     wrapped = DistributedDataParallel(model.config, ddp_config, model)
     megatron_optimizer = get_megatron_optimizer(config, [wrapped], use_gloo_process_groups=torch.cuda.is_available())
     model.config.finalize_model_grads_func = finalize_model_grads
     model.config.grad_scale_func = megatron_optimizer.scale_loss
     return Optimization(wrapped, megatron_optimizer, _scheduler(megatron_optimizer, config, schedule, updates))
+
+
+def optimizer_settings(
+    dtype: torch.dtype, optimizer: Mapping[str, Any], ddp: Mapping[str, Any], schedule: ScheduleConfig
+) -> tuple[OptimizerConfig, DistributedDataParallelConfig]:
+    """megatron.core's settings from ours, needing neither model nor process groups; raises ConfigError for what it would refuse later."""
+    fixed = {"bf16": dtype == torch.bfloat16, "params_dtype": dtype, "min_lr": schedule.min_lr}
+    config = build_section("optimizer", OptimizerConfig, fixed, {**OPTIMIZER_DEFAULTS, **optimizer})
+    if config.optimizer not in ("adam", "sgd"):
+        raise ConfigError(f"optimizer.optimizer is {config.optimizer}, must be adam or sgd")
+    if config.use_distributed_optimizer and not torch.cuda.is_available():
+        raise ConfigError(
+            "optimizer.use_distributed_optimizer is true without CUDA, where torch's Adam stands in for the fused one and its sharded "
+            "state cannot be restored from a checkpoint; set it to false"
+        )
+    defaults = {"grad_reduce_in_fp32": True, "use_distributed_optimizer": config.use_distributed_optimizer}
+    return config, build_section("ddp", DistributedDataParallelConfig, {}, {**defaults, **ddp})
 
 
 def _scheduler(optimizer: MegatronOptimizer, config: OptimizerConfig, schedule: ScheduleConfig, updates: int) -> OptimizerParamScheduler:

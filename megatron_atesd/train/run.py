@@ -10,10 +10,9 @@ from typing import Any
 import torch.distributed as dist
 
 from megatron_atesd.config import TrainConfig
-from megatron_atesd.config_check import ModelShape, validate
-from megatron_atesd.data.problems import check_disjoint, last_boxed, load_problems
+from megatron_atesd.data.problems import last_boxed
 from megatron_atesd.data.prompts import PromptRenderer
-from megatron_atesd.data.sampler import ProblemSampler
+from megatron_atesd.data.sampler import ProblemSampler, fingerprint
 from megatron_atesd.data.tokenizer import load_tokenizer
 from megatron_atesd.distill.fused import Divergence
 from megatron_atesd.distill.likelihood import mean_nll
@@ -23,11 +22,12 @@ from megatron_atesd.errors import CheckpointError
 from megatron_atesd.exposure.service import ExposureService
 from megatron_atesd.model.packing import TokenIds
 from megatron_atesd.model.parallel import data_parallel_place
-from megatron_atesd.model.qwen3 import build_model, read_architecture, transformer_config
+from megatron_atesd.model.qwen3 import build_model, read_architecture
 from megatron_atesd.records import Exposure, Problem, Rollout, UpdateStats
 from megatron_atesd.rollout.generate import generate
 from megatron_atesd.rollout.sampling import sequence_seed
 from megatron_atesd.train.checkpoint import read_folder, restore_rng, rng_states
+from megatron_atesd.train.checks import check_prompts, check_unchanged, megatron_settings
 from megatron_atesd.train.model_folder import find_hf, load_model_weights
 from megatron_atesd.train.optimizer import build_optimization
 
@@ -42,11 +42,7 @@ class TrainingRun:
         check_prompts(self.renderer, [*problems, *probe_problems])
         self.sampler = ProblemSampler(problems, config.data.batch, config.run.seed, *data_parallel_place())
         architecture = read_architecture(self.hf_folder)
-        parallel = config.parallel
-        megatron = transformer_config(
-            architecture, parallel.tensor, parallel.pipeline, parallel.sequence, config.model.dtype, config.megatron
-        )
-        self.model = build_model(architecture, megatron)
+        self.model = build_model(architecture, megatron_settings(config, architecture))
         load_model_weights(self.model, Path(config.model.path))
         self.teacher = Teacher(self.model, config.distill.teacher, config.distill.ema_decay)
         self.optimization = build_optimization(self.model, config.optimizer, config.ddp, config.schedule, config.run.updates)
@@ -86,14 +82,15 @@ class TrainingRun:
 
     def probe(self, update: int, exposure: Exposure, result: StepResult | None) -> UpdateStats:
         """What the controller learns after `update` finished updates. Collective over all ranks."""
+        learned = self.config.exposure.mode == "learned"
         return UpdateStats(
             update=update,
             kl=result.kl if result else 0.0,
             disagreement=result.disagreement if result else 0.0,
             confidence=result.confidence if result else 0.0,
             probe_nll=mean_nll(self.model, self.probe_pairs, self.config.parallel.micro_batch),
-            grounding=self._grounding(exposure.alpha) if self.config.exposure.mode == "learned" else math.nan,
-            probe_kl=self._probe_kl() if self.config.exposure.progress == "probe_kl" else None,
+            grounding=self._grounding(exposure.alpha) if learned else math.nan,
+            probe_kl=self._probe_kl() if learned and self.config.exposure.progress == "probe_kl" else None,
         )
 
     def _grounding(self, alpha: float) -> float:
@@ -126,6 +123,7 @@ class TrainingRun:
                 "update": update,
                 "scheduler": self.optimization.scheduler.state_dict(),
                 "sampler": self.sampler.state_dict(),
+                "probe": fingerprint(self.probe_problems),
                 "exposure": on_every_rank(self.service.state_dict()),
                 "probe_responses": [(r.response_ids, r.truncated) for r in self.probe_rollouts],
                 "rng": rng_states(),
@@ -140,6 +138,9 @@ class TrainingRun:
             raise CheckpointError(f"{folder}: holds weights but no training state; give it as model.path to start a new run from it")
         run = loaded["run"]
         self.sampler.check(run["sampler"])
+        check_unchanged(run["config"], asdict(self.config))
+        if run["probe"] != fingerprint(self.probe_problems):
+            raise CheckpointError(f"data.probe holds other problems than the run that {folder} continues: give the same file")
         self.model.load_state_dict({name.removeprefix("model."): value for name, value in loaded["model"].items()})
         self.teacher.load_state_dict(loaded["teacher"])
         self.optimization.optimizer.load_state_dict(loaded["optimizer"])
@@ -158,26 +159,3 @@ def on_every_rank(of_rank_0: Any) -> Any:
     box = [of_rank_0]
     dist.broadcast_object_list(box, src=0)
     return box[0]
-
-
-def check_prompts(renderer: PromptRenderer, problems: Sequence[Problem]) -> None:
-    """Raise DataError now for a problem whose longest prompt (full exposure) is too long, not amid the run; ranks share the work."""
-    for problem in problems[dist.get_rank() :: dist.get_world_size()]:
-        renderer.teacher(problem, 1.0)
-
-
-def load_data(config: TrainConfig) -> tuple[list[Problem], list[Problem]]:
-    """Training and probe problems, checked to share none."""
-    train = load_problems(config.data.train, config.data.on_error)
-    probe = load_problems(config.data.probe, config.data.on_error)
-    check_disjoint({config.data.train: train, config.data.probe: probe})
-    return train, probe[: config.data.probe_size or None]
-
-
-def check_before_work(config: TrainConfig, world_size: int) -> tuple[list[Problem], list[Problem]]:
-    """Training and probe problems, once every rule holds that can be checked without weights or process groups."""
-    validate(config, world_size, None)
-    architecture = read_architecture(find_hf(Path(config.model.path)))
-    shape = ModelShape(architecture.heads, architecture.query_groups, architecture.layers, architecture.ffn, architecture.max_positions)
-    validate(config, world_size, shape)
-    return load_data(config)

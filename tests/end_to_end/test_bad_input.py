@@ -104,8 +104,29 @@ def test_a_problem_in_both_train_and_probe(train: Train, tmp_path: Path) -> None
     probe = problem_file(tmp_path / "probe.jsonl", GOOD | {"id": "same", "problem": " 1+2\n"})
     said = message(train(f"--data.train={learned}", f"--data.probe={probe}"))
     assert said == (
-        f"problem 'same' of {probe} is also in {learned} (as 'good'): splits must not share a problem; remove it from one of them"
+        f"problem 'same' of data.probe {probe} is also in data.train {learned} (as 'good'): splits must not share a problem; "
+        "remove it from one of them"
     )
+
+
+def test_one_file_for_both_train_and_probe(train: Train, tmp_path: Path) -> None:
+    both = problem_file(tmp_path / "both.jsonl", GOOD)
+    assert "splits must not share a problem" in message(train(f"--data.train={both}", f"--data.probe={both}"))
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("--optimizer.lrr=1", "unknown setting optimizer.lrr"),
+        ("--ddp.overlap_grad=1", "unknown setting ddp.overlap_grad"),
+        ("--megatron.num_layers=3", "megatron.num_layers is decided by the model folder"),
+        ("--optimizer.optimizer=lion", "optimizer.optimizer is lion, must be adam or sgd"),
+        ("--optimizer.use_distributed_optimizer=true", "use_distributed_optimizer is true without CUDA"),
+        ("--schedule.warmup_updates=6", "schedule.warmup_updates is 6, must be below run.updates 6"),
+    ],
+)
+def test_passed_through_settings_are_refused_before_process_groups(train: Train, override: str, said: str) -> None:
+    assert said in message(train(override))
 
 
 def test_an_unknown_setting_with_the_nearest_name(train: Train) -> None:

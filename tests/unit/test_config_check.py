@@ -95,7 +95,7 @@ def test_a_value_out_of_bounds_is_refused(refusal, setting: str, rule: str):
         ),
         (1, ["exposure.entropy_floor=-0.5"], "exposure.entropy_floor is -0.5, must be below exposure.entropy_target_end -0.8"),
         (1, ["exposure.warmup_updates=100"], "exposure.warmup_updates is 100, must be below run.updates 100"),
-        (1, ["schedule.warmup_updates=101"], "schedule.warmup_updates is 101, must not exceed run.updates 100"),
+        (1, ["schedule.warmup_updates=100"], "schedule.warmup_updates is 100, must be below run.updates 100"),
         (1, ["schedule.decay=wsd"], "schedule.decay_updates is 0 with decay wsd"),
         (1, ["schedule.min_lr=1e-3", "optimizer.lr=1e-4"], "schedule.min_lr is 0.001, must not exceed optimizer.lr 0.0001"),
         (1, ["model.path="], "model.path is not set"),
