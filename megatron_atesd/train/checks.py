@@ -1,0 +1,64 @@
+"""What can be refused before the heavy work, and what a resumed run may not change."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from megatron_atesd.config import TrainConfig
+from megatron_atesd.config_check import ModelShape, validate
+from megatron_atesd.data.problems import check_disjoint, load_problems
+from megatron_atesd.data.prompts import PromptRenderer
+from megatron_atesd.errors import CheckpointError
+from megatron_atesd.model.qwen3 import DTYPES, Architecture, read_architecture, transformer_config
+from megatron_atesd.records import Problem
+from megatron_atesd.train.model_folder import find_hf
+from megatron_atesd.train.optimizer import optimizer_settings
+
+
+def check_before_work(config: TrainConfig, world_size: int) -> tuple[list[Problem], list[Problem]]:
+    """Training and probe problems, once every rule holds that can be checked without weights or process groups."""
+    validate(config, world_size, None)
+    architecture = read_architecture(find_hf(Path(config.model.path)))
+    shape = ModelShape(architecture.heads, architecture.query_groups, architecture.layers, architecture.ffn, architecture.max_positions)
+    validate(config, world_size, shape)
+    megatron_settings(config, architecture)
+    optimizer_settings(DTYPES[config.model.dtype], config.optimizer, config.ddp, config.schedule)
+    return load_data(config)
+
+
+def load_data(config: TrainConfig) -> tuple[list[Problem], list[Problem]]:
+    """Training and probe problems, checked to share none."""
+    train = load_problems(config.data.train, config.data.on_error)
+    probe = load_problems(config.data.probe, config.data.on_error)
+    check_disjoint({f"data.train {config.data.train}": train, f"data.probe {config.data.probe}": probe})
+    return train, probe[: config.data.probe_size or None]
+
+
+def megatron_settings(config: TrainConfig, architecture: Architecture) -> TransformerConfig:
+    """megatron.core's model settings of a run."""
+    parallel = config.parallel
+    return transformer_config(architecture, parallel.tensor, parallel.pipeline, parallel.sequence, config.model.dtype, config.megatron)
+
+
+def check_prompts(renderer: PromptRenderer, problems: Sequence[Problem]) -> None:
+    """Raise DataError now for a problem whose longest prompt (full exposure) is too long, not amid the run; ranks share the work."""
+    for problem in problems[dist.get_rank() :: dist.get_world_size()]:
+        renderer.teacher(problem, 1.0)
+
+
+def check_unchanged(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    """Raise CheckpointError for a setting that a resumed run cannot change: the run would no longer be one experiment.
+
+    Layout, memory, checkpoint and monitor settings may change; run.updates too, while the learning rate does not depend on it.
+    """
+    free = {("rollout", "batch"), ("distill", "chunk")}
+    sections = ("schedule", "optimizer", "distill", "exposure", "rollout", "prompt")
+    names = {(section, key) for section in sections for key in {*old[section], *new[section]}} - free
+    names |= set() if new["schedule"]["decay"] == "constant" else {("run", "updates")}
+    for section, key in sorted(names):
+        was, now = old[section].get(key), new[section].get(key)
+        if was != now:
+            raise CheckpointError(f"{section}.{key} is {now}, but the run began with {was}: set it back, or choose another run.dir")
