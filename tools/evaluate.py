@@ -26,7 +26,7 @@ def main() -> None:
     parser.add_argument("--temperature", type=float, default=1.0)
     parser.add_argument("--top-p", type=float, default=0.95)
     parser.add_argument("--top-k", type=int, default=0, help="0 keeps all tokens")
-    parser.add_argument("--max-new-tokens", type=int, default=38912)
+    parser.add_argument("--max-new-tokens", type=int, default=38912, help="a response is cut after so many (default 38912)")
     parser.add_argument("--thinking", action=argparse.BooleanOptionalAction, default=True, help="chat template's thinking switch")
     parser.add_argument("--grading-workers", type=int, default=2, help="processes that grade answers")
     parser.add_argument("--grading-seconds", type=float, default=5.0, help="time limit of one answer")
@@ -34,7 +34,8 @@ def main() -> None:
     settings = load_config(rest)
 
     from megatron_atesd.evaluate.average import table  # megatron.core is slow to import: first be sure of the arguments
-    from megatron_atesd.evaluate.run import Evaluation, evaluate, with_sampling
+    from megatron_atesd.evaluate.prepare import Evaluation
+    from megatron_atesd.evaluate.run import evaluate, with_sampling
 
     a = arguments
     settings = with_sampling(settings, a.temperature, a.top_p, a.top_k, a.max_new_tokens, a.thinking)

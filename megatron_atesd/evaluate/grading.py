@@ -94,9 +94,9 @@ class Grader:
 
     def __init__(self, workers: int, timeout_s: float) -> None:
         if workers < 1:
-            raise ConfigError(f"grading workers = {workers}: at least 1 is needed")
+            raise ConfigError(f"--grading-workers is {workers}, must be 1 or more")
         if not 0 < timeout_s < float("inf"):
-            raise ConfigError(f"grading timeout = {timeout_s} s: give a positive number of seconds")
+            raise ConfigError(f"--grading-seconds is {timeout_s}, must be greater than 0 and finite")
         self.timeouts = 0
         self.crashes = 0
         self._workers = [_Worker(timeout_s) for _ in range(workers)]

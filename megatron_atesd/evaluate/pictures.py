@@ -15,6 +15,8 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from megatron_atesd.errors import DataError
+
 # Okabe and Ito's colours that every kind of colour vision tells apart, without the yellow that vanishes on white.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 INK, MUTED, GRID = "#222222", "#6B6B6B", "#E6E6E6"
@@ -28,9 +30,12 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write the figure, in the format of the name's suffix; missing folders are made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+    """Write the figure, in the format of the name's suffix; missing folders are made. Raises DataError when it cannot be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path)
+    except OSError as error:
+        raise DataError(f"cannot write the picture {path} ({error.strerror}): choose another --out") from None
 
 
 def tidy(axes: Axes, title: str, xlabel: str = "", ylabel: str = "") -> None:

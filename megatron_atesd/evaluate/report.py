@@ -31,21 +31,34 @@ _PANEL = (5.6, 3.5)  # inches
 def load_metrics(run: Path) -> Metrics:
     """Each metric of RUN/metrics.jsonl as a float64 array [updates], NaN where a line lacks it, with the key `update`.
 
-    Raises DataError for a missing, empty or unreadable file.
+    Raises DataError for a missing or empty file, and for a line that is no object of numbers and nulls with an `update`.
     """
     path = run / "metrics.jsonl"
     try:
-        texts = path.read_text().splitlines()
+        texts = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror}): give the run directory of a training run") from None
-    try:
-        lines = [json.loads(text) for text in texts]
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path}: {error.doc[:40]!r} is not JSON: resume the run, which drops a torn line, or remove it") from None
+    lines = [_metrics_of(text, f"{path}:{number}") for number, text in enumerate(texts, 1)]
     if not lines:
         raise DataError(f"{path} is empty: the run has finished no update yet")
     names = sorted({name for line in lines for name in line})
     return {name: np.array([np.nan if line.get(name) is None else line[name] for line in lines], dtype=np.float64) for name in names}
+
+
+def _metrics_of(text: str, place: str) -> dict[str, float | None]:
+    """One line of metrics.jsonl."""
+    try:
+        metrics = json.loads(text)
+    except json.JSONDecodeError:
+        raise DataError(f"{place}: {text[:40]!r} is not JSON: resume the run, which drops a torn line, or remove it") from None
+    if not isinstance(metrics, dict):
+        raise DataError(f"{place}: expected a JSON object of metrics, found {type(metrics).__name__}: remove the line")
+    wrong = [name for name, value in metrics.items() if not (value is None or isinstance(value, int | float))]
+    if wrong:
+        raise DataError(f"{place}: {wrong[0]} is {metrics[wrong[0]]!r}, must be a number or null: mend or remove the line")
+    if metrics.get("update") is None:
+        raise DataError(f"{place}: has no `update`: mend or remove the line")
+    return metrics
 
 
 def run_figure(runs: Mapping[str, Path]) -> Figure:

@@ -1,75 +1,53 @@
 """Evaluate one model on one problem file: sample, grade, summarise, write."""
 
 import json
+import os
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
 
 from megatron_atesd.config import TrainConfig
-from megatron_atesd.data.problems import load_problems
-from megatron_atesd.data.prompts import PromptRenderer
-from megatron_atesd.data.tokenizer import load_tokenizer
-from megatron_atesd.errors import ConfigError
 from megatron_atesd.evaluate.average import difficulty_of, summarize
 from megatron_atesd.evaluate.grading import Grader
+from megatron_atesd.evaluate.prepare import Evaluation, Prepared, prepare
 from megatron_atesd.evaluate.sample import Answered, answer_problems
 from megatron_atesd.model.parallel import is_main, parallel_session
-from megatron_atesd.model.qwen3 import HiddenStateGPT, build_model, read_architecture, transformer_config
+from megatron_atesd.model.qwen3 import HiddenStateGPT, build_model
 from megatron_atesd.records import Problem
-from megatron_atesd.train.model_folder import find_hf, find_model_folder, load_model_weights
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What to evaluate. `settings` gives prompt, sampling, parallel layout and dtype; its exposure plays no part."""
-
-    model: Path
-    data: Path
-    out: Path
-    samples: int
-    seed: int
-    grading_workers: int
-    grading_seconds: float
-    settings: TrainConfig
+from megatron_atesd.train.model_folder import load_model_weights
 
 
 def evaluate(task: Evaluation) -> dict[str, Any] | None:
     """Average@K, pass@k and greedy accuracy with 95 % intervals, on rank 0 (None elsewhere).
 
-    Writes <out>/evaluation.json and <out>/responses.jsonl. Raises the user's errors before the model is loaded.
+    Writes <out>/evaluation.json and <out>/responses.jsonl. Every setting, problem and prompt is checked before process groups are made
+    and the model is loaded (see `prepare`). After that only weights that are missing or damaged, and a grading process that does not
+    start, are refused.
     """
-    if task.samples < 1:
-        raise ConfigError(f"samples is {task.samples}, must be at least 1")
-    folder = task.model if (task.model / "config.json").is_file() else find_model_folder(task.model)
-    hf, problems = find_hf(folder), load_problems(task.data, task.settings.data.on_error)
-    architecture, parallel = read_architecture(hf), task.settings.parallel
-    with parallel_session(parallel.tensor, parallel.pipeline, task.seed, parallel.timeout_minutes):
-        config = transformer_config(
-            architecture, parallel.tensor, parallel.pipeline, False, task.settings.model.dtype, task.settings.megatron
-        )
-        model = build_model(architecture, config)
-        load_model_weights(model, folder)
-        renderer = PromptRenderer(load_tokenizer(hf), task.settings.prompt, task.settings.exposure.reveal)
-        answered = _answers(task, model, renderer, problems)
-        return _report(task, problems, answered) if is_main() else None
+    with Grader(task.grading_workers, task.grading_seconds) as grader:
+        prepared, parallel = prepare(task, int(os.environ.get("WORLD_SIZE", "1"))), task.settings.parallel
+        with parallel_session(parallel.tensor, parallel.pipeline, task.seed, parallel.timeout_minutes):
+            model = build_model(prepared.architecture, prepared.megatron)
+            load_model_weights(model, prepared.folder)
+            answered = _answers(task, model, prepared)
+            return _report(task, prepared.problems, answered, grader) if is_main() else None
 
 
-def _answers(task: Evaluation, model: HiddenStateGPT, renderer: PromptRenderer, problems: Sequence[Problem]) -> list[Answered]:
+def _answers(task: Evaluation, model: HiddenStateGPT, prepared: Prepared) -> list[Answered]:
     def progress(done: int, total: int) -> None:
         if is_main():
             print(f"\r{done}/{total} responses", end="\n" if done == total else "", file=sys.stderr, flush=True)
 
-    return answer_problems(model, renderer, problems, task.samples, task.settings.rollout, task.seed, progress)
+    parts = (prepared.renderer, prepared.problems, prepared.prompts)
+    return answer_problems(model, *parts, task.samples, task.settings.rollout, task.seed, progress)
 
 
-def _report(task: Evaluation, problems: Sequence[Problem], answered: Sequence[Answered]) -> dict[str, Any]:
-    with Grader(task.grading_workers, task.grading_seconds) as grader:
-        right = grader.grade([(a.text, problems[a.problem].answer) for a in answered])
-        faults = {"grading_timeouts": grader.timeouts, "grading_crashes": grader.crashes}
+def _report(task: Evaluation, problems: Sequence[Problem], answered: Sequence[Answered], grader: Grader) -> dict[str, Any]:
+    right = grader.grade([(a.text, problems[a.problem].answer) for a in answered])
+    faults = {"grading_timeouts": grader.timeouts, "grading_crashes": grader.crashes}
     table = np.array(right).reshape(len(problems), task.samples + 1)  # column 0 is the greedy response
     sampled = [a for a in answered if a.sample >= 0]
     graded = all("difficulty" in p.metadata for p in problems)
@@ -82,7 +60,6 @@ def _report(task: Evaluation, problems: Sequence[Problem], answered: Sequence[An
         "seed": task.seed,
         "rollout": asdict(task.settings.rollout),
     }
-    task.out.mkdir(parents=True, exist_ok=True)
     with (task.out / "responses.jsonl").open("w", encoding="utf-8") as file:
         for a, verdict in zip(answered, right, strict=True):
             file.write(json.dumps({"id": problems[a.problem].id, **asdict(a), "right": verdict}, ensure_ascii=False) + "\n")

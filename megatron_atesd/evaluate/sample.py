@@ -8,6 +8,7 @@ from megatron.core import parallel_state
 
 from megatron_atesd.config import RolloutConfig
 from megatron_atesd.data.prompts import PromptRenderer
+from megatron_atesd.model.packing import TokenIds
 from megatron_atesd.model.parallel import data_parallel_place
 from megatron_atesd.model.qwen3 import HiddenStateGPT
 from megatron_atesd.records import Problem
@@ -30,12 +31,16 @@ def answer_problems(
     model: HiddenStateGPT,
     renderer: PromptRenderer,
     problems: Sequence[Problem],
+    prompts: Sequence[TokenIds],
     samples: int,
     config: RolloutConfig,
     seed: int,
     progress: Callable[[int, int], None],
 ) -> list[Answered]:
-    """All responses, ordered by problem and sample, on every rank; `progress(done, total)` counts this rank's share. Collective."""
+    """All responses, ordered by problem and sample, on every rank. Collective.
+
+    prompts: ids of the student's prompt of each problem. progress: called with how many of this rank's responses are done, of how many.
+    """
     greedy = replace(config, temperature=0.0)
     tasks = [(p, s) for s in range(-1, samples) for p in range(len(problems))]
     rank, size = data_parallel_place()
@@ -45,9 +50,8 @@ def answer_problems(
     size = config.batch or 256
     split = sum(sample < 0 for _, sample in mine)
     for part in (*_pieces(mine[:split], size), *_pieces(mine[split:], size)):
-        prompts = [renderer.student(problems[p]) for p, _ in part]
         seeds = [sequence_seed("evaluate", seed, problems[p].id, s) for p, s in part]
-        responses = generate(model, prompts, seeds, renderer.stop_ids, greedy if part[0][1] < 0 else config)
+        responses = generate(model, [prompts[p] for p, _ in part], seeds, renderer.stop_ids, greedy if part[0][1] < 0 else config)
         for (p, s), r in zip(part, responses, strict=True):
             answered.append(Answered(p, s, renderer.decode(r.ids), len(r.ids), r.truncated))
         progress(len(answered), len(mine))

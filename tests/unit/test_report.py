@@ -220,6 +220,29 @@ def test_an_unusable_run_is_refused(tmp_path: Path, content: str | None, reason:
         report.load_metrics(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("[1, 2]", "expected a JSON object of metrics, found list"),
+        ("7", "expected a JSON object of metrics, found int"),
+        ('{"update": 2, "distill/kl": "high"}', "distill/kl is 'high', must be a number or null"),
+        ('{"distill/kl": 1.0}', "has no `update`"),
+        ('{"upd', "'{\"upd' is not JSON"),
+    ],
+)
+def test_a_line_that_holds_no_metrics_is_named(tmp_path: Path, line: str, reason: str):
+    (tmp_path / "metrics.jsonl").write_text(f'{{"update": 1}}\n{line}\n')
+    with pytest.raises(DataError) as refused:
+        report.load_metrics(tmp_path)
+    assert str(refused.value).startswith(f"{tmp_path / 'metrics.jsonl'}:2: {reason}")
+
+
+def test_a_picture_that_cannot_be_written_is_refused(runs: dict[str, Path], tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match="cannot write the picture"):
+        pictures.save(report.run_figure(runs), tmp_path / "file" / "run.png")
+
+
 def test_null_is_a_gap(tmp_path: Path):
     (tmp_path / "metrics.jsonl").write_text('{"update": 1, "distill/kl": null}\n{"update": 2, "distill/kl": 0.5}\n')
     np.testing.assert_array_equal(report.load_metrics(tmp_path)["distill/kl"], [np.nan, 0.5])

@@ -1,0 +1,101 @@
+"""What an evaluation needs before any process group or model exists, and what it refuses by then."""
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from megatron_atesd.config import TrainConfig
+from megatron_atesd.config_check import ModelShape, layout_problems, refuse, section_problems
+from megatron_atesd.data.problems import load_problems
+from megatron_atesd.data.prompts import PromptRenderer
+from megatron_atesd.data.tokenizer import load_tokenizer
+from megatron_atesd.errors import ConfigError
+from megatron_atesd.model.packing import TokenIds
+from megatron_atesd.model.qwen3 import Architecture, read_architecture, transformer_config
+from megatron_atesd.records import Problem
+from megatron_atesd.train.model_folder import find_hf, find_model_folder
+
+FLAGS = {f"rollout.{name}": f"--{name.replace('_', '-')}" for name in ("temperature", "top_p", "top_k", "max_new_tokens")}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What to evaluate. `settings` gives prompt, sampling, parallel layout and dtype; its exposure plays no part."""
+
+    model: Path
+    data: Path
+    out: Path
+    samples: int
+    seed: int
+    grading_workers: int
+    grading_seconds: float
+    settings: TrainConfig
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The checked parts of an evaluation. folder: where the weights are; prompts: the student's, one a problem."""
+
+    folder: Path
+    architecture: Architecture
+    megatron: TransformerConfig
+    renderer: PromptRenderer
+    problems: Sequence[Problem]
+    prompts: Sequence[TokenIds]
+
+
+def prepare(task: Evaluation, world_size: int) -> Prepared:
+    """Everything that needs neither weights nor process groups; makes the folder `task.out`, as the last step.
+
+    Raises ConfigError, DataError, CheckpointError or ConversionError for whatever cannot be evaluated by `world_size` processes.
+    """
+    check_numbers(task, world_size)
+    settings, parallel = task.settings, task.settings.parallel
+    folder = task.model if (task.model / "config.json").is_file() else find_model_folder(task.model)
+    hf = find_hf(folder)
+    architecture = read_architecture(hf)
+    shape = ModelShape(architecture.heads, architecture.query_groups, architecture.layers, architecture.ffn, architecture.max_positions)
+    refuse(layout_problems(parallel, world_size, shape))
+    megatron = transformer_config(architecture, parallel.tensor, parallel.pipeline, False, settings.model.dtype, settings.megatron)
+    problems = load_problems(task.data, settings.data.on_error)
+    renderer = PromptRenderer(load_tokenizer(hf), settings.prompt, settings.exposure.reveal)
+    prompts = [renderer.student(problem) for problem in problems]
+    check_room(problems, prompts, settings.rollout.max_new_tokens, architecture.max_positions)
+    make_writable(task.out)
+    return Prepared(folder, architecture, megatron, renderer, problems, prompts)
+
+
+def check_numbers(task: Evaluation, world_size: int) -> None:
+    """Raise one ConfigError that lists every number out of its bounds, under the name of its flag."""
+    problems = [f"--samples is {task.samples}, must be 1 or more"] if task.samples < 1 else []
+    problems += [f"--seed is {task.seed}, must be 0 or more"] if task.seed < 0 else []
+    for problem in section_problems(task.settings, ("rollout", "parallel", "prompt")):
+        name, rest = problem.split(" ", 1)
+        problems.append(f"{FLAGS.get(name, name)} {rest}")
+    refuse(problems)
+    refuse(layout_problems(task.settings.parallel, world_size))
+
+
+def check_room(problems: Sequence[Problem], prompts: Sequence[TokenIds], max_new_tokens: int, max_positions: int) -> None:
+    """Raise ConfigError when the longest prompt and a whole response exceed the model's positions."""
+    length, longest = max((len(prompt), problem.id) for prompt, problem in zip(prompts, problems, strict=True))
+    room = max_positions - length
+    if max_new_tokens > room:
+        remedy = f"give {room} or less" if room > 0 else "leave the problem out, or evaluate a model with more positions"
+        raise ConfigError(
+            f"--max-new-tokens {max_new_tokens} plus the {length} tokens of the longest student prompt (problem {longest!r}) is "
+            f"{max_new_tokens + length}, must not exceed the model's {max_positions} positions; {remedy}"
+        )
+
+
+def make_writable(folder: Path) -> None:
+    """Make the folder of the results. Raises ConfigError when it cannot be made, or no file can be written in it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ConfigError(f"--out is {folder}, which cannot be written to ({error.strerror}); give a folder to write to") from None

@@ -1,0 +1,157 @@
+"""What an evaluation refuses before process groups and a model exist: one ConfigError or DataError that names the flag or setting."""
+
+import json
+import os
+import runpy
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from examples.quickstart.warm_start import describe_model
+from megatron_atesd.data.problems import save_problems
+from megatron_atesd.data.sources.chain import chain_splits
+
+ROOT = Path(__file__).resolve().parents[2]
+POSITIONS = 256
+Evaluate = Callable[..., str]
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """hf/ (a description without weights: what is refused must be refused before they are read) and test.jsonl."""
+    folder = tmp_path_factory.mktemp("inputs")
+    describe_model(folder / "hf")
+    save_problems(chain_splits({"test": 8}, seed=1)["test"], folder / "test.jsonl")
+    return folder
+
+
+class HeavyWorkError(Exception):
+    """Process groups were about to be made."""
+
+
+@pytest.fixture
+def evaluate(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Evaluate:
+    """The line that tools/evaluate.py says in this process, without `error: `; HeavyWorkError when it refuses nothing."""
+
+    def heavy_work(*_: Any, **__: Any) -> None:
+        raise HeavyWorkError
+
+    def run(*flags: str, world_size: int = 1) -> str:
+        monkeypatch.setenv("WORLD_SIZE", str(world_size))
+        monkeypatch.setattr("megatron_atesd.evaluate.run.parallel_session", heavy_work)
+        given = {"--model": inputs / "hf", "--data": inputs / "test.jsonl", "--out": tmp_path / "out", "--max-new-tokens": 48}
+        given |= {"--config": ROOT / "examples" / "quickstart" / "atesd.yaml", "--parallel.tensor": 1}
+        words = [str(word) for pair in given.items() for word in pair]
+        monkeypatch.setattr(sys, "argv", ["evaluate.py", *words, *flags])
+        with pytest.raises(SystemExit) as end:
+            runpy.run_path(str(ROOT / "tools" / "evaluate.py"), run_name="__main__")
+        said = capsys.readouterr().err.splitlines()
+        assert (end.value.code, len(said)) == (2, 1)
+        return said[0].removeprefix("error: ")
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--samples", "0"], "--samples is 0, must be 1 or more"),
+        (["--seed", "-1"], "--seed is -1, must be 0 or more"),
+        (["--temperature", "-0.5"], "--temperature is -0.5, must be 0 or more"),
+        (["--temperature", "nan"], "--temperature is nan, must be 0 or more"),
+        (["--top-p", "0"], "--top-p is 0.0, must be greater than 0 and at most 1"),
+        (["--top-k", "-1"], "--top-k is -1, must be 0 or more"),
+        (["--max-new-tokens", "0"], "--max-new-tokens is 0, must be 1 or more"),
+        (["--rollout.batch", "-1"], "rollout.batch is -1, must be 0 or more"),
+        (["--prompt.max_length", "0"], "prompt.max_length is 0, must be 1 or more"),
+        (["--parallel.tensor", "0"], "parallel.tensor is 0, must be 1 or more"),
+        (["--parallel.timeout_minutes", "0"], "parallel.timeout_minutes is 0.0, must be greater than 0"),
+        (["--grading-workers", "0"], "--grading-workers is 0, must be 1 or more"),
+        (["--grading-seconds", "0"], "--grading-seconds is 0.0, must be greater than 0 and finite"),
+    ],
+)
+def test_a_number_out_of_bounds_is_refused_under_its_flag(evaluate: Evaluate, flags: list[str], message: str):
+    assert evaluate(*flags) == message
+
+
+def test_all_numbers_out_of_bounds_are_listed_at_once(evaluate: Evaluate):
+    said = evaluate("--samples", "0", "--top-p", "2")
+    assert (
+        said == "2 settings need a change: (1) --samples is 0, must be 1 or more; (2) --top-p is 2.0, must be greater than 0 and at most 1"
+    )
+
+
+def test_a_layout_that_does_not_fit_the_processes_is_refused(evaluate: Evaluate):
+    said = evaluate("--parallel.tensor", "2", world_size=3)
+    assert said.startswith("parallel.tensor 2 times parallel.pipeline 1 is 2, which does not divide the 3 processes;")
+
+
+def test_a_tensor_size_that_does_not_divide_the_model_is_refused(evaluate: Evaluate):
+    said = evaluate("--parallel.tensor", "4", world_size=4)
+    assert said == "parallel.tensor is 4, must divide the model's query groups (2); give a divisor of 2"
+
+
+def test_a_pipeline_size_that_does_not_divide_the_layers_is_refused(evaluate: Evaluate, inputs: Path):
+    layers = json.loads((inputs / "hf" / "config.json").read_text())["num_hidden_layers"]
+    said = evaluate("--parallel.pipeline", str(layers + 1), world_size=layers + 1)
+    assert said == f"parallel.pipeline is {layers + 1}, must divide the model's {layers} layers"
+
+
+def test_a_model_field_that_megatron_does_not_know_is_refused(evaluate: Evaluate):
+    assert "no_such_field" in evaluate("--megatron.no_such_field", "1")
+
+
+def longest_room(said: str) -> int:
+    """The largest --max-new-tokens that the refusal offers."""
+    return int(said.rpartition("give ")[2].removesuffix(" or less"))
+
+
+def test_the_default_length_of_a_response_is_refused_where_it_cannot_fit(evaluate: Evaluate):
+    said = evaluate("--max-new-tokens", "38912")
+    assert said.startswith("--max-new-tokens 38912 plus the ")
+    assert f"must not exceed the model's {POSITIONS} positions; give " in said
+
+
+def test_exactly_the_room_that_the_longest_prompt_leaves_is_enough(evaluate: Evaluate):
+    room = longest_room(evaluate("--max-new-tokens", str(POSITIONS)))
+    assert longest_room(evaluate("--max-new-tokens", str(room + 1))) == room
+    with pytest.raises(HeavyWorkError):
+        evaluate("--max-new-tokens", str(room))
+
+
+def test_only_real_prompts_count_not_the_longest_allowed(evaluate: Evaluate):
+    with pytest.raises(HeavyWorkError):
+        evaluate("--prompt.max_length", str(10 * POSITIONS))
+
+
+def test_a_prompt_too_long_is_refused(evaluate: Evaluate):
+    said = evaluate("--prompt.max_length", "3")
+    assert "its student prompt has " in said
+    assert "but prompt.max_length is 3: raise it, or leave the problem out" in said
+
+
+def test_out_that_is_a_file_is_refused(evaluate: Evaluate, tmp_path: Path):
+    (tmp_path / "file").write_text("mine")
+    said = evaluate("--out", str(tmp_path / "file"))
+    assert said == f"--out is {tmp_path / 'file'}, which cannot be written to (File exists); give a folder to write to"
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_out_below_a_file_is_refused(evaluate: Evaluate, tmp_path: Path):
+    (tmp_path / "file").write_text("mine")
+    said = evaluate("--out", str(tmp_path / "file" / "out"))
+    assert said == f"--out is {tmp_path / 'file' / 'out'}, which cannot be written to (Not a directory); give a folder to write to"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_out_without_permission_is_refused(evaluate: Evaluate, tmp_path: Path):
+    (tmp_path / "sealed").mkdir(mode=0o500)
+    assert "cannot be written to (Permission denied)" in evaluate("--out", str(tmp_path / "sealed"))
+
+
+def test_a_refusal_leaves_no_folder_behind(evaluate: Evaluate, tmp_path: Path):
+    evaluate("--max-new-tokens", "38912")
+    assert not (tmp_path / "out").exists()
