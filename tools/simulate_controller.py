@@ -5,6 +5,8 @@ python tools/simulate_controller.py --updates 100 --vary hold=1,2,5 --vary lr=0.
 
 import argparse
 import json
+import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,36 @@ def parse_variation(text: str) -> tuple[str, list[Any]]:
     return name, [getattr(load_config([f"--exposure.{name}={value}"]).exposure, name) for value in values.split(",")]
 
 
+def parse_optima(text: str) -> list[float]:
+    """`A,A` as exposures. Raises ConfigError for anything else."""
+    try:
+        optima = [float(optimum) for optimum in text.split(",")]
+    except ValueError:
+        optima = []
+    if not optima or not all(0 <= optimum <= 1 for optimum in optima):
+        raise ConfigError(f"--optima is {text!r}, must be exposures from 0 to 1 with commas between them, for example 0.3,0.8")
+    return optima
+
+
+def check_numbers(updates: int, seeds: int, noise: float) -> None:
+    """Raise ConfigError for the first number out of its bounds."""
+    for flag, count in (("--updates", updates), ("--seeds", seeds)):
+        if count < 1:
+            raise ConfigError(f"{flag} is {count}, must be 1 or more")
+    if not (noise >= 0 and math.isfinite(noise)):
+        raise ConfigError(f"--training-noise is {noise}, must be 0 or more")
+
+
+def check_out(out: Path) -> None:
+    """Raise ConfigError, before the work, for a file that could not be written after it."""
+    if out.is_dir():
+        raise ConfigError(f"--out is {out}, which is a folder; give a file to write to")
+    if not out.parent.is_dir():
+        raise ConfigError(f"--out is {out}, but there is no folder {out.parent}; make it, or choose another file")
+    if not os.access(out if out.exists() else out.parent, os.W_OK):
+        raise ConfigError(f"--out is {out}, which cannot be written to; choose another file")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--updates", type=int, default=100, help="student updates of a run")
@@ -35,15 +67,18 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, help="also write the rows to this JSON file")
     args = parser.parse_args()
-    optima = [float(optimum) for optimum in args.optima.split(",")]
-    if min(args.updates, args.seeds) < 1 or not all(0 <= optimum <= 1 for optimum in optima):
-        raise ConfigError(
-            f"--updates {args.updates}, --seeds {args.seeds}, --optima {args.optima}: need at least 1, 1, and values from 0 to 1"
-        )
+    check_numbers(args.updates, args.seeds, args.training_noise)
+    if args.out:
+        check_out(args.out)
+    optima = parse_optima(args.optima)
     vary = dict(parse_variation(text) for text in args.vary)
+    try:
+        simulated = compare(ExposureConfig(), vary, StudentModel(training_noise=args.training_noise), optima, args.updates, args.seeds)
+    except ConfigError as error:
+        raise ConfigError(f"--vary {error}") from None
     rows = []
     print("regret  final  " + "  ".join(f"α@{optimum:g}" for optimum in optima) + "  settings")
-    for row in compare(ExposureConfig(), vary, StudentModel(training_noise=args.training_noise), optima, args.updates, args.seeds):
+    for row in simulated:
         alphas = "  ".join(f"{figures['final_alpha']:5.2f}" for figures in row["at"].values())
         settings = " ".join(f"{name}={value}" for name, value in row["settings"].items())
         print(f"{row['regret']:6.2f} {row['final_regret']:6.2f}  {alphas}  {settings or 'defaults'}", flush=True)

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 
 from megatron_atesd.config import ExposureConfig
+from megatron_atesd.config_check import validate_exposure
+from megatron_atesd.errors import ConfigError
 from megatron_atesd.exposure.modes import Mode, make_mode
 from megatron_atesd.records import UpdateStats
 
@@ -90,13 +92,31 @@ def summarize(config: ExposureConfig, student: StudentModel, updates: int, seeds
 def compare(
     base: ExposureConfig, vary: Mapping[str, Sequence[Any]], student: StudentModel, optima: Sequence[float], updates: int, seeds: int
 ) -> Iterator[dict[str, Any]]:
-    """One row for every combination of the varied settings: the settings, the figures at each optimum, and their mean regrets."""
-    for values in product(*vary.values()):
-        settings = dict(zip(vary, values, strict=True))
-        config = replace(base, **settings)
-        at = {optimum: summarize(config, replace(student, optimum=optimum), updates, seeds) for optimum in optima}
-        means = {name: fmean(figures[name] for figures in at.values()) for name in ("regret", "final_regret")}
-        yield {"settings": settings, **means, "at": {f"{optimum:g}": figures for optimum, figures in at.items()}}
+    """One row for every combination of the varied settings: the settings, the figures at each optimum, and their mean regrets.
+
+    Raises ConfigError at once, before the first simulation, when a combination breaks a rule of the settings.
+    """
+    combinations = [dict(zip(vary, values, strict=True)) for values in product(*vary.values())]
+    for settings in combinations:
+        _check(replace(base, **settings), settings, updates)
+    return (_row(base, settings, student, optima, updates, seeds) for settings in combinations)
+
+
+def _check(config: ExposureConfig, settings: Mapping[str, Any], updates: int) -> None:
+    try:
+        validate_exposure(config, updates)
+    except ConfigError as error:
+        spelled = " ".join(f"{name}={value}" for name, value in settings.items()) or "the defaults"
+        raise ConfigError(f"{spelled}: {error}") from None
+
+
+def _row(
+    base: ExposureConfig, settings: dict[str, Any], student: StudentModel, optima: Sequence[float], updates: int, seeds: int
+) -> dict[str, Any]:
+    config = replace(base, **settings)
+    at = {optimum: summarize(config, replace(student, optimum=optimum), updates, seeds) for optimum in optima}
+    means = {name: fmean(figures[name] for figures in at.values()) for name in ("regret", "final_regret")}
+    return {"settings": settings, **means, "at": {f"{optimum:g}": figures for optimum, figures in at.items()}}
 
 
 def _measure(student: StudentModel, update: int, alpha: float, excess: float, generator: torch.Generator) -> UpdateStats:
