@@ -26,7 +26,7 @@ _SENTENCE_CUT = re.compile(r"[.!?][\"')\]*$]*\s+|\n\s*")
 _WORD_CUT = re.compile(r"\s+")
 _OPENING = " \t\r\n$*\\[("  # what may stand around a final answer that has its lines for itself
 _CLOSING = _OPENING + ".])"
-_TOLERANCE = 1e-9  # 0.1·30 must count as 3, whatever the last bit says
+_TOLERANCE = 1e-9  # 0.29·100 must count as 29, though in floats it is a little less
 
 
 @dataclass(frozen=True)

@@ -110,6 +110,11 @@ def test_counts_are_those_of_exact_arithmetic(numerator: int, segments: int) -> 
     assert revealed_count(numerator / 100, segments, "nearest") == (exact + Fraction(1, 2)).__floor__()
 
 
+def test_a_product_just_below_a_whole_number_counts_as_that_number() -> None:
+    assert 0.29 * 100 < 29
+    assert revealed_count(0.29, 100, "floor") == 29
+
+
 @given(st.floats(0, 1), st.integers(0, 500), st.sampled_from(["floor", "nearest"]))
 def test_counts_stay_within_the_segments(alpha: float, segments: int, rounding: str) -> None:
     assert 0 <= revealed_count(alpha, segments, rounding) <= segments  # type: ignore[arg-type]

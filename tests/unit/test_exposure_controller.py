@@ -11,7 +11,7 @@ import torch
 from megatron_atesd.config import ExposureConfig
 from megatron_atesd.errors import CheckpointError, ConfigError
 from megatron_atesd.exposure import policy
-from megatron_atesd.exposure.controller import Controller
+from megatron_atesd.exposure.controller import Controller, Decision
 from megatron_atesd.records import UpdateStats
 
 CONFIG = ExposureConfig(hold=2, lookahead=3, batch=2, warmup_updates=3, warmup_exposure=0.9, hidden=8)
@@ -34,6 +34,32 @@ def started(config: ExposureConfig, seed: int = 5) -> Controller:
     controller = Controller(config, updates=40, seed=seed)
     controller.observe(stats(0))
     return controller
+
+
+def learned_gradients(
+    before: dict[str, torch.Tensor], decisions: list[Decision], rewards: list[float], weights: list[float], update: int
+) -> dict[str, torch.Tensor]:
+    """Gradients of the paper's loss at parameters `before`: weighted, batch-standardised advantages of the decisions' samples."""
+    state_NF, alpha_N, reward_N, weight_N = (
+        torch.tensor(values, dtype=torch.float64)
+        for values in ([d.features for d in decisions], [d.sample for d in decisions], rewards, weights)
+    )
+    advantage_N = weight_N * (reward_N - reward_N.mean()) / (reward_N.std(correction=0) + 1e-6)
+    target = -0.1 + (-0.8 + 0.1) * update / 40
+    leaves = {name: value.detach().clone().requires_grad_() for name, value in before.items()}
+    policy.policy_loss(leaves, state_NF, alpha_N, advantage_N, target, 0.01, None).backward()
+    return {name: leaf.grad for name, leaf in leaves.items() if leaf.grad is not None}
+
+
+def snapshot(controller: Controller) -> dict[str, torch.Tensor]:
+    return {name: value.detach().clone() for name, value in controller.parameters.items()}
+
+
+def assert_learned(controller: Controller, expected: dict[str, torch.Tensor]) -> None:
+    """The gradients of the latest policy update are `expected`, and not all 0."""
+    got = {name: value.grad for name, value in controller.parameters.items()}
+    torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-9)
+    assert any(float(gradient.abs().max()) > 1e-3 for gradient in expected.values())
 
 
 def reload(state: dict[str, Any]) -> dict[str, Any]:
@@ -149,6 +175,31 @@ def test_the_exposure_in_force_is_clipped_but_not_the_sample():
     alphas = [proposal.alpha for proposal in drive(controller, 0, 20)[::2]][3:]
     assert set(alphas) <= {0.49, 0.51} | {decision.sample for decision in controller.judged + controller.pending}
     assert any(not 0.49 <= decision.sample <= 0.51 for decision in controller.judged)
+
+
+def test_the_sample_is_learned_from_even_where_another_exposure_was_in_force():
+    controller = started(replace(CONFIG, replay=0, clip_low=0.45, clip_high=0.55))
+    drive(controller, 0, 7)
+    before = snapshot(controller)
+    drive(controller, 7, 8)
+    decisions = controller.judged
+    assert any(decision.sample != decision.alpha for decision in decisions)
+    assert_learned(controller, learned_gradients(before, decisions, controller._rewards(), [1.0, 1.0], update=8))
+
+
+def test_replayed_decisions_count_by_how_likely_they_still_are():
+    controller = started(replace(CONFIG, replay=2, lr=0.5))
+    drive(controller, 0, 11)
+    before = snapshot(controller)
+    drive(controller, 11, 12)  # the second policy update: two older decisions, two fresh ones
+    weights = []
+    for decision in controller.judged[:2]:
+        a_N, b_N = policy.concentrations(before, torch.tensor([decision.features], dtype=torch.float64))
+        sample, a, b = torch.tensor([decision.sample, decision.a, decision.b], dtype=torch.float64)
+        now, then = (torch.distributions.Beta(*shape).log_prob(sample) for shape in ((a_N[0], b_N[0]), (a, b)))
+        weights.append(min(2.0, (now - then).exp().item()))
+    assert any(abs(weight - 1) > 0.1 for weight in weights)
+    assert_learned(controller, learned_gradients(before, controller.judged, controller._rewards(), [*weights, 1.0, 1.0], update=12))
 
 
 def test_a_missing_progress_signal_is_refused():

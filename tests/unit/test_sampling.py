@@ -2,6 +2,7 @@
 
 import math
 
+import pytest
 import torch
 
 from megatron_atesd.rollout.sampling import sample_tokens, sequence_seed, uniforms
@@ -31,6 +32,18 @@ def test_top_k_keeps_the_most_likely_and_renormalises() -> None:
 def test_top_p_keeps_the_smallest_set_that_reaches_its_mass() -> None:
     torch.testing.assert_close(draws(top_p=0.6), torch.tensor([0, 2 / 3, 0, 1 / 3]).double(), rtol=0, atol=1e-3)
     torch.testing.assert_close(draws(top_p=0.4), torch.tensor([0, 1.0, 0, 0]).double())
+
+
+def test_top_p_needs_one_more_token_just_above_a_cumulative_mass() -> None:
+    torch.testing.assert_close(draws(top_p=0.5), torch.tensor([0, 1.0, 0, 0]).double())
+    torch.testing.assert_close(draws(top_p=0.76), torch.tensor([0, 5 / 9, 1.5 / 9, 2.5 / 9]).double(), rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("kept", [1, 2, 3])
+def test_top_p_stops_exactly_at_its_mass(kept: int) -> None:
+    uniform = (torch.arange(100, dtype=torch.float64) + 0.5) / 100
+    ids = sample_tokens(torch.zeros(100, 4), uniform, 1.0, kept / 4, 0)  # four masses of exactly ¼
+    assert len(ids.unique()) == kept
 
 
 def test_top_p_counts_mass_among_the_top_k() -> None:
