@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with probe.jsonl and test.jsonl, which are kept out")
     parser.add_argument("--out", type=Path, required=True, help="Megatron model folder to write")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--updates", type=int, default=1000)
+    parser.add_argument("--updates", type=int, default=1500)
     parser.add_argument("--batch", type=int, default=32, help="examples an update, over all processes")
     a = parser.parse_args()
     with parallel_session(seed=a.seed), tempfile.TemporaryDirectory() as folder:
