@@ -42,7 +42,9 @@ class Teacher:
     @torch.no_grad()
     def update(self) -> None:
         """After an optimizer step: ema ← decay · ema + (1 - decay) · student; nothing for the other kinds."""
-        for average, weight, parameter in zip(self.average, self.weights if self.average else [], self.model.parameters(), strict=False):
+        if self.kind != "ema":
+            return
+        for average, weight, parameter in zip(self.average, self.weights, self.model.parameters(), strict=True):
             average.lerp_(parameter.detach().float(), 1 - self.decay)
             weight.copy_(average)
 
