@@ -20,6 +20,7 @@ LEVELS = {
     "megatron_atesd.distill": 2,
     "megatron_atesd.train": 3,
     "megatron_atesd.evaluate": 3,
+    "megatron_atesd.benchmark": 3,
     "checkpoints_convert": 3,
     "tools": 4,
 }

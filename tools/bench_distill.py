@@ -1,0 +1,61 @@
+"""Time and memory of one self-distillation step: full fine-tuning, forward KL over the whole vocabulary, frozen teacher.
+
+python tools/bench_distill.py --only W2 --trl-python OTHER_ENVIRONMENT/bin/python --out bench.json
+
+ours: this engine · naive: this engine with whole logits and autograd in the loss · plain: PyTorch and transformers · trl: SDFTTrainer.
+Each runs in a process of its own, from the same weights, on the same token ids; loss and gradient norm of the first step are printed.
+Phases: teacher = its layers forward; student = its layers forward and backward; loss = both vocabulary projections and the
+divergence, forward and backward (seen by hooks on the loss and on the student's hidden states); optimizer = clipping and AdamW.
+training = teacher + student + loss. Rollouts are drawn beforehand; only trl generates (its own column), then gets the same responses.
+Memory: peak of the measured steps over the process before the model (resident; with CUDA what torch allocated there).
+The share of the matmul peak counts products only (megatron_atesd/benchmark/flops.py), against a large product timed beside each job.
+In bf16, ours and naive keep fp32 master weights and gradients; plain and trl hold weights, gradients and optimizer state in bf16.
+Part loss: distill_loss (fused), whole logits (dense) and the four matrix products alone; memory is over the inputs.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from rich.console import Console
+
+from megatron_atesd.benchmark.run import loss_part, step_part
+from megatron_atesd.benchmark.settings import Settings, environment, numbers
+from megatron_atesd.benchmark.tables import WIDTH, loss_tables, step_tables
+from megatron_atesd.benchmark.workload import load_workloads
+from megatron_atesd.errors import run_command
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--workloads", type=Path, default=Path(__file__).parent / "bench_workloads.json", help="JSON file of sizes by name")
+    add("--only", default="W1,W2", metavar="NAME,…", help="workloads of that file (default W1,W2)")
+    add("--part", choices=("step", "loss", "all"), default="all", help="default all")
+    add("--contenders", default="ours,naive,plain,trl", metavar="NAME,…", help="contenders of part step")
+    add("--dtypes", default="fp32,bf16", metavar="NAME,…", help="default fp32,bf16")
+    add("--device", choices=("cpu", "cuda"), default=Settings().device, help="default: cuda if there is one")
+    add("--trl-python", default="", metavar="PATH", help="interpreter of an environment with trl 1.16, datasets and accelerate")
+    add("--baseline", default=Settings.baseline, help="contender that the ratios refer to (default plain)")
+    add("--tokens", default="256,512,1024,2048", metavar="T,…", help="response tokens of part loss")
+    for name, text in (("threads", "of each process"), ("steps", "measured"), ("warmup", "steps before"), ("repeats", "of each process")):
+        add(f"--{name}", type=int, default=getattr(Settings, name), help=f"{text} (default {getattr(Settings, name)})")
+    add("--chunk", type=int, default=Settings.chunk, help=f"tokens whose logits exist at one time (default {Settings.chunk})")
+    add("--out", type=Path, help="also write everything to this JSON file")
+    args = vars(parser.parse_args())
+    workloads = load_workloads(args.pop("workloads"), args.pop("only"))
+    part, out = args.pop("part"), args.pop("out")
+    lists = {name: args[name].split(",") for name in ("contenders", "dtypes")}
+    settings = Settings(**{**args, **lists, "tokens": numbers(args["tokens"])})
+    settings.check(out)
+    progress = Console(stderr=True).print
+    steps = step_part(workloads, settings, progress) if part != "loss" else []
+    losses = loss_part(workloads, settings, progress) if part != "step" else []
+    console = Console(width=max(WIDTH, Console().width))
+    console.print(*step_tables(steps, settings.baseline), *loss_tables(losses), sep="\n")
+    if out:
+        out.write_text(json.dumps({"environment": dict(environment(settings)), "step": steps, "loss": losses}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    run_command(main)
