@@ -51,8 +51,7 @@ def main() -> None:
     progress = Console(stderr=True).print
     steps = step_part(workloads, settings, progress) if part != "loss" else []
     losses = loss_part(workloads, settings, progress) if part != "step" else []
-    console = Console(width=max(WIDTH, Console().width))
-    console.print(*step_tables(steps, settings.baseline), *loss_tables(losses), sep="\n")
+    Console(width=max(WIDTH, Console().width)).print(*step_tables(steps, settings.baseline), *loss_tables(losses), sep="\n")
     if out:
         out.write_text(json.dumps({"environment": dict(environment(settings)), "step": steps, "loss": losses}, indent=2) + "\n")
 

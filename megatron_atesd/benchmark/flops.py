@@ -38,7 +38,7 @@ def _forward(workload: Workload, length: int) -> float:
     return float(workload.layers * (2 * length * weights + attention))
 
 
-def matmul_peak(dtype: str, device: str, repeats: int = 5) -> float:
+def matmul_peak(dtype: str, device: str, repeats: int = 3) -> float:
     """Operations a second of a large matrix product on this process's threads (median of `repeats` after one to warm up)."""
     side = _SIDE[device]
     a, b = (torch.randn(side, side, device=device).to(DTYPES[dtype]) for _ in range(2))

@@ -33,6 +33,11 @@ class Job:
     tokens: int = 0
     ids: dict[str, list[list[int]]] = field(default_factory=dict)
 
+    @property
+    def name(self) -> str:
+        """The measurement in words."""
+        return f"{self.workload.name} {self.dtype} {self.contender}" + (f" T={self.tokens}" if self.tokens else "")
+
     def save(self, path: Path) -> None:
         path.write_text(json.dumps(asdict(self)), encoding="utf-8")
 

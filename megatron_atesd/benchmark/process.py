@@ -16,6 +16,10 @@ _TRL_STEP = Path(__file__).parent / "trl_step.py"
 _ROOT = Path(__file__).resolve().parents[2]
 
 
+class MeasurementError(AtesdError):
+    """A measuring process ended without a result."""
+
+
 def trl_is_there(python: str, say: Callable[[str], None]) -> bool:
     """Whether `python` can import trl's self-distillation trainer; says why not."""
     if not python:
@@ -32,15 +36,14 @@ def trl_is_there(python: str, say: Callable[[str], None]) -> bool:
 
 
 def run_job(job: Job, trl_python: str = "") -> dict[str, Any]:
-    """The result of one measurement in a process of its own. Raises AtesdError with the last line it wrote when it fails."""
+    """The result of one measurement in a process of its own. Raises MeasurementError with the last line it wrote when it fails."""
     with tempfile.TemporaryDirectory() as folder:
         given, result = Path(folder) / "job.json", Path(folder) / "result.json"
         job.save(given)
         worker = [trl_python, "-I", str(_TRL_STEP)] if job.contender == "trl" else [sys.executable, "-m", "megatron_atesd.benchmark.worker"]
         found = subprocess.run([*worker, str(given), str(result)], capture_output=True, text=True, env=_environment(job))
         if found.returncode:
-            what = f"{job.workload.name} {job.dtype} {job.contender}"
-            raise AtesdError(f"{what}: the measuring process ended with code {found.returncode}: {_last_line(found.stderr)}")
+            raise MeasurementError(f"{job.name}: the measuring process ended with code {found.returncode}: {_last_line(found.stderr)}")
         return json.loads(result.read_text(encoding="utf-8"))
 
 
@@ -48,8 +51,8 @@ def _environment(job: Job) -> dict[str, str]:
     threads = str(job.threads)
     fixed = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "OMP_WAIT_POLICY": "PASSIVE"}
     fixed |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    if job.device == "cpu":
-        fixed["CUDA_VISIBLE_DEVICES"] = ""
+    devices = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")
+    fixed["CUDA_VISIBLE_DEVICES"] = devices[0] if job.device == "cuda" else ""  # one GPU: no contender shares its work out
     path = os.pathsep.join([str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     return os.environ | fixed | {"PYTHONPATH": path}
 

@@ -10,11 +10,12 @@ import torch
 
 from megatron_atesd.benchmark.flops import loss_flops, matmul_peak, step_flops
 from megatron_atesd.benchmark.job import Job
-from megatron_atesd.benchmark.process import run_job, trl_is_there
+from megatron_atesd.benchmark.process import MeasurementError, run_job, trl_is_there
 from megatron_atesd.benchmark.settings import Settings
 from megatron_atesd.benchmark.workload import Workload, draw_ids, save_model
 
 LOSS_METHODS = ("fused", "dense", "products")
+OWN = ("ours", "fused")
 PHASES = ("teacher", "student", "loss")
 SEED = 1
 
@@ -33,7 +34,7 @@ def step_part(workloads: Sequence[Workload], settings: Settings, say: Say) -> li
             for dtype in settings.dtypes:
                 jobs = {name: _job(name, workload, dtype, settings, model=folder, ids=ids) for name in contenders}
                 results, peak = _interleaved(jobs, settings, say)
-                found = [_step_row(jobs[name], results[name], peak) for name in contenders]
+                found = [_step_row(jobs[name], results[name], peak) for name in results]
                 rows += _with_ratios(found, "contender", settings.baseline, {"seconds": "training_seconds", "memory": "over_start_gib"})
     return rows
 
@@ -46,7 +47,7 @@ def loss_part(workloads: Sequence[Workload], settings: Settings, say: Say) -> li
             for tokens in settings.tokens:
                 jobs = {name: _job(name, workload, dtype, settings, tokens=tokens) for name in LOSS_METHODS}
                 results, peak = _interleaved(jobs, settings, say)
-                found = [_loss_row(jobs[name], results[name], peak) for name in LOSS_METHODS]
+                found = [_loss_row(jobs[name], results[name], peak) for name in results]
                 found = _with_ratios(found, "method", "products", {"seconds": "seconds"})
                 rows += _with_ratios(found, "method", "dense", {"memory": "over_start_gib"})
     return rows
@@ -57,15 +58,24 @@ def _job(contender: str, workload: Workload, dtype: str, settings: Settings, **m
 
 
 def _interleaved(jobs: Mapping[str, Job], settings: Settings, say: Say) -> tuple[dict[str, list[Row]], float]:
-    """Results of every repeat of every job, in turns, and the best matmul speed seen between them (operations a second)."""
+    """Results of every repeat of every job, in turns, and the best matmul speed seen between them (operations a second).
+
+    What this project is compared with may fail (for want of memory, say): it is then left out, with the reason.
+    """
     results: dict[str, list[Row]] = {name: [] for name in jobs}
     peak = 0.0
     for repeat in range(settings.repeats):
-        for name, job in jobs.items():
-            size = f" T={job.tokens}" if job.tokens else ""
-            say(f"{job.workload.name} {job.dtype} {name}{size}, repeat {repeat + 1} of {settings.repeats}")
+        for name in list(results):
+            job = jobs[name]
+            say(f"{job.name}, repeat {repeat + 1} of {settings.repeats}")
             peak = max(peak, _peak(job.dtype, settings))
-            results[name].append(run_job(job, settings.trl_python))
+            try:
+                results[name].append(run_job(job, settings.trl_python))
+            except MeasurementError as error:
+                if name in OWN:
+                    raise
+                say(f"{error}; left out")
+                del results[name]
     return results, peak
 
 
@@ -92,6 +102,7 @@ def _step_row(job: Job, results: Sequence[Row], peak: float) -> Row:
         "share_of_peak": flops / training / peak,
         "loss": results[0]["loss"],
         "grad_norm": results[0]["grad_norm"],
+        **{name: value for name, value in results[0].items() if name == "versions"},
     }
 
 

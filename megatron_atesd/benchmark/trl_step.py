@@ -9,6 +9,7 @@ import os
 import sys
 import time
 from collections import defaultdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -203,6 +204,7 @@ def main() -> None:
         "grad_norm": trainer.norms[0],
         "peak_gib": peak,
         "over_start_gib": peak - memory.start,
+        "versions": {name: version(name) for name in ("trl", "transformers", "torch")},
     }
     Path(sys.argv[2]).write_text(json.dumps(result), encoding="utf-8")
 
