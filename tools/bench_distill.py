@@ -8,9 +8,9 @@ Phases: teacher = its layers forward; student = its layers forward and backward;
 divergence, forward and backward (seen by hooks on the loss and on the student's hidden states); optimizer = clipping and AdamW.
 training = teacher + student + loss. Rollouts are drawn beforehand; only trl generates (its own column), then gets the same responses.
 Memory: peak of the measured steps over the process before the model (resident; with CUDA what torch allocated there).
-The share of the matmul peak counts products only (megatron_atesd/benchmark/flops.py), against a large product timed beside each job.
-In bf16, ours and naive keep fp32 master weights and gradients; plain and trl hold weights, gradients and optimizer state in bf16.
-Part loss: distill_loss (fused), whole logits (dense) and the four matrix products alone; memory is over the inputs.
+Ratios (÷) are value / the baseline's: below 1 is faster or smaller. Share of peak: FLOPs of products only (benchmark/flops.py) over the
+best matmul speed seen in the run. In bf16, ours and naive keep fp32 master weights and gradients; plain and trl hold weights, gradients
+and optimizer state in bf16, and trl forms its softmax in bf16 too. Part loss: distill_loss (fused), whole logits, the four products alone.
 """
 
 import argparse

@@ -5,7 +5,6 @@ with weights, the attention's two products (causal half) and the vocabulary proj
 normalisation, softmax and the optimizer are not counted, nor is anything that is computed twice.
 """
 
-import statistics
 import time
 
 import torch
@@ -38,16 +37,16 @@ def _forward(workload: Workload, length: int) -> float:
     return float(workload.layers * (2 * length * weights + attention))
 
 
-def matmul_peak(dtype: str, device: str, repeats: int = 3) -> float:
-    """Operations a second of a large matrix product on this process's threads (median of `repeats` after one to warm up)."""
+def matmul_peak(dtype: str, device: str, repeats: int = 5) -> float:
+    """Operations a second of a large matrix product on this process's threads (best of `repeats`)."""
     side = _SIDE[device]
     a, b = (torch.randn(side, side, device=device).to(DTYPES[dtype]) for _ in range(2))
     out = torch.empty_like(a)
     seconds = []
-    for _ in range(repeats + 1):
+    for _ in range(repeats):
         started = time.perf_counter()
         torch.mm(a, b, out=out)
         if device == "cuda":
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - started)
-    return 2.0 * side**3 / statistics.median(seconds[1:])
+    return 2.0 * side**3 / min(seconds)

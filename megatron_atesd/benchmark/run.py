@@ -36,7 +36,7 @@ def step_part(workloads: Sequence[Workload], settings: Settings, say: Say) -> li
                 results, peak = _interleaved(jobs, settings, say)
                 found = [_step_row(jobs[name], results[name], peak) for name in results]
                 rows += _with_ratios(found, "contender", settings.baseline, {"seconds": "training_seconds", "memory": "over_start_gib"})
-    return rows
+    return _with_share_of_peak(rows)
 
 
 def loss_part(workloads: Sequence[Workload], settings: Settings, say: Say) -> list[Row]:
@@ -50,7 +50,7 @@ def loss_part(workloads: Sequence[Workload], settings: Settings, say: Say) -> li
                 found = [_loss_row(jobs[name], results[name], peak) for name in results]
                 found = _with_ratios(found, "method", "products", {"seconds": "seconds"})
                 rows += _with_ratios(found, "method", "dense", {"memory": "over_start_gib"})
-    return rows
+    return _with_share_of_peak(rows)
 
 
 def _job(contender: str, workload: Workload, dtype: str, settings: Settings, **more: Any) -> Job:
@@ -99,7 +99,6 @@ def _step_row(job: Job, results: Sequence[Row], peak: float) -> Row:
         **_memory(results),
         "flops": flops,
         "matmul_peak": peak,
-        "share_of_peak": flops / training / peak,
         "loss": results[0]["loss"],
         "grad_norm": results[0]["grad_norm"],
         **{name: value for name, value in results[0].items() if name == "versions"},
@@ -119,7 +118,6 @@ def _loss_row(job: Job, results: Sequence[Row], peak: float) -> Row:
         "hidden_gib": 4 * job.tokens * job.workload.hidden / 2**30,
         "flops": flops,
         "matmul_peak": peak,
-        "share_of_peak": flops / seconds / peak,
     }
 
 
@@ -133,3 +131,12 @@ def _with_ratios(rows: Sequence[Row], key: str, baseline: str, of: Mapping[str, 
     if base is None:
         return list(rows)
     return [row | {f"ratio_{name}": row[field] / base[field] for name, field in of.items()} for row in rows]
+
+
+def _with_share_of_peak(rows: Sequence[Row]) -> list[Row]:
+    """The rows with the best matmul speed of their dtype in the whole run (a busy machine lowers it), and their FLOP rate's share of it."""
+    best = {dtype: max(row["matmul_peak"] for row in rows if row["dtype"] == dtype) for dtype in {row["dtype"] for row in rows}}
+    rates = [row["flops"] / row.get("training_seconds", row["seconds"]) for row in rows]
+    return [
+        row | {"matmul_peak": best[row["dtype"]], "share_of_peak": rate / best[row["dtype"]]} for row, rate in zip(rows, rates, strict=True)
+    ]
