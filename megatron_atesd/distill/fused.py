@@ -2,7 +2,10 @@
 
 Logits of student and teacher exist for one chunk at a time and never reach the backward: the gradients of the student's hidden states
 and of its head are made in the forward pass. Per chunk there are two collectives over TP (one all-gather of softmax statistics, one
-all-reduce of the summed terms), and one all-reduce of the hidden states' gradient a call. Arithmetic on logits is fp32 or better.
+all-reduce of the summed terms; with top-k two all-gathers), and one all-reduce of the hidden states' gradient a call.
+
+Arithmetic on logits is fp32 or better; a matrix product of bf16 operands accumulates in fp32 and gives its result in bf16.
+Peak memory beside the gradients: two fp32 buffers [chunk, V/TP], and two more of the same size with TP > 1 or on a GPU.
 """
 
 from dataclasses import dataclass
@@ -12,27 +15,25 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from megatron_atesd.distill.divergence import Kind, divergence_terms, log_mixture
+from megatron_atesd.distill.divergence import Divergence
+from megatron_atesd.distill.softmax import distributions
+from megatron_atesd.distill.terms import summed_terms
+from megatron_atesd.distill.top_k import top_k_loss
 
-
-@dataclass(frozen=True)
-class Divergence:
-    """What to minimise: kind and its β, per-entry clip (0 = none), temperature of both roles, tokens a chunk."""
-
-    kind: Kind = "forward_kl"
-    beta: float = 0.5
-    clip: float = 0.0
-    temperature: float = 1.0
-    chunk: int = 1024
+# On a CPU the elementwise work goes through rows that fit a core's cache: several times faster than passes over a whole chunk.
+_CACHE_BYTES = 2**19
 
 
 @dataclass(frozen=True)
 class TokenStatistics:
-    """Of each response token, without gradient: unclipped KL(teacher ‖ student) in nats, top-1 differs, largest student probability."""
+    """Of each response token, without gradient: full-vocabulary, unclipped KL(teacher ‖ student) and both entropies in nats,
+    whether the most likely entries differ, and the student's largest probability."""
 
     kl_T: Tensor
     disagreement_T: Tensor
     confidence_T: Tensor
+    teacher_entropy_T: Tensor
+    student_entropy_T: Tensor
 
 
 def distill_loss(
@@ -72,95 +73,86 @@ class _FusedDivergence(torch.autograd.Function):
         group: dist.ProcessGroup | None,
     ) -> tuple[Tensor, ...]:
         work = torch.promote_types(hidden_TH.dtype, torch.float32)
-        d_hidden_TH = torch.zeros_like(hidden_TH, dtype=work) if ctx.needs_input_grad[0] else None
-        d_weight_VH = torch.zeros_like(weight_VH, dtype=work) if ctx.needs_input_grad[1] else None
-        loss, columns = hidden_TH.new_zeros((), dtype=work), []
+        wants_hidden, wants_weight = ctx.needs_input_grad[:2]
+        student_VH, teacher_VH = weight_VH[:rows], teacher_weight_VH[:rows]
+        d_hidden_TH = torch.empty_like(hidden_TH, dtype=work) if wants_hidden else None
+        d_weight_VH = torch.empty_like(weight_VH, dtype=work) if wants_weight else None
+        scale_T1 = (token_weight_T / settings.temperature)[:, None].to(work)
+        logits_2CV = hidden_TH.new_empty(2, min(settings.chunk, len(hidden_TH)), rows)
+        loss, columns = hidden_TH.new_zeros((), dtype=work), [hidden_TH.new_empty(5, 0, dtype=work)]
         for start in range(0, len(hidden_TH), settings.chunk):
             part = slice(start, start + settings.chunk)
-            logits_TV = torch.matmul(hidden_TH[part], weight_VH[:rows].t()).to(work) / settings.temperature
-            teacher_TV = torch.matmul(teacher_hidden_TH[part], teacher_weight_VH[:rows].t()).to(work) / settings.temperature
-            token_loss_T, statistics_3T, slope_TV = _chunk(logits_TV, teacher_TV, settings, group)
-            loss += (token_loss_T * token_weight_T[part]).sum()
-            columns.append(statistics_3T)
-            slope_TV *= (token_weight_T[part] / settings.temperature)[:, None]
+            both_2CV = logits_2CV[:, : len(hidden_TH[part])]
+            for logits_CV, states_TH, matrix_VH in zip(both_2CV, (teacher_hidden_TH, hidden_TH), (teacher_VH, student_VH), strict=True):
+                logits_CV.addmm_(states_TH[part], matrix_VH.t(), beta=0, alpha=1 / settings.temperature)
+            loss_C, statistics_5C = _chunk(both_2CV, settings, group, wants_hidden or wants_weight)
+            loss += (loss_C * token_weight_T[part]).sum()
+            columns.append(statistics_5C)
             if d_hidden_TH is not None:
-                d_hidden_TH[part] = torch.matmul(slope_TV.to(weight_VH.dtype), weight_VH[:rows])
+                torch.mul(torch.mm(both_2CV[1], student_VH), scale_T1[part], out=d_hidden_TH[part])
             if d_weight_VH is not None:
-                d_weight_VH[:rows] += torch.matmul(slope_TV.t().to(hidden_TH.dtype), hidden_TH[part])
+                _add_product(d_weight_VH[:rows], both_2CV[1], (hidden_TH[part] * scale_T1[part]).to(hidden_TH.dtype), first=start == 0)
+        if d_weight_VH is not None:
+            d_weight_VH[rows if len(hidden_TH) else 0 :].zero_()
         if d_hidden_TH is not None and group is not None:
             dist.all_reduce(d_hidden_TH, group=group)
         ctx.gradients = tuple(g if g is None else g.to(x.dtype) for g, x in ((d_hidden_TH, hidden_TH), (d_weight_VH, weight_VH)))
-        statistics_3T = torch.cat(columns, dim=1) if columns else hidden_TH.new_zeros(3, 0, dtype=work)
-        ctx.mark_non_differentiable(*(outputs := tuple(statistics_3T.unbind(0))))
-        return loss, *outputs
+        ctx.mark_non_differentiable(*(statistics := torch.cat(columns, dim=1).unbind(0)))
+        return loss, *statistics
 
     @staticmethod
     def backward(ctx: Any, d_loss: Tensor, *_: Any) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        d_hidden_TH, d_weight_VH = (None if g is None else g * d_loss.to(g.dtype) for g in ctx.gradients)
+        d_hidden_TH, d_weight_VH = (None if g is None else g.mul_(d_loss.to(g.dtype)) for g in ctx.gradients)
         ctx.gradients = ()
         return d_hidden_TH, d_weight_VH, None, None, None, None, None, None
 
 
-def _chunk(logits_TV: Tensor, teacher_TV: Tensor, settings: Divergence, group: dist.ProcessGroup | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Token losses [T], statistics [3, T] and d loss / d (logits / temperature) [T, V] of one chunk.
+def _add_product(total_VH: Tensor, gradient_CV: Tensor, hidden_CH: Tensor, first: bool) -> None:
+    """total += gradientᵀ · hidden (= for the first); bf16 products join an fp32 total by blocks of rows, without a second [V, H]."""
+    if gradient_CV.dtype == total_VH.dtype:
+        total_VH.addmm_(gradient_CV.t(), hidden_CH, beta=int(not first))
+        return
+    block = _rows(total_VH, _CACHE_BYTES * 8)
+    for total, gradient in zip(total_VH.split(block), gradient_CV.split(block, dim=1), strict=True):
+        product = torch.mm(gradient.t(), hidden_CH)
+        total.copy_(product) if first else total.add_(product.to(total.dtype))
 
-    With g the derivative by the student's log-probabilities q, the logits' derivative is g - exp(q) · Σ_v g (softmax).
-    Where g holds a whole distribution (`mass`), its sum is written as 1 less what clipping took away: equal distributions
-    then give a gradient of exactly 0.
-    """
-    (log_norm_T, top_T, top_logit_T), (teacher_norm_T, teacher_top_T, _) = _softmax_statistics((logits_TV, teacher_TV), group)
-    student_TV, teacher_TV = logits_TV - log_norm_T[:, None], teacher_TV - teacher_norm_T[:, None]
-    terms_TV = divergence_terms(teacher_TV, student_TV, settings.kind, settings.beta)
-    kl_T = (terms_TV if settings.kind == "forward_kl" else divergence_terms(teacher_TV, student_TV, "forward_kl")).sum(-1)
-    slope_TV, mass_TV, sign = _slope(teacher_TV, student_TV, settings)
-    taken_T = torch.zeros_like(kl_T)
-    if settings.clip > 0:
-        clipped_TV = terms_TV > settings.clip
-        taken_T = mass_TV.masked_fill(~clipped_TV, 0.0).sum(-1)
-        slope_TV, mass_TV = slope_TV.masked_fill(clipped_TV, 0.0), mass_TV.masked_fill(clipped_TV, 0.0)
-        terms_TV = terms_TV.clamp(max=settings.clip)
-    sums_3T = torch.stack((terms_TV.sum(-1), kl_T, slope_TV.sum(-1) - sign * taken_T))
+
+def _chunk(logits_2CV: Tensor, settings: Divergence, group: dist.ProcessGroup | None, wants_gradient: bool) -> tuple[Tensor, Tensor]:
+    """Loss [C] and statistics [5, C] of one chunk's tokens; with `wants_gradient`, the student's logits become d loss / d logits."""
+    work = torch.promote_types(logits_2CV.dtype, torch.float32)
+    rows = logits_2CV.shape[1] if group is not None else _rows(logits_2CV[0], _CACHE_BYTES)
+    scratch = logits_2CV.new_empty(4 if logits_2CV.dtype != work else 2, rows, logits_2CV.shape[2], dtype=work)
+    sums = []
+    for stored_2TV in logits_2CV.split(rows, dim=1):
+        space = scratch[:, : stored_2TV.shape[1]]
+        logits_2TV = stored_2TV if stored_2TV.dtype == work else space[2:].copy_(stored_2TV)
+        sums.append(_block(logits_2TV, space[:2], settings, group, wants_gradient))
+        if wants_gradient and logits_2TV is not stored_2TV:
+            stored_2TV[1].copy_(logits_2TV[1])
+    return torch.cat([loss for loss, _ in sums]), torch.cat([statistics for _, statistics in sums], dim=1)
+
+
+def _rows(matrix: Tensor, limit: int) -> int:
+    """Rows of a matrix that stay in a core's cache as fp32; on a GPU all of them."""
+    return len(matrix) if matrix.is_cuda else max(1, limit // (4 * max(1, matrix.shape[1])))
+
+
+def _block(
+    logits_2TV: Tensor, scratch_2TV: Tensor, settings: Divergence, group: dist.ProcessGroup | None, wants_gradient: bool
+) -> tuple[Tensor, Tensor]:
+    """Loss [T] and statistics [5, T]; with `wants_gradient`, logits_2TV[1] becomes the gradient."""
+    both = distributions(logits_2TV, scratch_2TV, group)
+    if settings.top_k:
+        loss_T, kl_T = top_k_loss(both, settings, group, wants_gradient)
+        return loss_T, torch.cat((kl_T[None], both.statistics_4T))
+    (teacher_TV, student_TV), (ratio_TV, out_TV) = scratch_2TV, logits_2TV
+    both.log_ratio(out=ratio_TV)
+    kl_T = None if settings.kind == "forward_kl" else torch.linalg.vecdot(teacher_TV, ratio_TV)
+    terms = summed_terms(ratio_TV, teacher_TV, student_TV, settings, out_TV)
+    sums_3T = torch.stack((terms.loss_T, terms.unclipped_T if kl_T is None else kl_T, terms.excess_T))
     if group is not None:
         dist.all_reduce(sums_3T, group=group)
-    loss_T, kl_T, slope_sum_T = sums_3T
-    statistics_3T = torch.stack((kl_T, (top_T != teacher_top_T).to(kl_T.dtype), (top_logit_T - log_norm_T).exp()))
-    gradient_TV = slope_TV + sign * mass_TV - student_TV.exp() * (slope_sum_T + sign)[:, None]
-    return loss_T, statistics_3T, gradient_TV
-
-
-def _slope(teacher_TV: Tensor, student_TV: Tensor, settings: Divergence) -> tuple[Tensor, Tensor, int]:
-    """Derivative of each entry's term by the student's log-probability there, as `slope + sign · mass` with a distribution `mass`."""
-    if settings.kind == "forward_kl":
-        return torch.zeros_like(teacher_TV), teacher_TV.exp(), -1
-    student_prob_TV = student_TV.exp()
-    if settings.kind == "reverse_kl":
-        return student_prob_TV * (student_TV - teacher_TV), student_prob_TV, 1
-    # d/dlog q [β p log(p/m) + (1-β) q log(q/m)]: what comes through m cancels against q's own derivative.
-    mixture_TV = log_mixture(teacher_TV, student_TV, settings.beta)
-    return (1 - settings.beta) * student_prob_TV * (student_TV - mixture_TV), student_prob_TV, 0
-
-
-def _softmax_statistics(logits: tuple[Tensor, ...], group: dist.ProcessGroup | None) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """Of each logits_TV: log-normaliser [T], arg-max over the whole vocabulary [T] and the largest logit [T], by one all-gather."""
-    local_4T = [_local_statistics(x) for x in logits]
-    packed = torch.stack(local_4T)  # [roles, 3, T]: largest logit, its column, Σ exp(logit - largest)
-    if group is None:
-        shards = packed[None]
-    else:
-        shards = packed.new_empty(dist.get_world_size(group), *packed.shape)
-        dist.all_gather(list(shards.unbind(0)), packed, group=group)
-    results = []
-    for role in range(len(logits)):
-        peak_RT, column_RT, sum_RT = shards[:, role].unbind(1)
-        peak_T, shard_T = peak_RT.max(dim=0)
-        log_norm_T = peak_T + (sum_RT * (peak_RT - peak_T).exp()).sum(dim=0).log()
-        results.append((log_norm_T, shard_T * 2**24 + column_RT.gather(0, shard_T[None])[0].long(), peak_T))
-    return results
-
-
-def _local_statistics(logits_TV: Tensor) -> Tensor:
-    if logits_TV.shape[1] == 0:  # a shard of padding only
-        empty = logits_TV.new_zeros(len(logits_TV))
-        return torch.stack((torch.full_like(empty, torch.finfo(logits_TV.dtype).min), empty, empty))
-    peak_T, column_T = logits_TV.max(dim=1)
-    return torch.stack((peak_T, column_T.to(logits_TV.dtype), (logits_TV - peak_T[:, None]).exp().sum(dim=1)))
+    if wants_gradient:
+        terms.gradient(student_TV, sums_3T[2], out_TV)
+    return sums_3T[0], torch.cat((sums_3T[1:2], both.statistics_4T))

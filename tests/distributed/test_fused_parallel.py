@@ -1,20 +1,21 @@
-"""The fused loss over two vocabulary shards, of which the last is padded, is the loss over the whole vocabulary."""
+"""The fused loss over two or four vocabulary shards, of which the last are padded, is the loss over the whole vocabulary."""
 
+from itertools import product
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 
-from megatron_atesd.distill.divergence import Kind
-from megatron_atesd.distill.fused import Divergence, distill_loss
+from megatron_atesd.distill.divergence import Divergence, Kind
+from megatron_atesd.distill.fused import distill_loss
 from tests.distributed.launch import run_distributed
 
-SHARDS, ROWS = 2, 7
+ENTRIES = 16  # of the padded vocabulary, over all shards
 TOKENS, HIDDEN = 90, 5
-VOCABULARIES = (13, 7)  # the last shard has one row of padding, or nothing else
+VOCABULARIES = (15, 7)  # the last shard has one row of padding; or there are shards of nothing else
 KINDS: tuple[Kind, ...] = ("forward_kl", "reverse_kl", "jsd")
-CASES: list[tuple[int, Kind, float]] = [(vocabulary, kind, clip) for vocabulary in VOCABULARIES for kind in KINDS for clip in (0.0, 0.02)]
+CASES: list[tuple[int, Kind, float, int]] = list(product(VOCABULARIES, KINDS, (0.0, 0.02), (0, 5)))  # vocabulary, kind, clip, top-k
 Result = dict[str, torch.Tensor]
 
 
@@ -26,60 +27,90 @@ def inputs(vocabulary: int) -> tuple[torch.Tensor, ...]:
     return *values, torch.linspace(0.1, 1.0, TOKENS, dtype=torch.float64)
 
 
-def result(values: tuple[torch.Tensor, ...], kind: Kind, clip: float, valid: int | None = None, group: Any = None) -> Result:
+def result(values: tuple[torch.Tensor, ...], kind: Kind, clip: float, top_k: int, valid: int | None = None, group: Any = None) -> Result:
     hidden_TH, weight_VH = (value.clone().requires_grad_() for value in values[:2])
     teacher_TH, teacher_VH, token_weight_T = values[2:]
-    setting = Divergence(kind, 0.3, clip, temperature=1.1, chunk=37)
+    setting = Divergence(kind, 0.3, clip, temperature=1.1, chunk=37, top_k=top_k)
     loss, stats = distill_loss(hidden_TH, weight_VH, teacher_TH, teacher_VH, token_weight_T, setting, valid, group)
     loss.backward()
     assert hidden_TH.grad is not None
     assert weight_VH.grad is not None
     named = {"loss": loss.detach(), "hidden gradient": hidden_TH.grad, "weight gradient": weight_VH.grad}
-    return named | {"kl": stats.kl_T, "disagreement": stats.disagreement_T, "confidence": stats.confidence_T}
+    return named | vars(stats)
 
 
 def sharded_results() -> list[Result]:
     """This rank's result of every case; rows of padding would win every arg-max if they counted."""
     dist.init_process_group("gloo")
+    rows = ENTRIES // dist.get_world_size()
     results = []
-    for vocabulary, kind, clip in CASES:
+    for vocabulary, kind, clip, top_k in CASES:
         student_TH, student_VH, teacher_TH, teacher_VH, token_weight_T = inputs(vocabulary)
-        shards = [torch.cat((w, torch.full((SHARDS * ROWS - vocabulary, HIDDEN), 50.0).double())) for w in (student_VH, teacher_VH)]
-        mine = slice(dist.get_rank() * ROWS, (dist.get_rank() + 1) * ROWS)
+        shards = [torch.cat((w, torch.full((ENTRIES - vocabulary, HIDDEN), 50.0).double())) for w in (student_VH, teacher_VH)]
+        mine = slice(dist.get_rank() * rows, (dist.get_rank() + 1) * rows)
         values = (student_TH, shards[0][mine], teacher_TH, shards[1][mine], token_weight_T)
-        valid = min(ROWS, max(0, vocabulary - mine.start))
-        results.append(result(values, kind, clip, valid, dist.group.WORLD))
+        valid = min(rows, max(0, vocabulary - mine.start))
+        results.append(result(values, kind, clip, top_k, valid, dist.group.WORLD))
     dist.destroy_process_group()
     return results
 
 
-@pytest.fixture(scope="module")
-def ranks() -> list[list[Result]]:
-    return run_distributed(sharded_results, SHARDS)
+@pytest.fixture(scope="module", params=[2, 4])
+def ranks(request: pytest.FixtureRequest) -> list[list[Result]]:
+    return run_distributed(sharded_results, request.param)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_every_rank_has_the_whole_vocabularys_result(case: tuple[int, Kind, float], ranks: list[list[Result]]) -> None:
-    vocabulary, kind, clip = case
-    expected = result(inputs(vocabulary), kind, clip)
-    padding = torch.zeros(SHARDS * ROWS - vocabulary, HIDDEN, dtype=torch.float64)
-    weight_gradient = torch.cat((expected["weight gradient"], padding))
-    for rank, results in enumerate(ranks):
-        whole = expected | {"weight gradient": weight_gradient[rank * ROWS : (rank + 1) * ROWS]}
+def test_every_rank_has_the_whole_vocabularys_result(case: tuple[int, Kind, float, int], ranks: list[list[Result]]) -> None:
+    vocabulary, kind, clip, top_k = case
+    expected = result(inputs(vocabulary), kind, clip, top_k)
+    padding = torch.zeros(ENTRIES - vocabulary, HIDDEN, dtype=torch.float64)
+    shards = torch.cat((expected["weight gradient"], padding)).chunk(len(ranks))
+    for results, shard in zip(ranks, shards, strict=True):
+        whole = expected | {"weight gradient": shard}
         torch.testing.assert_close(results[CASES.index(case)], whole, rtol=1e-10, atol=1e-13)
 
 
 def test_the_clip_cuts_in_these_cases() -> None:
-    for kind in KINDS:
-        assert result(inputs(13), kind, 0.02)["loss"] < 0.9 * result(inputs(13), kind, 0.0)["loss"]
+    for kind, top_k in product(KINDS, (0, 5)):
+        assert result(inputs(15), kind, 0.02, top_k)["loss"] < 0.9 * result(inputs(15), kind, 0.0, top_k)["loss"]
 
 
 def test_top_tokens_of_equal_column_in_different_shards_disagree(ranks: list[list[Result]]) -> None:
-    student_TH, student_VH, teacher_TH, teacher_VH, _ = inputs(13)
+    student_TH, student_VH, teacher_TH, teacher_VH, _ = inputs(15)
     student_T, teacher_T = (student_TH @ student_VH.t()).argmax(-1), (teacher_TH @ teacher_VH.t()).argmax(-1)
-    elsewhere_T = student_T // ROWS != teacher_T // ROWS
-    alike_T = elsewhere_T & (student_T % ROWS == teacher_T % ROWS)
+    rows = ENTRIES // len(ranks)
+    elsewhere_T = student_T // rows != teacher_T // rows
+    alike_T = elsewhere_T & (student_T % rows == teacher_T % rows)
     assert 0 < int(alike_T.sum()) < int(elsewhere_T.sum()) < TOKENS
     for results in ranks:
-        assert torch.equal(results[0]["disagreement"], (student_T != teacher_T).double())
-        assert bool((results[0]["disagreement"][alike_T] == 1.0).all())
+        assert torch.equal(results[0]["disagreement_T"], (student_T != teacher_T).double())
+        assert bool((results[0]["disagreement_T"][alike_T] == 1.0).all())
+
+
+def counted_collectives(top_k: int) -> dict[str, int]:
+    """Collectives of one call that has three chunks."""
+    dist.init_process_group("gloo")
+    counts = {"all_reduce": 0, "all_gather": 0}
+
+    def count(name: str) -> Any:
+        real = getattr(dist, name)
+
+        def counting(*args: Any, **kwargs: Any) -> Any:
+            counts[name] += 1
+            return real(*args, **kwargs)
+
+        return counting
+
+    for name in counts:
+        setattr(dist, name, count(name))
+    student_TH, student_VH, teacher_TH, teacher_VH, token_weight_T = inputs(16)
+    mine = slice(dist.get_rank() * 8, (dist.get_rank() + 1) * 8)
+    result((student_TH, student_VH[mine], teacher_TH, teacher_VH[mine], token_weight_T), "forward_kl", 0.02, top_k, 8, dist.group.WORLD)
+    dist.destroy_process_group()
+    return counts
+
+
+@pytest.mark.parametrize(("top_k", "expected"), [(0, {"all_gather": 3, "all_reduce": 3 + 1}), (5, {"all_gather": 3 * 3, "all_reduce": 1})])
+def test_collectives_are_as_few_as_documented(top_k: int, expected: dict[str, int]) -> None:
+    assert run_distributed(counted_collectives, 2, top_k) == [expected] * 2

@@ -1,0 +1,73 @@
+"""The divergence over the teacher's k most likely entries and one bucket for all others, on a block of tokens.
+
+Two all-gathers over TP: every rank's k best candidates, then what the rest of each shard sums to. All ranks hold the k + 1 buckets then.
+Dimensions: T tokens, V this rank's entries, K the teacher's top entries, R tensor-parallel ranks.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from megatron_atesd.distill.divergence import Divergence
+from megatron_atesd.distill.softmax import ABSENT, Distributions, gathered
+from megatron_atesd.distill.terms import summed_terms
+
+
+@dataclass(frozen=True)
+class _Candidates:
+    """This rank's K best entries (columns_TK, of which `mine_TK` belong to the K best of all), and the log-probabilities of the best.
+
+    place_TK: where in the K best of every rank, one rank after the other, each of the best stands.
+    """
+
+    columns_TK: Tensor
+    mine_TK: Tensor
+    place_TK: Tensor
+    log_probability_2TK: Tensor
+
+
+def top_k_loss(both: Distributions, settings: Divergence, group: dist.ProcessGroup | None, wants_gradient: bool) -> tuple[Tensor, Tensor]:
+    """Loss [T] over the buckets and KL [T] over the whole vocabulary; with `wants_gradient`, both.logits_2TV[1] becomes the gradient."""
+    kl_T = torch.linalg.vecdot(both.probability_2TV[0], both.log_ratio())
+    best = _candidates(both, settings.top_k, group)
+    rest_R3T = gathered(torch.cat((_rest(both, best), kl_T[None])), group)
+    rest_2T = rest_R3T[:, :2].logsumexp(dim=0)
+    teacher_TN, student_TN = torch.cat((best.log_probability_2TK, rest_2T[..., None]), dim=2)
+    terms = summed_terms(teacher_TN - student_TN, teacher_TN.exp(), student_TN.exp(), settings, torch.empty_like(teacher_TN))
+    if wants_gradient:
+        gradient_TN = terms.gradient(student_TN.exp(), terms.excess_T, torch.empty_like(student_TN))
+        # The rest's gradient is shared out by the probability of each entry within the rest, from which the best are absent.
+        gradient_TV = both.logits_2TV[1].add_((both.shift_2T[1] - rest_2T[1])[:, None]).exp_().mul_(gradient_TN[:, -1:])
+        gradient_TV.scatter_add_(1, best.columns_TK, _own(gradient_TN[:, :-1], best, group))
+    return terms.loss_T, rest_R3T[:, 2].sum(dim=0)
+
+
+def _candidates(both: Distributions, k: int, group: dist.ProcessGroup | None) -> _Candidates:
+    local = min(k, both.logits_2TV.shape[2])
+    columns_TK = both.logits_2TV[0].topk(local, dim=1).indices
+    packed_2TK = both.shift_2T.new_full((*both.shift_2T.shape, k), ABSENT)
+    packed_2TK[..., :local] = both.logits_2TV.gather(2, columns_TK.expand(2, -1, -1)) + both.shift_2T[..., None]
+    every_2TX = gathered(packed_2TK, group).permute(1, 2, 0, 3).flatten(2)
+    place_TK = every_2TX[0].topk(k, dim=1).indices
+    chosen_TX = torch.zeros_like(every_2TX[0], dtype=torch.bool).scatter_(1, place_TK, True)
+    first = 0 if group is None else dist.get_rank(group) * k
+    return _Candidates(columns_TK, chosen_TX[:, first : first + local], place_TK, every_2TX.gather(2, place_TK.expand(2, -1, -1)))
+
+
+def _rest(both: Distributions, best: _Candidates) -> Tensor:
+    """Log-probability [2, T] of all entries here outside the K best; marks the best as absent in the logits."""
+    columns_2TK = best.columns_TK.expand(2, -1, -1)
+    both.logits_2TV.scatter_(2, columns_2TK, both.logits_2TV.gather(2, columns_2TK).masked_fill_(best.mine_TK, ABSENT))
+    if both.logits_2TV.shape[2] == 0:
+        return torch.full_like(both.shift_2T, ABSENT)
+    return both.logits_2TV.logsumexp(dim=2) + both.shift_2T
+
+
+def _own(values_TK: Tensor, best: _Candidates, group: dist.ProcessGroup | None) -> Tensor:
+    """The values of the K best at this rank's candidates, 0 where a candidate is not among them."""
+    ranks, rank = (1, 0) if group is None else (dist.get_world_size(group), dist.get_rank(group))
+    k, local = values_TK.shape[1], best.columns_TK.shape[1]
+    every_TX = values_TK.new_zeros(len(values_TK), ranks * k).scatter_(1, best.place_TK, values_TK)
+    return every_TX[:, rank * k : rank * k + local]
