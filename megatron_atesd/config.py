@@ -47,14 +47,14 @@ class ParallelConfig:
         tensor: Tensor-parallel size (TP); divides attention heads, query groups and the FFN width.
         pipeline: Pipeline-parallel size (PP); divides the number of layers.
         sequence: Sequence parallelism (SP): shard activations along the sequence between TP regions; needs tensor > 1.
-        micro_batch: Sequences in one forward pass of one data-parallel rank.
+        micro_batch_tokens: Tokens, padding included, in one forward pass of a data-parallel rank; a longer sequence has a pass for itself.
         timeout_minutes: A collective that waits longer than this ends the job.
     """
 
     tensor: int = 1
     pipeline: int = 1
     sequence: bool = False
-    micro_batch: int = 8
+    micro_batch_tokens: int = 8192
     timeout_minutes: float = 30.0
 
 
@@ -131,7 +131,8 @@ class DistillConfig:
         normalize: token = sum / global count of response tokens; sequence = mean over sequences of per-sequence means.
         teacher: Teacher weights: initial = copy of the start, ema = moving average, live = the student itself.
         ema_decay: Decay of the ema teacher, an update.
-        chunk: Response tokens whose logits exist at one time.
+        chunk: Response tokens whose logits exist at one time; more is faster, at up to 20 bytes · vocabulary / TP each.
+        top_k: Compare the teacher's k most likely entries and one bucket for all others (0 = the whole vocabulary). [ours]
     """
 
     divergence: Literal["forward_kl", "reverse_kl", "jsd"] = "forward_kl"
@@ -141,7 +142,8 @@ class DistillConfig:
     normalize: Literal["token", "sequence"] = "token"
     teacher: Literal["initial", "ema", "live"] = "initial"
     ema_decay: float = 0.999
-    chunk: int = 1024
+    chunk: int = 256
+    top_k: int = 0
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ BOUNDS: dict[str, Bound] = {
     "run.updates": ONE_OR_MORE,
     "parallel.tensor": ONE_OR_MORE,
     "parallel.pipeline": ONE_OR_MORE,
-    "parallel.micro_batch": ONE_OR_MORE,
+    "parallel.micro_batch_tokens": ONE_OR_MORE,
     "parallel.timeout_minutes": POSITIVE,
     "data.probe_size": ZERO_OR_MORE,
     "data.batch": ONE_OR_MORE,
@@ -56,6 +56,7 @@ BOUNDS: dict[str, Bound] = {
     "distill.temperature": POSITIVE,
     "distill.ema_decay": BELOW_ONE,
     "distill.chunk": ONE_OR_MORE,
+    "distill.top_k": ZERO_OR_MORE,
     "exposure.fixed": SHARE,
     "exposure.start": SHARE,
     "exposure.end": SHARE,
@@ -148,12 +149,6 @@ def _parallel_problems(config: TrainConfig, world_size: int) -> Iterator[str]:
     replicas = world_size // model_ranks
     if batch % replicas:
         yield f"data.batch is {batch}, must be a multiple of the {replicas} data-parallel ranks; {_multiples(batch, replicas)}"
-    elif batch // replicas % parallel.micro_batch:
-        share = batch // replicas
-        yield (
-            f"parallel.micro_batch is {parallel.micro_batch}, must divide the {share} sequences of a data-parallel rank (data.batch "
-            f"{batch} over {replicas} ranks); {math.gcd(share, parallel.micro_batch)} would do"
-        )
 
 
 def _process_problems(parallel: ParallelConfig, world_size: int) -> Iterator[str]:

@@ -31,6 +31,7 @@ from megatron_atesd.train.sft import SftExample, sft_step
 
 # A width of 96 wants larger random weights than megatron.core's 0.02, in the layers that write to the residual stream too.
 INIT: dict[str, Any] = dict.fromkeys(("init_method", "output_layer_init_method"), partial(torch.nn.init.normal_, mean=0.0, std=0.06))
+MICRO_BATCH_TOKENS = 8192
 OPTIMIZER = {"lr": 3e-3, "adam_beta1": 0.9, "adam_beta2": 0.98, "weight_decay": 0.01, "clip_grad": 1.0}
 
 
@@ -59,7 +60,7 @@ def warm_start(data: Path, out: Path, hf: Path, seed: int, updates: int, batch: 
     source = random.Random(f"{seed}/{rank}")
     for update in range(1, updates + 1):
         examples = warm_start_batch(source, renderer, batch // size, held_out)
-        loss = sft_step(optimization, model, [SftExample(e.prompt_ids, e.response_ids, e.loss_mask) for e in examples], batch // size)
+        loss = sft_step(optimization, model, [SftExample(e.prompt_ids, e.response_ids, e.loss_mask) for e in examples], MICRO_BATCH_TOKENS)
         if is_main() and (update % 100 == 0 or update == updates):
             print(f"warm start {update}/{updates}  loss {loss:.4f}", file=sys.stderr, flush=True)
     write_folder(out, model_state(model), hf)

@@ -5,32 +5,34 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from megatron_atesd.model.packing import PackedBatch, TokenIds, micro_batches
+from megatron_atesd.model.packing import PackedBatch, TokenIds
 from megatron_atesd.model.parallel import data_parallel_place
 from megatron_atesd.model.qwen3 import HiddenStateGPT
-from megatron_atesd.model.schedule import run_schedule, sum_over_ranks
+from megatron_atesd.model.schedule import model_batches, run_schedule, sum_over_ranks
 from megatron_atesd.model.vocabulary import token_nll, vocabulary_shard
 
+CHUNK = 512
 
-def mean_nll(model: HiddenStateGPT, pairs: Sequence[tuple[TokenIds, TokenIds]], micro_batch: int) -> float:
+
+def mean_nll(model: HiddenStateGPT, pairs: Sequence[tuple[TokenIds, TokenIds]], micro_batch_tokens: int) -> float:
     """NLL of all (prompt, response) pairs' response tokens, mean over tokens (nats); the same pairs are given on every rank.
 
-    Each data-parallel rank scores its share; temperature is 1. Collective over all ranks.
+    Each data-parallel rank scores its share; temperature is 1. Logits exist for `CHUNK` tokens at a time. Collective over all ranks.
     """
     shard = vocabulary_shard(model)
     rank, size = data_parallel_place()
     mine = pairs[rank::size]
 
-    def last_stage(_: int, batch: PackedBatch, hidden_BSH: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        nll_T = token_nll(batch.response_hidden(hidden_BSH), model.head_weight(), batch.targets_T, shard)
+    def last_stage(batch: PackedBatch, hidden_BSH: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        chunks = zip(batch.response_hidden(hidden_BSH).split(CHUNK), batch.targets_T.split(CHUNK), strict=True)
+        nll_T = torch.cat([token_nll(hidden_TH, model.head_weight(), targets_T, shard) for hidden_TH, targets_T in chunks])
         count = torch.tensor(len(nll_T), dtype=torch.int, device=nll_T.device)
         return nll_T.sum(), count, torch.stack((nll_T.double().sum(), count.double()))
 
-    multiple = model.config.tensor_model_parallel_size if model.config.sequence_parallel else 1
     was_training = model.training
     model.eval()
     with torch.no_grad():
-        sums = run_schedule(model, micro_batches(mine, micro_batch, multiple), last_stage, forward_only=True)
+        sums = run_schedule(model, model_batches(model, mine, micro_batch_tokens), last_stage, forward_only=True)
     model.train(was_training)
     total, count = sum_over_ranks(sums, 2)
     return total / count

@@ -1,17 +1,18 @@
 """Teacher pass and student pass over the same response tokens, through megatron.core's pipeline schedule."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from megatron_atesd.distill.fused import Divergence, distill_loss
+from megatron_atesd.distill.divergence import Divergence
+from megatron_atesd.distill.fused import distill_loss
 from megatron_atesd.distill.teacher import Teacher
-from megatron_atesd.model.packing import PackedBatch, TokenIds, micro_batches
+from megatron_atesd.model.packing import PackedBatch, TokenIds, padding_share
 from megatron_atesd.model.qwen3 import HiddenStateGPT
-from megatron_atesd.model.schedule import LastStage, run_schedule, sum_over_ranks
+from megatron_atesd.model.schedule import LastStage, model_batches, run_schedule, sum_over_ranks
 from megatron_atesd.model.vocabulary import vocabulary_shard
 
 
@@ -26,13 +27,17 @@ class Example:
 
 @dataclass(frozen=True)
 class StepResult:
-    """Means over all ranks' response tokens (loss: over tokens or sequences, as normalised), their count, seconds of both passes."""
+    """Over all ranks: means a response token (the loss: a token or a sequence, as normalised; entropies and KL in nats), their count,
+    the share of computed tokens that was padding, and this rank's seconds of both passes."""
 
     loss: float
     kl: float
     disagreement: float
     confidence: float
+    teacher_entropy: float
+    student_entropy: float
     tokens: int
+    padding: float
     teacher_seconds: float
     student_seconds: float
 
@@ -43,22 +48,22 @@ def distill_step(
     teacher: Teacher,
     examples: Sequence[Example],
     divergence: Divergence,
-    micro_batch: int,
+    micro_batch_tokens: int,
     normalize: str = "token",
 ) -> StepResult:
     """Loss and gradients of this data-parallel rank's examples; gradients end in `wrapped` (DistributedDataParallel around `model`).
 
-    Collective over all ranks; every data-parallel rank must have the same number of examples.
+    Collective over all ranks. Data-parallel ranks may have different numbers of examples, also none.
     """
-    return _both_passes(wrapped, model, teacher, examples, divergence, micro_batch, normalize, forward_only=False)
+    return _both_passes(wrapped, model, teacher, examples, divergence, micro_batch_tokens, normalize, forward_only=False)
 
 
 def measure_step(
-    model: HiddenStateGPT, teacher: Teacher, examples: Sequence[Example], divergence: Divergence, micro_batch: int
+    model: HiddenStateGPT, teacher: Teacher, examples: Sequence[Example], divergence: Divergence, micro_batch_tokens: int
 ) -> StepResult:
-    """The same without gradients; data-parallel ranks may have different numbers of examples."""
+    """The same without gradients."""
     with torch.no_grad():
-        return _both_passes(model, model, teacher, examples, divergence, micro_batch, "token", forward_only=True)
+        return _both_passes(model, model, teacher, examples, divergence, micro_batch_tokens, "token", forward_only=True)
 
 
 def _both_passes(
@@ -67,55 +72,70 @@ def _both_passes(
     teacher: Teacher,
     examples: Sequence[Example],
     divergence: Divergence,
-    micro_batch: int,
+    micro_batch_tokens: int,
     normalize: str,
     forward_only: bool,
 ) -> StepResult:
-    multiple = model.config.tensor_model_parallel_size if model.config.sequence_parallel else 1
     started = time.perf_counter()
-    teacher_batches = micro_batches([(e.teacher_prompt, e.response) for e in examples], micro_batch, multiple)
+    pairs = [(e.teacher_prompt, e.response) for e in examples]
+    teacher_batches = model_batches(model, pairs, micro_batch_tokens)
     teacher_hidden = _teacher_pass(model, teacher, teacher_batches)
+    padded = padding_share(teacher_batches, pairs)
     middle = time.perf_counter()
-    student_batches = micro_batches([(e.student_prompt, e.response) for e in examples], micro_batch, multiple)
-    last_stage = _student_loss(model, teacher, teacher_hidden, divergence, normalize)
-    sums = run_schedule(wrapped, student_batches, last_stage, forward_only)
-    loss, kl, disagreement, confidence, count, tokens = sum_over_ranks(sums, 6)
+    pairs = [(e.student_prompt, e.response) for e in examples]
+    student_batches = model_batches(model, pairs, micro_batch_tokens)
+    sums = run_schedule(wrapped, student_batches, _student_loss(model, teacher, teacher_hidden, divergence, normalize), forward_only)
+    padded = [a + b for a, b in zip(padded, padding_share(student_batches, pairs), strict=True)]
+    loss, count, tokens, *totals = sum_over_ranks(sums, 8)
+    padding, slots = sum_over_ranks([torch.tensor(padded, dtype=torch.float64, device=torch.cuda.current_device())], 2)
     finished = time.perf_counter()
+    kl, disagreement, confidence, teacher_entropy, student_entropy = (total / max(tokens, 1) for total in totals)
     return StepResult(
-        loss / count, kl / tokens, disagreement / tokens, confidence / tokens, int(tokens), middle - started, finished - middle
+        loss=loss / max(count, 1),
+        kl=kl,
+        disagreement=disagreement,
+        confidence=confidence,
+        teacher_entropy=teacher_entropy,
+        student_entropy=student_entropy,
+        tokens=int(tokens),
+        padding=padding / slots,
+        teacher_seconds=middle - started,
+        student_seconds=finished - middle,
     )
 
 
-def _teacher_pass(model: HiddenStateGPT, teacher: Teacher, batches: Sequence[PackedBatch]) -> list[Tensor]:
-    """The teacher's hidden states [T, H] of each micro-batch, on the last stage; logits are formed in the loss, chunk by chunk."""
+def _teacher_pass(model: HiddenStateGPT, teacher: Teacher, batches: Sequence[PackedBatch]) -> dict[int, Tensor]:
+    """The teacher's hidden states [t, H] of each example's response, on the last stage; the loss forms logits, chunk by chunk."""
 
-    def last_stage(_: int, batch: PackedBatch, hidden_BSH: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def last_stage(batch: PackedBatch, hidden_BSH: Tensor) -> tuple[Tensor, Tensor, list[tuple[int, Tensor]]]:
         hidden_TH = batch.response_hidden(hidden_BSH)
-        return hidden_TH.sum(), torch.ones((), dtype=torch.int, device=hidden_TH.device), hidden_TH
+        parts = hidden_TH.split(batch.response_lengths()[: len(batch.members)].tolist())
+        return hidden_TH.sum(), torch.ones((), dtype=torch.int, device=hidden_TH.device), list(zip(batch.members, parts, strict=True))
 
     model.eval()
     with torch.no_grad(), teacher.applied():
         hidden = run_schedule(model, batches, last_stage, forward_only=True)
     model.train()
-    return hidden
+    return {member: part for batch in hidden for member, part in batch}
 
 
 def _student_loss(
-    model: HiddenStateGPT, teacher: Teacher, teacher_hidden: Sequence[Tensor], divergence: Divergence, normalize: str
+    model: HiddenStateGPT, teacher: Teacher, teacher_hidden: Mapping[int, Tensor], divergence: Divergence, normalize: str
 ) -> LastStage:
-    """What the last stage does with the student's hidden states; keeps the sums [6] loss, kl, disagreement, confidence, count, tokens."""
+    """What the last stage does with the student's hidden states; keeps the sums [8]: loss, its count, tokens, five statistics."""
     shard = vocabulary_shard(model)
     teacher_head_VH = teacher.head_weight() if model.post_process else torch.empty(0)
 
-    def last_stage(index: int, batch: PackedBatch, hidden_BSH: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def last_stage(batch: PackedBatch, hidden_BSH: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        hidden_TH = batch.response_hidden(hidden_BSH)
+        teacher_TH = torch.cat([hidden_TH.new_empty(0, hidden_TH.shape[1]), *(teacher_hidden[member] for member in batch.members)])
         token_weight_T, count = token_weights(batch, normalize)
         loss, stats = distill_loss(
-            batch.response_hidden(hidden_BSH), model.head_weight(), teacher_hidden[index], teacher_head_VH,
-            token_weight_T, divergence, shard.valid, shard.group,
-        )  # fmt: skip
-        tokens = torch.tensor(len(batch.targets_T), device=loss.device)
-        sums = (loss.detach(), stats.kl_T.sum(), stats.disagreement_T.sum(), stats.confidence_T.sum(), count, tokens)
-        return loss, count, torch.stack([s.double() for s in sums])
+            hidden_TH, model.head_weight(), teacher_TH, teacher_head_VH, token_weight_T, divergence, shard.valid, shard.group
+        )
+        statistics = (stats.kl_T, stats.disagreement_T, stats.confidence_T, stats.teacher_entropy_T, stats.student_entropy_T)
+        sums = (loss.detach(), count, torch.tensor(len(hidden_TH)), *(statistic_T.sum() for statistic_T in statistics))
+        return loss, count, torch.stack([s.to(loss.device, torch.float64) for s in sums])
 
     return last_stage
 
@@ -123,11 +143,11 @@ def _student_loss(
 def token_weights(batch: PackedBatch, normalize: str) -> tuple[Tensor, Tensor]:
     """Weight of each response token [T], and the count (int) by which their weighted sum is divided once, globally.
 
-    token: 1 and the number of tokens. sequence: 1 / the token's sequence length, and the number of sequences.
+    token: 1 and the number of tokens. sequence: 1 / the token's sequence length, and the number of sequences that have tokens.
     """
     if normalize == "token":
         return torch.ones_like(batch.targets_T, dtype=torch.float32), torch.tensor(
             len(batch.targets_T), dtype=torch.int, device=batch.targets_T.device
         )
     lengths_B = batch.response_lengths()
-    return 1.0 / lengths_B[batch.sequence_T].float(), torch.tensor(len(lengths_B), dtype=torch.int, device=lengths_B.device)
+    return 1.0 / lengths_B[batch.sequence_T].float(), (lengths_B > 0).sum().int()

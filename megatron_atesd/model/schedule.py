@@ -10,34 +10,39 @@ from megatron.core import parallel_state
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
-from megatron_atesd.model.packing import PackedBatch
+from megatron_atesd.model.packing import PackedBatch, Pair, micro_batches
 from megatron_atesd.model.parallel import broadcast_from_last_stage
+from megatron_atesd.model.qwen3 import HiddenStateGPT
 
-LastStage = Callable[[int, PackedBatch, Tensor], tuple[Tensor, Tensor, Any]]
+LastStage = Callable[[PackedBatch, Tensor], tuple[Tensor, Tensor, Any]]
 
 
 def run_schedule(model: torch.nn.Module, batches: Sequence[PackedBatch], last_stage: LastStage, forward_only: bool) -> list[Any]:
     """Forward (and backward) of every micro-batch; returns what `last_stage` gave, on the last pipeline stage ([] on the others).
 
-    last_stage(i, batch, hidden_BSH) → (sum to minimise, how many it is a sum over (int tensor), anything to keep). Gradients are
+    last_stage(batch, hidden_BSH) → (sum to minimise, how many it is a sum over (int tensor), anything to keep). Gradients are
     finalised by the model config's finalize_model_grads_func: summed over DP, divided once by the global count.
     """
-    if not batches:
-        return []
 
-    def forward_step(data: Iterator[tuple[int, PackedBatch]], stage: torch.nn.Module, *_: Any) -> tuple[Tensor, Callable[[Tensor], Any]]:
-        index, batch = next(data)
-        return stage(batch.ids_BS, None, None), partial(last_stage, index, batch)
+    def forward_step(data: Iterator[PackedBatch], stage: torch.nn.Module, *_: Any) -> tuple[Tensor, Callable[[Tensor], Any]]:
+        batch = next(data)
+        return stage(batch.ids_BS, None, None), partial(last_stage, batch)
 
     return get_forward_backward_func()(
         forward_step_func=forward_step,
-        data_iterator=iter(enumerate(batches)),
+        data_iterator=iter(batches),
         model=[model],
         num_microbatches=len(batches),
         seq_length=max(batch.ids_BS.shape[1] for batch in batches),
         micro_batch_size=len(batches[0].ids_BS),
         forward_only=forward_only,
     )
+
+
+def model_batches(model: HiddenStateGPT, pairs: Sequence[Pair], tokens: int) -> list[PackedBatch]:
+    """Micro-batches of up to `tokens` tokens as `model`'s layout needs them; at least one, so that no rank misses a collective."""
+    config = model.config
+    return micro_batches(pairs, tokens, config.tensor_model_parallel_size if config.sequence_parallel else 1)
 
 
 def sum_over_ranks(sums: Sequence[Tensor], size: int) -> list[float]:

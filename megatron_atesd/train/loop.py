@@ -63,7 +63,13 @@ def train_step(run: TrainingRun, update: int) -> tuple[dict[str, float], list[Ro
     examples = run.examples(rollouts, exposure.alpha)
     distill = run.config.distill
     result = distill_step(
-        run.optimization.wrapped, run.model, run.teacher, examples, run.divergence, run.config.parallel.micro_batch, distill.normalize
+        run.optimization.wrapped,
+        run.model,
+        run.teacher,
+        examples,
+        run.divergence,
+        run.config.parallel.micro_batch_tokens,
+        distill.normalize,
     )
     grad_norm, lr = run.optimization.step()
     run.teacher.update()
@@ -76,6 +82,8 @@ def train_step(run: TrainingRun, update: int) -> tuple[dict[str, float], list[Ro
         "distill/loss": result.loss,
         "distill/kl": result.kl,
         "distill/top1_disagreement": result.disagreement,
+        "distill/teacher_entropy": result.teacher_entropy,
+        "student/entropy": result.student_entropy,
         "student/confidence": result.confidence,
         "probe/nll": stats.probe_nll,
         "exposure/alpha": exposure.alpha,
@@ -87,6 +95,7 @@ def train_step(run: TrainingRun, update: int) -> tuple[dict[str, float], list[Ro
         "time/probe": finished - stepped,
         "time/step": finished - started,
         "perf/tokens_per_second": result.tokens / (finished - started),
+        "perf/padding": result.padding,
         "memory/peak_gib": peak_memory_gib(),
     }
     return metrics | rollout_metrics(rollouts, run.answered) | controller, rollouts

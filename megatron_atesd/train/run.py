@@ -14,7 +14,7 @@ from megatron_atesd.data.problems import last_boxed
 from megatron_atesd.data.prompts import PromptRenderer
 from megatron_atesd.data.sampler import ProblemSampler, fingerprint
 from megatron_atesd.data.tokenizer import load_tokenizer
-from megatron_atesd.distill.fused import Divergence
+from megatron_atesd.distill.divergence import Divergence
 from megatron_atesd.distill.likelihood import mean_nll
 from megatron_atesd.distill.step import Example, StepResult, measure_step
 from megatron_atesd.distill.teacher import Teacher
@@ -53,7 +53,7 @@ class TrainingRun:
     def divergence(self) -> Divergence:
         distill = self.config.distill
         temperature = distill.temperature or self.config.rollout.temperature
-        return Divergence(distill.divergence, distill.jsd_beta, distill.clip, temperature, distill.chunk)
+        return Divergence(distill.divergence, distill.jsd_beta, distill.clip, temperature, distill.chunk, distill.top_k)
 
     def rollout(self, problems: Sequence[Problem], update: int) -> list[Rollout]:
         """One student response a problem; the seed of each is made of run seed, update and problem."""
@@ -88,7 +88,7 @@ class TrainingRun:
             kl=result.kl if result else 0.0,
             disagreement=result.disagreement if result else 0.0,
             confidence=result.confidence if result else 0.0,
-            probe_nll=mean_nll(self.model, self.probe_pairs, self.config.parallel.micro_batch),
+            probe_nll=mean_nll(self.model, self.probe_pairs, self.config.parallel.micro_batch_tokens),
             grounding=self._grounding(exposure.alpha) if learned else math.nan,
             probe_kl=self._probe_kl() if learned and self.config.exposure.progress == "probe_kl" else None,
         )
@@ -101,7 +101,7 @@ class TrainingRun:
         text = self.renderer.reference if self.config.exposure.grounding == "solution" else self.renderer.answer
         pairs = [(self.teacher_prompt(p, alpha), text(p)) for p in self.probe_problems]
         with self.teacher.applied():
-            return -mean_nll(self.model, pairs, self.config.parallel.micro_batch)
+            return -mean_nll(self.model, pairs, self.config.parallel.micro_batch_tokens)
 
     def _probe_kl(self) -> float:
         """KL at the fixed probe exposure on the rollouts that the start's student gave for the probe problems."""
@@ -109,7 +109,7 @@ class TrainingRun:
             self.probe_rollouts = self.rollout(self.probe_problems, update=-1)
         rank, size = data_parallel_place()
         examples = self.examples(self.probe_rollouts[rank::size], self.config.exposure.probe_exposure)
-        return measure_step(self.model, self.teacher, examples, self.divergence, self.config.parallel.micro_batch).kl
+        return measure_step(self.model, self.teacher, examples, self.divergence, self.config.parallel.micro_batch_tokens).kl
 
     def state(self, update: int, loading: bool = False) -> dict[str, Any]:
         """Everything that a resumed run needs, as megatron.core's sharded state. Collective when saving."""

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from megatron_atesd.model.packing import PackedBatch, TokenIds, micro_batches
+from megatron_atesd.model.packing import PackedBatch, TokenIds
 from megatron_atesd.model.qwen3 import HiddenStateGPT
-from megatron_atesd.model.schedule import run_schedule, sum_over_ranks
+from megatron_atesd.model.schedule import model_batches, run_schedule, sum_over_ranks
 from megatron_atesd.model.vocabulary import token_nll, vocabulary_shard
 from megatron_atesd.train.optimizer import Optimization
 
@@ -22,20 +22,18 @@ class SftExample:
     loss_mask: Sequence[int]
 
 
-def sft_step(optimization: Optimization, model: HiddenStateGPT, examples: Sequence[SftExample], micro_batch: int) -> float:
+def sft_step(optimization: Optimization, model: HiddenStateGPT, examples: Sequence[SftExample], micro_batch_tokens: int) -> float:
     """One update on this data-parallel rank's examples; returns the mean NLL of all ranks' counted tokens (nats). Collective."""
     shard = vocabulary_shard(model)
     masks = [example.loss_mask for example in examples]
 
-    def last_stage(index: int, batch: PackedBatch, hidden_BSH: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def last_stage(batch: PackedBatch, hidden_BSH: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         nll_T = token_nll(batch.response_hidden(hidden_BSH), model.head_weight(), batch.targets_T, shard)
-        mine = masks[index * micro_batch : index * micro_batch + len(batch.ids_BS)]
-        mask_T = torch.tensor([bit for mask in mine for bit in mask], device=nll_T.device)
+        mask_T = torch.tensor([bit for member in batch.members for bit in masks[member]], dtype=torch.int, device=nll_T.device)
         loss, count = (nll_T * mask_T).sum(), mask_T.sum().int()
         return loss, count, torch.stack((loss.detach().double(), count.double()))
 
-    multiple = model.config.tensor_model_parallel_size if model.config.sequence_parallel else 1
-    batches = micro_batches([(e.prompt_ids, e.response_ids) for e in examples], micro_batch, multiple)
+    batches = model_batches(model, [(e.prompt_ids, e.response_ids) for e in examples], micro_batch_tokens)
     optimization.zero_grad()
     sums = run_schedule(optimization.wrapped, batches, last_stage, forward_only=False)
     optimization.step()

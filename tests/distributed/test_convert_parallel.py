@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Qw
 
 from checkpoints_convert import hf_to_megatron, megatron_to_hf
 from checkpoints_convert.command import single_process
-from megatron_atesd.model.packing import pack
+from megatron_atesd.model.packing import micro_batches
 from megatron_atesd.model.parallel import parallel_session
 from megatron_atesd.model.qwen3 import HiddenStateGPT, build_model, read_architecture, transformer_config
 from megatron_atesd.model.schedule import run_schedule
@@ -60,8 +60,8 @@ def logits(model: HiddenStateGPT) -> Tensor | None:
     """[S, V] on the last stage, None before it."""
     result: list[Any] = run_schedule(
         model,
-        [pack([(IDS, [0])])],
-        lambda index, batch, hidden_BSH: (
+        micro_batches([(IDS, [0])], 1),
+        lambda _, hidden_BSH: (
             hidden_BSH.sum(),
             torch.tensor(1, dtype=torch.int),
             whole_logits(model, hidden_BSH[0, : len(IDS)]),

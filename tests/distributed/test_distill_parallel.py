@@ -12,8 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen3Co
 
 from checkpoints_convert.weights import hf_tensors, load_hf_weights
 from megatron_atesd.config import ScheduleConfig
-from megatron_atesd.distill.divergence import divergence
-from megatron_atesd.distill.fused import Divergence
+from megatron_atesd.distill.divergence import Divergence, divergence
 from megatron_atesd.distill.step import Example, distill_step
 from megatron_atesd.distill.teacher import Teacher
 from megatron_atesd.model.packing import TokenIds
@@ -30,13 +29,14 @@ DIVERGENCE = Divergence("forward_kl", clip=0.5, temperature=1.1, chunk=5)
 class Layout:
     tensor: int = 1
     pipeline: int = 1
-    data: int = 1
     sequence: bool = False
-    micro_batch: int = 1
+    tokens: int = 1
+    shares: tuple[int, ...] = (4,)  # examples of each data-parallel rank
 
     @property
     def name(self) -> str:
-        return f"tp{self.tensor}-pp{self.pipeline}-dp{self.data}-sp{int(self.sequence)}-mb{self.micro_batch}"
+        shares = "-".join(map(str, self.shares))
+        return f"tp{self.tensor}-pp{self.pipeline}-sp{int(self.sequence)}-tokens{self.tokens}-shares{shares}"
 
 
 def examples(vocabulary: int) -> list[Example]:
@@ -99,9 +99,10 @@ def megatron_step(layout: Layout, folder: Path, normalize: str) -> float:
         load_hf_weights(model, folder / "student")
         optimization = build_optimization(model, {"lr": 1e-3}, {}, ScheduleConfig(), 10)
         optimization.zero_grad()
-        rank, share = parallel_state.get_data_parallel_rank(), 4 // layout.data
-        mine = examples(37)[rank * share : (rank + 1) * share]
-        result = distill_step(optimization.wrapped, model, teacher, mine, DIVERGENCE, layout.micro_batch, normalize)
+        rank = parallel_state.get_data_parallel_rank()
+        first = sum(layout.shares[:rank])
+        mine = examples(37)[first : first + layout.shares[rank]]
+        result = distill_step(optimization.wrapped, model, teacher, mine, DIVERGENCE, layout.tokens, normalize)
         for parameter in model.parameters():
             parameter.data = parameter.main_grad.clone()  # pyright: ignore[reportAttributeAccessIssue]
         write_folder(folder / layout.name, model_state(model), folder / "student")
@@ -118,16 +119,22 @@ def gradients_by_hf_name(folder: Path, layout: Layout) -> dict[str, torch.Tensor
 
 
 LAYOUTS = {
-    1: [Layout(), Layout(micro_batch=2)],
+    1: [Layout(), Layout(tokens=40)],
     2: [
         Layout(tensor=2),
-        Layout(tensor=2, sequence=True, micro_batch=2),
+        Layout(tensor=2, sequence=True, tokens=40),
         Layout(pipeline=2),
-        Layout(pipeline=2, micro_batch=2),
-        Layout(data=2),
-        Layout(data=2, micro_batch=2),
+        Layout(pipeline=2, tokens=40),
+        Layout(shares=(2, 2)),
+        Layout(shares=(3, 1), tokens=40),
+        Layout(shares=(4, 0), tokens=60),
     ],
-    4: [Layout(tensor=2, pipeline=2), Layout(tensor=2, pipeline=2, sequence=True, micro_batch=2)],
+    4: [
+        Layout(tensor=2, pipeline=2),
+        Layout(tensor=2, pipeline=2, sequence=True, tokens=40),
+        Layout(tensor=2, sequence=True, tokens=40, shares=(0, 4)),
+        Layout(pipeline=2, shares=(1, 3)),
+    ],
 }
 
 

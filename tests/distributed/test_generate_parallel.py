@@ -31,7 +31,7 @@ def sample_and_score(folder: Path, world: int) -> list[tuple[list[Response], flo
             model = build_model(architecture, transformer_config(architecture, tensor, pipeline, sequence, "fp32"))
             load_hf_weights(model, folder)
             pairs = [(prompt, [3, 1, 4, 1, 5][: 1 + i % 5]) for i, prompt in enumerate(PROMPTS)]
-            results.append((generate(model, PROMPTS, SEEDS, [STOP], CONFIG), mean_nll(model, pairs, micro_batch=4)))
+            results.append((generate(model, PROMPTS, SEEDS, [STOP], CONFIG), mean_nll(model, pairs, micro_batch_tokens=64)))
     return results
 
 

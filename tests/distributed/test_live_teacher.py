@@ -6,7 +6,7 @@ import pytest
 from transformers import Qwen3Config
 
 from megatron_atesd.config import ScheduleConfig
-from megatron_atesd.distill.fused import Divergence
+from megatron_atesd.distill.divergence import Divergence
 from megatron_atesd.distill.step import Example, distill_step
 from megatron_atesd.distill.teacher import Teacher
 from megatron_atesd.model.parallel import parallel_session
@@ -23,10 +23,10 @@ def steps_with_equal_roles(folder: Path, tensor: int, pipeline: int, sequence: b
         model = build_model(architecture, transformer_config(architecture, tensor, pipeline, sequence, "fp32"))
         optimization = build_optimization(model, {}, {}, ScheduleConfig(), 10)
         rollouts = [Example((1, 2, 3), (1, 2, 3), (4, 5, 6, 7)), Example((8, 9), (8, 9), (3, 1))]
-        for kind in ("forward_kl", "reverse_kl"):
+        for kind in ("forward_kl", "reverse_kl", "jsd"):
             optimization.zero_grad()
             divergence = Divergence(kind, clip=0.05, temperature=1.1, chunk=3)
-            result = distill_step(optimization.wrapped, model, Teacher(model, "live"), rollouts, divergence, micro_batch=1)
+            result = distill_step(optimization.wrapped, model, Teacher(model, "live"), rollouts, divergence, micro_batch_tokens=1)
             largest = max(float(p.main_grad.abs().max()) for p in model.parameters())  # pyright: ignore[reportAttributeAccessIssue]
             results.append((result.kl, result.loss, largest))
     return results
@@ -39,4 +39,4 @@ def test_kl_and_gradient_are_exactly_zero(tensor: int, pipeline: int, sequence: 
         head_dim=16, max_position_embeddings=64, architectures=["Qwen3ForCausalLM"],
     ).save_pretrained(tmp_path)  # fmt: skip
     results = run_distributed(steps_with_equal_roles, tensor * pipeline, tmp_path, tensor, pipeline, sequence)
-    assert results == [[(0.0, 0.0, 0.0)] * 2] * (tensor * pipeline)
+    assert results == [[(0.0, 0.0, 0.0)] * 3] * (tensor * pipeline)

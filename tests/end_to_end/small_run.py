@@ -45,7 +45,7 @@ def arguments(inputs: Path, run_dir: Path, *overrides: str) -> list[str]:
         "data.train": inputs / "train.jsonl",
         "data.probe": inputs / "probe.jsonl",
         "data.batch": 8,
-        "parallel.micro_batch": 4,
+        "parallel.micro_batch_tokens": 128,
         "rollout.max_new_tokens": 16,
         "distill.teacher": "ema",
         "distill.ema_decay": 0.9,

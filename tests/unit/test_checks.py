@@ -29,7 +29,7 @@ def test_the_method_stays(now: TrainConfig, named: str) -> None:
 def test_layout_memory_and_monitoring_may_change() -> None:
     now = replace(
         BEGAN,
-        parallel=replace(BEGAN.parallel, tensor=2, micro_batch=1),
+        parallel=replace(BEGAN.parallel, tensor=2, micro_batch_tokens=100),
         rollout=replace(BEGAN.rollout, batch=4),
         distill=replace(BEGAN.distill, chunk=7),
         checkpoint=replace(BEGAN.checkpoint, every=1),

@@ -35,7 +35,7 @@ def refusal(paths: list[str]):
     [
         (1, []),
         (4, ["parallel.tensor=2", "parallel.pipeline=2", "parallel.sequence=true"]),
-        (8, ["parallel.tensor=2", "data.batch=8", "parallel.micro_batch=2"]),
+        (8, ["parallel.tensor=2", "data.batch=8"]),
         (1, ["rollout.temperature=0", "distill.temperature=1"]),
         (1, ["exposure.batch=1", "exposure.advantage=ema"]),
         (1, ["exposure.entropy_floor=-1.5"]),
@@ -84,7 +84,7 @@ def test_a_value_out_of_bounds_is_refused(refusal, setting: str, rule: str):
         ),
         (3, [], "data.batch is 32, must be a multiple of the 3 data-parallel ranks; 30 or 33 would do"),
         (8, ["data.batch=4"], "data.batch is 4, must be a multiple of the 8 data-parallel ranks; 8 would do"),
-        (8, [], "parallel.micro_batch is 8, must divide the 4 sequences of a data-parallel rank (data.batch 32 over 8 ranks); 4 would do"),
+        (1, ["parallel.micro_batch_tokens=0"], "parallel.micro_batch_tokens is 0, must be 1 or more"),
         (1, ["rollout.temperature=0"], "rollout.temperature is 0 and distill.temperature is null"),
         (1, ["exposure.clip_low=0.9", "exposure.clip_high=0.1"], "exposure.clip_low is 0.9, must not exceed exposure.clip_high 0.1"),
         (1, ["exposure.batch=1"], "exposure.batch is 1 with exposure.advantage batch"),

@@ -95,8 +95,8 @@ def test_settings_cannot_be_changed_after_loading():
     ("argv", "message"),
     [
         (["--exposure.holdd", "3"], "unknown setting --exposure.holdd; did you mean exposure.hold?"),
-        (["--parallel.batch_micro=3"], "unknown setting --parallel.batch_micro; did you mean parallel.micro_batch?"),
-        (["--data.micro_batch", "3"], "unknown setting --data.micro_batch; did you mean parallel.micro_batch?"),
+        (["--parallel.micro_batch=3"], "unknown setting --parallel.micro_batch; did you mean parallel.micro_batch_tokens?"),
+        (["--data.micro_batch_tokens", "3"], "unknown setting --data.micro_batch_tokens; did you mean parallel.micro_batch_tokens?"),
         (["--exposure", "3"], "--exposure is a section; set one of its keys, such as --exposure.mode VALUE"),
         (["exposure.hold=3"], "unexpected argument 'exposure.hold=3'; settings are given as --section.key value"),
         (["--exposure.hold"], "--exposure.hold needs a value: --exposure.hold VALUE"),

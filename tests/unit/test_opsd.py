@@ -13,7 +13,7 @@ from examples.quickstart.tokenizer import PROMPT, build_tokenizer
 from megatron_atesd.config import ScheduleConfig
 from megatron_atesd.data.prompts import PromptRenderer
 from megatron_atesd.data.sources.chain import chain_splits
-from megatron_atesd.distill.fused import Divergence
+from megatron_atesd.distill.divergence import Divergence
 from megatron_atesd.distill.step import Example, distill_step
 from megatron_atesd.distill.teacher import Teacher
 from megatron_atesd.model.parallel import parallel_session
@@ -102,7 +102,7 @@ def ours(folder: Path) -> Measured:
         pairs = zip(PROBLEMS, responses(), strict=True)
         examples = [Example(RENDERER.student(p), RENDERER.teacher(p, 1.0).prompt_ids, response) for p, response in pairs]
         divergence = Divergence("forward_kl", clip=CLIP, temperature=TEMPERATURE, chunk=7)
-        loss = distill_step(optimization.wrapped, model, teacher, examples, divergence, micro_batch=1).loss
+        loss = distill_step(optimization.wrapped, model, teacher, examples, divergence, micro_batch_tokens=1).loss
         for parameter in model.parameters():
             parameter.data = parameter.main_grad.clone()  # pyright: ignore[reportAttributeAccessIssue]
         return Measured(loss, {name: gradient.clone() for name, gradient in hf_tensors(model) if name in COMPARED})
