@@ -60,4 +60,6 @@ def distill_step(wrapped: Any, model: Any, teacher: Teacher, job: Job) -> distil
     """The engine's step over the job's examples."""
     roles = zip(job.ids["prompts"], job.ids["references"], job.ids["responses"], strict=True)
     examples = [distill.Example(prompt, [*prompt, *reference], response) for prompt, reference, response in roles]
-    return distill.distill_step(wrapped, model, teacher, examples, Divergence(chunk=job.chunk), job.workload.sequences)
+    return distill.distill_step(
+        wrapped, model, teacher, examples, Divergence(chunk=job.chunk), job.workload.sequences * job.workload.teacher_length
+    )
