@@ -114,7 +114,7 @@ class TrainingRun:
     def state(self, update: int, loading: bool = False) -> dict[str, Any]:
         """Everything that a resumed run needs, as megatron.core's sharded state. Collective when saving."""
         model = self.model.sharded_state_dict(prefix="model.")
-        optimizer = self.optimization.optimizer.sharded_state_dict(model, is_loading=loading)
+        optimizer = self.optimization.sharded_state_dict(model, loading)
         state = {"model": model, "teacher": self.teacher.sharded_state_dict(), "optimizer": optimizer}
         if loading:
             return state
@@ -143,7 +143,7 @@ class TrainingRun:
             raise CheckpointError(f"data.probe holds other problems than the run that {folder} continues: give the same file")
         self.model.load_state_dict({name.removeprefix("model."): value for name, value in loaded["model"].items()})
         self.teacher.load_state_dict(loaded["teacher"])
-        self.optimization.optimizer.load_state_dict(loaded["optimizer"])
+        self.optimization.load_state_dict(loaded["optimizer"])
         self.optimization.scheduler.load_state_dict(run["scheduler"])
         self.service.load_state_dict(run["exposure"])
         self.probe_rollouts = [
