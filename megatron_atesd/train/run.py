@@ -44,7 +44,7 @@ class TrainingRun:
         architecture = read_architecture(self.hf_folder)
         self.model = build_model(architecture, megatron_settings(config, architecture))
         load_model_weights(self.model, Path(config.model.path))
-        self.teacher = Teacher(self.model, config.distill.teacher, config.distill.ema_decay)
+        self.teacher = Teacher(self.model, config.distill.teacher, config.distill.ema_decay, config.distill.teacher_offload)
         self.optimization = build_optimization(self.model, config.optimizer, config.ddp, config.schedule, config.run.updates)
         self.service = ExposureService(config.exposure, config.run.updates, config.run.seed)
         self.probe_rollouts: list[Rollout] = []
