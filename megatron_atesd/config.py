@@ -131,6 +131,9 @@ class DistillConfig:
         normalize: token = sum / global count of response tokens; sequence = mean over sequences of per-sequence means.
         teacher: Teacher weights: initial = copy of the start, ema = moving average, live = the student itself.
         ema_decay: Decay of the ema teacher, an update.
+        teacher_offload: Keep the teacher's weights in host memory. Saves a copy of the weights on the device (an ema teacher of a bf16
+            model: three, its average is fp32) outside the teacher's passes; costs as much pinned host memory, and a transfer of
+            the weights a pass. The values are the same. [ours]
         chunk: Response tokens whose logits exist at one time; more is faster, at up to 20 bytes · vocabulary / TP each.
         top_k: Compare the teacher's k most likely entries and one bucket for all others (0 = the whole vocabulary). [ours]
     """
@@ -142,6 +145,7 @@ class DistillConfig:
     normalize: Literal["token", "sequence"] = "token"
     teacher: Literal["initial", "ema", "live"] = "initial"
     ema_decay: float = 0.999
+    teacher_offload: bool = False
     chunk: int = 256
     top_k: int = 0
 

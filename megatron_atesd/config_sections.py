@@ -18,6 +18,7 @@ RULED_BY = {
     "params_dtype": "model.dtype",
     "pipeline_dtype": "model.dtype",
     "min_lr": "schedule.min_lr",
+    "use_distributed_optimizer": "optimizer.use_distributed_optimizer",
     "num_layers": MODEL_FOLDER,
     "hidden_size": MODEL_FOLDER,
     "ffn_hidden_size": MODEL_FOLDER,

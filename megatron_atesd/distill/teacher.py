@@ -5,6 +5,8 @@ from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
+from megatron.core.dist_checkpointing import ShardedTensor
+from megatron.core.dist_checkpointing.dict_utils import nested_values
 from torch import Tensor
 
 from megatron_atesd.model.qwen3 import HiddenStateGPT
@@ -13,31 +15,49 @@ PREFIX = "teacher."
 
 
 class Teacher:
-    """Weights beside the student's, put into the same modules by reference for the length of a pass."""
+    """Weights beside the student's, put into the same modules by reference for the length of a pass.
 
-    def __init__(self, model: HiddenStateGPT, kind: Literal["initial", "ema", "live"], ema_decay: float = 0.999) -> None:
-        self.model, self.kind, self.decay = model, kind, ema_decay
-        self.weights = [] if kind == "live" else [p.detach().clone() for p in model.parameters()]
-        # A bf16 average would not move: (1 - decay) · change is below its resolution. The average itself is kept in fp32.
-        self.average = [w.float() for w in self.weights] if kind == "ema" else []
+    offload: keep them in host memory, pinned where there is CUDA; a pass gets copies on the device, which end with it.
+    """
+
+    def __init__(
+        self, model: HiddenStateGPT, kind: Literal["initial", "ema", "live"], ema_decay: float = 0.999, offload: bool = False
+    ) -> None:
+        self.model, self.kind, self.decay, self.offload = model, kind, ema_decay, offload
+        self.weights = [] if kind == "live" else [self._keep(p, p.dtype) for p in model.parameters()]
+        # A bf16 average would not move: (1 - decay) · change is below its resolution. The average itself is kept in fp32;
+        # fp32 weights are their own average, in one place.
+        kept = self.weights if kind == "ema" else []
+        self.average = [w if w.dtype == torch.float32 else self._keep(w, torch.float32) for w in kept]
+
+    def _keep(self, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+        place: dict[str, Any] = {"device": "cpu", "pin_memory": torch.cuda.is_available()} if self.offload else {}
+        return torch.empty_like(tensor, dtype=dtype, requires_grad=False, **place).copy_(tensor.detach())
+
+    def _bring(self, kept: Tensor, device: torch.device) -> Tensor:
+        """The tensor itself; with offload a copy on the device, whose transfer only the device waits for."""
+        return kept.to(device, non_blocking=True, copy=True) if self.offload else kept
 
     @contextmanager
     def applied(self) -> Iterator[HiddenStateGPT]:
-        """The model with the teacher's weights inside; no copy is made, and the student's come back even after an error."""
+        """The model with the teacher's weights inside; the student's come back even after an error, in the places where they were."""
         parameters = list(self.model.parameters()) if self.weights else []
         students = [p.data for p in parameters]
-        for parameter, weight in zip(parameters, self.weights, strict=True):
-            parameter.data = weight
         try:
+            for parameter, weight in zip(parameters, self.weights, strict=True):
+                parameter.data = self._bring(weight, parameter.device)
             yield self.model
         finally:
             for parameter, student in zip(parameters, students, strict=True):
                 parameter.data = student
 
     def head_weight(self) -> Tensor:
-        """The teacher's vocabulary rows [V, H] (last pipeline stage only); stays valid after `applied` ends."""
-        with self.applied() as model:
-            return model.head_weight().data
+        """The teacher's vocabulary rows [V, H] (last pipeline stage only), alone on the device; stays valid outside `applied`."""
+        head = self.model.head_weight()
+        if not self.weights:
+            return head.data
+        index = [p is head for p in self.model.parameters()].index(True)
+        return self._bring(self.weights[index], head.device)
 
     @torch.no_grad()
     def update(self) -> None:
@@ -45,23 +65,46 @@ class Teacher:
         if self.kind != "ema":
             return
         for average, weight, parameter in zip(self.average, self.weights, self.model.parameters(), strict=True):
-            average.lerp_(parameter.detach().float(), 1 - self.decay)
-            weight.copy_(average)
+            moved = self._bring(average, parameter.device).lerp_(parameter.detach().float(), 1 - self.decay)
+            average.copy_(moved)
+            if weight is not average:
+                weight.copy_(moved)
 
     def sharded_state_dict(self) -> dict[str, Any]:
-        """megatron.core sharded state under the prefix `teacher.`; empty for a live teacher."""
+        """megatron.core sharded state under the prefix `teacher.`: an ema teacher's fp32 average, an initial teacher's weights.
+
+        Empty for a live teacher.
+        """
         if not self.weights:
             return {}
-        with self.applied() as model:
-            state = model.sharded_state_dict(prefix=PREFIX)
-            for part in state.values():
-                if isinstance(part.data, torch.Tensor):
-                    part.data = part.data.detach()  # the parameter itself gets the student's weights back
+        state, saved = self.model.sharded_state_dict(prefix=PREFIX), self._saved()
+        for part in nested_values(state):
+            if isinstance(part.data, Tensor):
+                part.data = saved[part.data]
+                if isinstance(part, ShardedTensor):
+                    part.dtype = part.data.dtype
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over loaded `teacher.` weights; the fp32 average starts again from them (exact with fp32 weights, rounded with bf16)."""
-        if self.weights:
-            with self.applied() as model:
-                model.load_state_dict({name.removeprefix(PREFIX): value for name, value in state.items()})
-        self.average = [w.float() for w in self.weights] if self.kind == "ema" else []
+        """Take over what `sharded_state_dict` saved; the weights of a pass are the average, rounded to the model's type."""
+        if not self.weights:
+            return
+        saved = self._saved()
+        for parameter, value in _pairs(self.model.sharded_state_dict(prefix=PREFIX), state):
+            saved[parameter].copy_(value)
+        for average, weight in zip(self.average, self.weights, strict=False):
+            if weight is not average:
+                weight.copy_(average)
+
+    def _saved(self) -> dict[Tensor, Tensor]:
+        """What a checkpoint holds of the teacher, by the model's parameter in whose place it stands."""
+        return dict(zip(self.model.parameters(), self.average or self.weights, strict=True))
+
+
+def _pairs(parts: Mapping[str, Any], loaded: Mapping[str, Any]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Each parameter of the model's sharded state with the tensor that was loaded under its names."""
+    for name, part in parts.items():
+        if isinstance(part, Mapping):
+            yield from _pairs(part, loaded[name])
+        elif isinstance(part.data, Tensor):
+            yield part.data, loaded[name]

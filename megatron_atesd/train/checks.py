@@ -54,7 +54,7 @@ def check_unchanged(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
 
     Layout, memory, checkpoint and monitor settings may change; run.updates too, while the learning rate does not depend on it.
     """
-    free = {("rollout", "batch"), ("distill", "chunk")}
+    free = {("rollout", "batch"), ("distill", "chunk"), ("distill", "teacher_offload")}
     sections = ("schedule", "optimizer", "distill", "exposure", "rollout", "prompt")
     names = {(section, key) for section in sections for key in {*old[section], *new[section]}} - free
     names |= set() if new["schedule"]["decay"] == "constant" else {("run", "updates")}

@@ -7,12 +7,15 @@ from typing import Any, cast
 import torch
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
 from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_megatron_optimizer
+from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
 from megatron_atesd.config import OPTIMIZER_DEFAULTS, ScheduleConfig
 from megatron_atesd.config_sections import build_section
 from megatron_atesd.errors import ConfigError
 from megatron_atesd.model.qwen3 import HiddenStateGPT
+
+_ANY_LAYOUT = {"distrib_optim_sharding_type": "fully_reshardable"}
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,33 @@ class Optimization:
         """Before the passes of an update."""
         self.wrapped.zero_grad_buffer()
         self.optimizer.zero_grad()
+
+    def sharded_state_dict(self, model: Mapping[str, Any], loading: bool) -> dict[str, Any]:
+        """megatron.core sharded state beside the sharded state of the `model`, loadable at any TP × PP × DP. Collective when saving."""
+        distributed = self._distributed()
+        if distributed is not None and loading:
+            _start_adam(distributed.optimizer)
+        return self.optimizer.sharded_state_dict(cast("Any", model), loading, metadata=_ANY_LAYOUT)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over a loaded state."""
+        distributed = self._distributed()
+        if distributed is None:
+            self.optimizer.load_state_dict(dict(state))
+            return
+        # torch's Adam counts steps beside each parameter's moments. megatron.core would give all parameters one and the same counter,
+        # which each of them advances, and its loader of moments fails on a counter: away with it while they load.
+        distributed.load_state_dict({name: value for name, value in state.items() if name != "param_state"})
+        moments = list(distributed.optimizer.state.values())
+        steps = [of_parameter.pop("step") for of_parameter in moments]
+        distributed.load_parameter_state_from_fully_reshardable(state["param_state"])
+        for of_parameter, step in zip(moments, steps, strict=True):
+            of_parameter["step"] = step.clone()
+
+    def _distributed(self) -> Any:
+        """The distributed optimizer, if torch's Adam stands in for a fused one in it; else None."""
+        part = cast("Any", self.optimizer).chained_optimizers[0]  # one a kind of parameter: a dense model has one kind
+        return part if isinstance(part, DistributedOptimizer) and isinstance(part.optimizer, torch.optim.Adam) else None
 
     def step(self) -> tuple[float, float]:
         """Apply the accumulated gradients; returns the gradient norm before clipping and the learning rate used."""
@@ -57,13 +87,26 @@ def optimizer_settings(
     config = build_section("optimizer", OptimizerConfig, fixed, {**OPTIMIZER_DEFAULTS, **optimizer})
     if config.optimizer not in ("adam", "sgd"):
         raise ConfigError(f"optimizer.optimizer is {config.optimizer}, must be adam or sgd")
-    if config.use_distributed_optimizer and not torch.cuda.is_available():
+    if config.use_distributed_optimizer and config.optimizer != "adam":
         raise ConfigError(
-            "optimizer.use_distributed_optimizer is true without CUDA, where torch's Adam stands in for the fused one and its sharded "
-            "state cannot be restored from a checkpoint; set it to false"
+            f"optimizer.use_distributed_optimizer is true with optimizer.optimizer {config.optimizer}, but megatron.core saves sharded "
+            "states of Adam only; set it to false"
         )
-    defaults = {"grad_reduce_in_fp32": True, "use_distributed_optimizer": config.use_distributed_optimizer}
-    return config, build_section("ddp", DistributedDataParallelConfig, {}, {**defaults, **ddp})
+    sharded = {"use_distributed_optimizer": config.use_distributed_optimizer}
+    ddp_config = build_section("ddp", DistributedDataParallelConfig, sharded, {"grad_reduce_in_fp32": True, **ddp})
+    if ddp_config.overlap_param_gather:
+        raise ConfigError(
+            "ddp.overlap_param_gather is true, but vocabulary head, ema teacher and checkpoint read weights outside of a forward pass, "
+            "where that gather may not have ended; set it to false"
+        )
+    return config, ddp_config
+
+
+def _start_adam(adam: torch.optim.Adam) -> None:
+    """The state that torch's Adam makes itself at its first step, and that megatron.core wants to see before it loads one."""
+    for parameter in (p for group in adam.param_groups for p in group["params"]):
+        moments = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
+        adam.state[parameter] = {"step": torch.tensor(0.0), **moments}
 
 
 def _scheduler(optimizer: MegatronOptimizer, config: OptimizerConfig, schedule: ScheduleConfig, updates: int) -> OptimizerParamScheduler:

@@ -44,7 +44,7 @@ class TrainingRun:
         architecture = read_architecture(self.hf_folder)
         self.model = build_model(architecture, megatron_settings(config, architecture))
         load_model_weights(self.model, Path(config.model.path))
-        self.teacher = Teacher(self.model, config.distill.teacher, config.distill.ema_decay)
+        self.teacher = Teacher(self.model, config.distill.teacher, config.distill.ema_decay, config.distill.teacher_offload)
         self.optimization = build_optimization(self.model, config.optimizer, config.ddp, config.schedule, config.run.updates)
         self.service = ExposureService(config.exposure, config.run.updates, config.run.seed)
         self.probe_rollouts: list[Rollout] = []
@@ -114,7 +114,7 @@ class TrainingRun:
     def state(self, update: int, loading: bool = False) -> dict[str, Any]:
         """Everything that a resumed run needs, as megatron.core's sharded state. Collective when saving."""
         model = self.model.sharded_state_dict(prefix="model.")
-        optimizer = self.optimization.optimizer.sharded_state_dict(model, is_loading=loading)
+        optimizer = self.optimization.sharded_state_dict(model, loading)
         state = {"model": model, "teacher": self.teacher.sharded_state_dict(), "optimizer": optimizer}
         if loading:
             return state
@@ -143,7 +143,7 @@ class TrainingRun:
             raise CheckpointError(f"data.probe holds other problems than the run that {folder} continues: give the same file")
         self.model.load_state_dict({name.removeprefix("model."): value for name, value in loaded["model"].items()})
         self.teacher.load_state_dict(loaded["teacher"])
-        self.optimization.optimizer.load_state_dict(loaded["optimizer"])
+        self.optimization.load_state_dict(loaded["optimizer"])
         self.optimization.scheduler.load_state_dict(run["scheduler"])
         self.service.load_state_dict(run["exposure"])
         self.probe_rollouts = [

@@ -121,7 +121,8 @@ def test_one_file_for_both_train_and_probe(train: Train, tmp_path: Path) -> None
         ("--ddp.overlap_grad=1", "unknown setting ddp.overlap_grad"),
         ("--megatron.num_layers=3", "megatron.num_layers is decided by the model folder"),
         ("--optimizer.optimizer=lion", "optimizer.optimizer is lion, must be adam or sgd"),
-        ("--optimizer.use_distributed_optimizer=true", "use_distributed_optimizer is true without CUDA"),
+        ("--ddp.use_distributed_optimizer=true", "ddp.use_distributed_optimizer is decided by optimizer.use_distributed_optimizer"),
+        ("--ddp.overlap_param_gather=true", "ddp.overlap_param_gather is true"),
         ("--schedule.warmup_updates=6", "schedule.warmup_updates is 6, must be below run.updates 6"),
     ],
 )

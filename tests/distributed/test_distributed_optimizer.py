@@ -1,0 +1,200 @@
+"""The distributed optimizer, which keeps weights in one flat buffer: same training, teacher swaps that leave the buffer alone, resuming."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from checkpoints_convert.weights import load_hf_weights
+from megatron_atesd.config import ScheduleConfig
+from megatron_atesd.distill.step import distill_step
+from megatron_atesd.distill.teacher import Teacher
+from megatron_atesd.model.parallel import data_parallel_place, parallel_session
+from megatron_atesd.model.qwen3 import HiddenStateGPT, build_model, read_architecture, transformer_config
+from megatron_atesd.train.checkpoint import MODEL_PREFIX, model_state, read_folder, write_folder
+from megatron_atesd.train.optimizer import Optimization, build_optimization
+from tests.distributed.launch import run_distributed
+from tests.distributed.test_distill_parallel import DIVERGENCE, examples, save_models
+
+Kind = Literal["initial", "ema"]
+CASES: list[tuple[str, Kind]] = [("fp32", "initial"), ("fp32", "ema"), ("bf16", "initial"), ("bf16", "ema")]
+
+
+@dataclass(frozen=True)
+class Session:
+    """A student with its teacher and optimizer, as a training run has them."""
+
+    model: HiddenStateGPT
+    teacher: Teacher
+    optimization: Optimization
+
+    def train(self, updates: int) -> None:
+        """On four examples an update, divided among the data-parallel ranks."""
+        rank, size = data_parallel_place()
+        for _ in range(updates):
+            self.optimization.zero_grad()
+            distill_step(self.optimization.wrapped, self.model, self.teacher, examples(37)[rank::size], DIVERGENCE, micro_batch_tokens=1)
+            self.optimization.step()
+            self.teacher.update()
+
+    def state(self, loading: bool) -> dict[str, Any]:
+        model = model_state(self.model)
+        optimizer = self.optimization.sharded_state_dict(model, loading)
+        return {"model": model, "teacher": self.teacher.sharded_state_dict(), "optimizer": optimizer}
+
+    def load(self, folder: Path) -> None:
+        loaded = read_folder(folder, self.state(loading=True))
+        self.model.load_state_dict({name.removeprefix(MODEL_PREFIX): value for name, value in loaded["model"].items()})
+        self.teacher.load_state_dict(loaded["teacher"])
+        self.optimization.load_state_dict(loaded["optimizer"])
+
+    def weights(self) -> list[torch.Tensor]:
+        """The student's weights and the teacher's (of an ema teacher the fp32 average)."""
+        students = [parameter.detach().clone() for parameter in self.model.parameters()]
+        return [*students, *(kept.clone() for kept in self.teacher.average or self.teacher.weights)]
+
+
+def session(folder: Path, tensor: int = 1, dtype: str = "fp32", kind: Kind = "ema", distributed: bool = True) -> Session:
+    architecture = read_architecture(folder / "student")
+    model = build_model(architecture, transformer_config(architecture, tensor, 1, False, dtype))
+    load_hf_weights(model, folder / "teacher")
+    teacher = Teacher(model, kind, ema_decay=0.9)
+    load_hf_weights(model, folder / "student")
+    settings = {"lr": 1e-3, "clip_grad": 1.0, "weight_decay": 0.1, "use_distributed_optimizer": distributed}
+    return Session(model, teacher, build_optimization(model, settings, {}, ScheduleConfig(), 10))
+
+
+@dataclass(frozen=True)
+class Trained:
+    """One case on one rank, before and after three updates."""
+
+    before: list[torch.Tensor]
+    plain: list[torch.Tensor]
+    distributed: list[torch.Tensor]
+    outside_the_buffer: int  # parameters of the distributed optimizer that are no views of its buffer
+
+
+def train_both(folder: Path) -> list[Trained]:
+    """All cases, with the plain and with the distributed optimizer."""
+    dist.init_process_group("gloo")
+    return [train_case(folder, dtype, kind) for dtype, kind in CASES]
+
+
+def train_case(folder: Path, dtype: str, kind: Kind) -> Trained:
+    with parallel_session():
+        plain, distributed = (session(folder, dtype=dtype, kind=kind, distributed=flag) for flag in (False, True))
+        before = plain.weights()
+        plain.train(3)
+        distributed.train(3)
+        wrapped: Any = distributed.optimization.wrapped
+        buffers = {buffer.param_data.untyped_storage().data_ptr() for buffer in wrapped.buffers}
+        outside = sum(p.untyped_storage().data_ptr() not in buffers for p in distributed.model.parameters())
+        return Trained(before, plain.weights(), distributed.weights(), outside)
+
+
+def train_and_resume(folder: Path, dtype: str) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Weights after four updates in one go, and of a new session that loaded the state after two of them. DP = world size."""
+    with parallel_session():
+        unbroken = session(folder, dtype=dtype)
+        unbroken.train(2)
+        write_folder(folder / f"after_two_{dtype}", unbroken.state(loading=False), folder / "student")
+        unbroken.train(2)
+        resumed = session(folder, dtype=dtype)
+        resumed.load(folder / f"after_two_{dtype}")
+        resumed.train(2)
+        return unbroken.weights(), resumed.weights()
+
+
+def resume_all(folder: Path) -> dict[str, tuple[list[torch.Tensor], list[torch.Tensor]]]:
+    """By dtype; also leaves in folder/at_tensor_2 what two more updates at TP=2 make of the fp32 checkpoint."""
+    dist.init_process_group("gloo")
+    results = {dtype: train_and_resume(folder, dtype) for dtype in ("fp32", "bf16")}
+    with parallel_session(2):
+        divided = session(folder, tensor=2)
+        divided.load(folder / "after_two_fp32")
+        divided.train(2)
+        write_folder(folder / "at_tensor_2", divided.state(loading=False), folder / "student")
+    return results
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    save_models(folder, "qwen3", tied=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(models: Path) -> list[list[Trained]]:
+    """By rank, then by case."""
+    return run_distributed(train_both, 2, models)
+
+
+@pytest.fixture(scope="module")
+def resumed(models: Path) -> dict[str, tuple[list[torch.Tensor], list[torch.Tensor]]]:
+    return run_distributed(resume_all, 2, models)[0]
+
+
+def students(weights: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+    return weights[: len(weights) // 2]
+
+
+def teachers(weights: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+    return weights[len(weights) // 2 :]
+
+
+def assert_close(got: Sequence[torch.Tensor], expected: Sequence[torch.Tensor], tolerance: float) -> None:
+    """Relative to each tensor's largest value."""
+    for one, other in zip(got, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=tolerance * float(other.abs().max()))
+
+
+@pytest.mark.parametrize("case", range(len(CASES)), ids=["-".join(case) for case in CASES])
+def test_three_updates_equal_the_plain_optimizers(case: int, trained: list[list[Trained]]) -> None:
+    for rank in trained:
+        assert_close(rank[case].distributed, rank[case].plain, 1e-6)
+
+
+@pytest.mark.parametrize("case", range(len(CASES)), ids=["-".join(case) for case in CASES])
+def test_every_weight_of_the_student_moved(case: int, trained: list[list[Trained]]) -> None:
+    """Otherwise equal weights would say little."""
+    for rank in trained:
+        assert not any(
+            torch.equal(now, then) for now, then in zip(students(rank[case].distributed), students(rank[case].before), strict=True)
+        )
+
+
+@pytest.mark.parametrize("case", range(len(CASES)), ids=["-".join(case) for case in CASES])
+def test_only_an_ema_teacher_moved(case: int, trained: list[list[Trained]]) -> None:
+    for rank in trained:
+        same = [torch.equal(now, then) for now, then in zip(teachers(rank[case].distributed), teachers(rank[case].before), strict=True)]
+        assert same == [CASES[case][1] == "initial"] * len(same)
+
+
+def test_after_the_teachers_passes_every_parameter_is_in_the_optimizers_buffer(trained: list[list[Trained]]) -> None:
+    assert [case.outside_the_buffer for rank in trained for case in rank] == [0] * 2 * len(CASES)
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_a_resumed_training_equals_the_unbroken_one_bit_for_bit(dtype: str, resumed: Any) -> None:
+    unbroken, again = resumed[dtype]
+    assert [i for i, (a, b) in enumerate(zip(unbroken, again, strict=True)) if not torch.equal(a, b)] == []
+
+
+def test_a_checkpoint_goes_on_without_data_parallelism(resumed: Any, models: Path) -> None:
+    with parallel_session():
+        alone = session(models)
+        alone.load(models / "after_two_fp32")
+        alone.train(2)
+        assert_close(alone.weights(), resumed["fp32"][0], 1e-5)
+
+
+def test_a_checkpoint_goes_on_at_another_tensor_parallel_size(resumed: Any, models: Path) -> None:
+    with parallel_session():
+        gathered = session(models)
+        gathered.load(models / "at_tensor_2")
+        assert_close(gathered.weights(), resumed["fp32"][0], 1e-5)

@@ -1,0 +1,47 @@
+"""Resuming is exact where most of the state is divided or elsewhere: distributed optimizer, bf16, offloaded ema teacher."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from megatron_atesd.config_load import load_config
+from megatron_atesd.train.loop import train
+from tests.distributed.launch import run_distributed
+from tests.end_to_end.small_run import arguments, checkpoint_state, save_inputs
+
+pytestmark = pytest.mark.slow
+
+SETTINGS = (
+    "--run.updates=4",
+    "--parallel.tensor=1",
+    "--model.dtype=bf16",
+    "--distill.teacher_offload=true",
+    "--optimizer.use_distributed_optimizer=true",
+)
+
+
+def unbroken_and_resumed(inputs: Path, folder: Path) -> None:
+    """On two data-parallel ranks: a run of four updates, and one that goes on from its step_2 with the teacher on the device."""
+    dist.init_process_group("gloo")
+    train(load_config(arguments(inputs, folder / "unbroken", *SETTINGS)))
+    if dist.get_rank() == 0:
+        shutil.copytree(folder / "unbroken", folder / "resumed")
+        shutil.rmtree(folder / "resumed" / "checkpoints" / "step_4")
+        (folder / "resumed" / "checkpoints" / "latest").write_text("step_2\n")
+    dist.barrier()
+    train(load_config(arguments(inputs, folder / "resumed", *SETTINGS, "--distill.teacher_offload=false")))
+
+
+def test_a_resumed_run_ends_in_the_unbroken_runs_state_bit_for_bit(tmp_path: Path) -> None:
+    run_distributed(unbroken_and_resumed, 2, save_inputs(tmp_path), tmp_path)
+    states = [checkpoint_state(tmp_path / run / "checkpoints" / "step_4", tmp_path / "all.pt") for run in ("unbroken", "resumed")]
+    setting = "/plain/run/config/distill/teacher_offload"
+    assert [state.pop(setting) for state in states] == [True, False]
+    unbroken, resumed = states
+    assert unbroken.keys() == resumed.keys()
+    tensors = {name for name, value in unbroken.items() if isinstance(value, torch.Tensor)}
+    assert [name for name in tensors if not torch.equal(unbroken[name], resumed[name])] == []
+    assert [name for name in unbroken.keys() - tensors if unbroken[name] != resumed[name]] == []
