@@ -1,7 +1,7 @@
 """Loss and every gradient of a distillation step equal plain PyTorch on the Hugging Face model, at every parallel layout."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -22,7 +22,12 @@ from megatron_atesd.train.checkpoint import model_state, read_folder, write_fold
 from megatron_atesd.train.optimizer import build_optimization
 from tests.distributed.launch import run_distributed
 
-DIVERGENCE = Divergence("forward_kl", clip=0.5, temperature=1.1, chunk=5)
+DIVERGENCE = Divergence("forward_kl", clip=0.5, temperature=1.1)
+RECOMPUTE = {
+    "": {},
+    "full": {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1},
+    "selective": {"recompute_granularity": "selective", "recompute_modules": ["core_attn"]},
+}
 
 
 @dataclass(frozen=True)
@@ -32,11 +37,14 @@ class Layout:
     sequence: bool = False
     tokens: int = 1
     shares: tuple[int, ...] = (4,)  # examples of each data-parallel rank
+    chunk: int = 5
+    recompute: str = ""
 
     @property
     def name(self) -> str:
         shares = "-".join(map(str, self.shares))
-        return f"tp{self.tensor}-pp{self.pipeline}-sp{int(self.sequence)}-tokens{self.tokens}-shares{shares}"
+        layout = f"tp{self.tensor}-pp{self.pipeline}-sp{int(self.sequence)}-tokens{self.tokens}-shares{shares}"
+        return f"{layout}-chunk{self.chunk}-{self.recompute}"
 
 
 def examples(vocabulary: int) -> list[Example]:
@@ -92,7 +100,8 @@ def megatron_steps(layouts: Sequence[Layout], folder: Path, normalize: str) -> l
 def megatron_step(layout: Layout, folder: Path, normalize: str) -> float:
     with parallel_session(layout.tensor, layout.pipeline):
         architecture = read_architecture(folder / "student")
-        config = transformer_config(architecture, layout.tensor, layout.pipeline, layout.sequence, "fp32")
+        user = RECOMPUTE[layout.recompute]
+        config = transformer_config(architecture, layout.tensor, layout.pipeline, layout.sequence, "fp32", user)
         model = build_model(architecture, config)
         load_hf_weights(model, folder / "teacher")
         teacher = Teacher(model, "initial")
@@ -102,7 +111,8 @@ def megatron_step(layout: Layout, folder: Path, normalize: str) -> float:
         rank = parallel_state.get_data_parallel_rank()
         first = sum(layout.shares[:rank])
         mine = examples(37)[first : first + layout.shares[rank]]
-        result = distill_step(optimization.wrapped, model, teacher, mine, DIVERGENCE, layout.tokens, normalize)
+        divergence = replace(DIVERGENCE, chunk=layout.chunk)
+        result = distill_step(optimization.wrapped, model, teacher, mine, divergence, layout.tokens, normalize)
         for parameter in model.parameters():
             parameter.data = parameter.main_grad.clone()  # pyright: ignore[reportAttributeAccessIssue]
         write_folder(folder / layout.name, model_state(model), folder / "student")
@@ -119,10 +129,10 @@ def gradients_by_hf_name(folder: Path, layout: Layout) -> dict[str, torch.Tensor
 
 
 LAYOUTS = {
-    1: [Layout(), Layout(tokens=40)],
+    1: [Layout(), Layout(tokens=40), Layout(tokens=200, chunk=100), Layout(recompute="full"), Layout(tokens=40, recompute="selective")],
     2: [
         Layout(tensor=2),
-        Layout(tensor=2, sequence=True, tokens=40),
+        Layout(tensor=2, sequence=True, tokens=40, recompute="full"),
         Layout(pipeline=2),
         Layout(pipeline=2, tokens=40),
         Layout(shares=(2, 2)),
