@@ -17,15 +17,16 @@ from megatron_atesd.model.qwen3 import HiddenStateGPT
 
 @dataclass(frozen=True)
 class Optimization:
-    """A model wrapped for training, with what moves its weights."""
+    """A model wrapped for training (a DistributedDataParallel around each of its chunks), with what moves its weights."""
 
-    wrapped: DistributedDataParallel
+    wrapped: torch.nn.ModuleList
     optimizer: MegatronOptimizer
     scheduler: OptimizerParamScheduler
 
     def zero_grad(self) -> None:
         """Before the passes of an update."""
-        self.wrapped.zero_grad_buffer()
+        for chunk in self.wrapped:
+            cast("DistributedDataParallel", chunk).zero_grad_buffer()
         self.optimizer.zero_grad()
 
     def step(self) -> tuple[float, float]:
@@ -42,11 +43,11 @@ def build_optimization(
 ) -> Optimization:
     """Wrap `model` and build its optimizer from the pass-through sections `optimizer:` and `ddp:`."""
     config, ddp_config = optimizer_settings(model.config.params_dtype, optimizer, ddp, schedule)
-    wrapped = DistributedDataParallel(model.config, ddp_config, model)
-    megatron_optimizer = get_megatron_optimizer(config, [wrapped], use_gloo_process_groups=torch.cuda.is_available())
+    wrapped: list[Any] = [DistributedDataParallel(model.config, ddp_config, chunk) for chunk in model.chunks]
+    megatron_optimizer = get_megatron_optimizer(config, wrapped, use_gloo_process_groups=torch.cuda.is_available())
     model.config.finalize_model_grads_func = finalize_model_grads
     model.config.grad_scale_func = megatron_optimizer.scale_loss
-    return Optimization(wrapped, megatron_optimizer, _scheduler(megatron_optimizer, config, schedule, updates))
+    return Optimization(torch.nn.ModuleList(wrapped), megatron_optimizer, _scheduler(megatron_optimizer, config, schedule, updates))
 
 
 def optimizer_settings(

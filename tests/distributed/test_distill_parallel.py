@@ -30,13 +30,14 @@ DIVERGENCE = Divergence("forward_kl", clip=0.5, temperature=1.1, chunk=5)
 class Layout:
     tensor: int = 1
     pipeline: int = 1
+    virtual: int = 1
     data: int = 1
     sequence: bool = False
     micro_batch: int = 1
 
     @property
     def name(self) -> str:
-        return f"tp{self.tensor}-pp{self.pipeline}-dp{self.data}-sp{int(self.sequence)}-mb{self.micro_batch}"
+        return f"tp{self.tensor}-pp{self.pipeline}-vp{self.virtual}-dp{self.data}-sp{int(self.sequence)}-mb{self.micro_batch}"
 
 
 def examples(vocabulary: int) -> list[Example]:
@@ -90,9 +91,10 @@ def megatron_steps(layouts: Sequence[Layout], folder: Path, normalize: str) -> l
 
 
 def megatron_step(layout: Layout, folder: Path, normalize: str) -> float:
-    with parallel_session(layout.tensor, layout.pipeline):
+    with parallel_session(layout.tensor, layout.pipeline, virtual_pipeline=layout.virtual):
         architecture = read_architecture(folder / "student")
-        config = transformer_config(architecture, layout.tensor, layout.pipeline, layout.sequence, "fp32")
+        sizes = (layout.tensor, layout.pipeline, layout.sequence)
+        config = transformer_config(architecture, *sizes, "fp32", virtual_pipeline=layout.virtual)
         model = build_model(architecture, config)
         load_hf_weights(model, folder / "teacher")
         teacher = Teacher(model, "initial")
@@ -124,10 +126,16 @@ LAYOUTS = {
         Layout(tensor=2, sequence=True, micro_batch=2),
         Layout(pipeline=2),
         Layout(pipeline=2, micro_batch=2),
+        Layout(pipeline=2, virtual=2),
+        Layout(pipeline=2, virtual=2, micro_batch=2),
         Layout(data=2),
         Layout(data=2, micro_batch=2),
     ],
-    4: [Layout(tensor=2, pipeline=2), Layout(tensor=2, pipeline=2, sequence=True, micro_batch=2)],
+    4: [
+        Layout(tensor=2, pipeline=2),
+        Layout(tensor=2, pipeline=2, sequence=True, micro_batch=2),
+        Layout(tensor=2, pipeline=2, virtual=2, sequence=True),
+    ],
 }
 
 
