@@ -143,7 +143,7 @@ def test_verify_catches_one_weight_that_went_wrong(source: Path, monkeypatch: py
     def load_and_tamper(model: Any, folder: Path) -> None:
         load_hf_weights(model, folder)
         with torch.no_grad():
-            model.decoder.layers[1].mlp.linear_fc2.weight[3, 5] += 0.5
+            model.chunks[0].decoder.layers[1].mlp.linear_fc2.weight[3, 5] += 0.5
 
     monkeypatch.setattr(weights, "load_hf_weights", load_and_tamper)
     assert "verification failed: logits differ by up to" in refusal(source, "--verify")
