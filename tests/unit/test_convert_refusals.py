@@ -185,7 +185,7 @@ def test_a_run_directory_means_its_newest_checkpoint(source: Path, tmp_path: Pat
         checkpoints = RunCheckpoints(tmp_path / "run", keep=0)
         for update in (1, 2):
             with torch.no_grad():
-                model.decoder.final_layernorm.weight.fill_(update)  # pyright: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue, reportCallIssue]
+                model.chunks[0].decoder.final_layernorm.weight.fill_(update)  # pyright: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue, reportCallIssue]
             checkpoints.save(update, {"model": model_state(model), "run": {"update": update}}, source)
     for argument, expected in (("run", 2.0), ("run/checkpoints/step_1", 1.0)):
         megatron_to_hf.main(["--megatron", str(tmp_path / argument), "--out", str(tmp_path / "back"), "--force"])
