@@ -1,7 +1,7 @@
 """The one name table: Hugging Face tensor ↔ Megatron parameter + operation, for Qwen3 (qk norm) and Llama (none).
 
 Megatron names have two spellings: the local layer spec keeps norms as modules of their own, the Transformer Engine spec fuses them into
-the linear layer behind them. Layer numbers are global; a pipeline stage adds its offset to its own (weights.py).
+the linear layer behind them. Layer numbers are global, as HiddenStateGPT gives them.
 """
 
 from collections.abc import Iterator

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import torch
 from megatron.core import parallel_state
-from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
 from torch import Tensor
 
 from checkpoints_convert.source import HfWeights
@@ -13,8 +12,6 @@ from checkpoints_convert.table import EMBEDDING, HEAD, Entry, name_table
 from checkpoints_convert.tensors import join, split, take
 from megatron_atesd.errors import ConversionError
 from megatron_atesd.model.qwen3 import HiddenStateGPT
-
-_LAYERS = "decoder.layers."
 
 
 def load_hf_weights(model: HiddenStateGPT, folder: Path) -> None:
@@ -28,7 +25,7 @@ def load_hf_weights(model: HiddenStateGPT, folder: Path) -> None:
     entries = {name: entry for entry in name_table(model.arch) for name in entry.megatron}
     size, rank = parallel_state.get_tensor_model_parallel_world_size(), parallel_state.get_tensor_model_parallel_rank()
     with torch.no_grad():
-        for name, parameter in _global_parameters(model):
+        for name, parameter in model.named_parameters():
             if name not in entries:
                 raise ConversionError(f"Megatron parameter {name} has no counterpart in a Hugging Face {model.arch.family} model")
             parameter.copy_(_parameter(source, entries[name], model, size, rank))
@@ -51,16 +48,6 @@ def hf_tensors(model: HiddenStateGPT) -> Iterator[tuple[str, Tensor]]:
         yield from zip(entry.sources, parts, strict=True)
     if parameters:
         raise ConversionError(f"Megatron parameter {next(iter(parameters))} has no counterpart in a Hugging Face {model.arch.family} model")
-
-
-def _global_parameters(model: HiddenStateGPT) -> Iterator[tuple[str, torch.nn.Parameter]]:
-    """The parameters of this pipeline stage with layer numbers that count from the first stage."""
-    offset = get_transformer_layer_offset(model.config)
-    for name, parameter in model.named_parameters():
-        if name.startswith(_LAYERS):
-            number, _, rest = name.removeprefix(_LAYERS).partition(".")
-            name = f"{_LAYERS}{int(number) + offset}.{rest}"
-        yield name, parameter
 
 
 def _parameter(source: HfWeights, entry: Entry, model: HiddenStateGPT, size: int, rank: int) -> Tensor:

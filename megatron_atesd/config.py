@@ -46,6 +46,8 @@ class ParallelConfig:
     Args:
         tensor: Tensor-parallel size (TP); divides attention heads, query groups and the FFN width.
         pipeline: Pipeline-parallel size (PP); divides the number of layers.
+        virtual_pipeline: Model chunks of a pipeline rank (VP); above 1 the schedule is the interleaved 1F1B, with a smaller bubble and
+            more communication. pipeline × virtual_pipeline divides the number of layers.
         sequence: Sequence parallelism (SP): shard activations along the sequence between TP regions; needs tensor > 1.
         micro_batch_tokens: Tokens, padding included, in one forward pass of a data-parallel rank; a longer sequence has a pass for itself.
         timeout_minutes: A collective that waits longer than this ends the job.
@@ -53,6 +55,7 @@ class ParallelConfig:
 
     tensor: int = 1
     pipeline: int = 1
+    virtual_pipeline: int = 1
     sequence: bool = False
     micro_batch_tokens: int = 8192
     timeout_minutes: float = 30.0

@@ -41,6 +41,7 @@ BOUNDS: dict[str, Bound] = {
     "run.updates": ONE_OR_MORE,
     "parallel.tensor": ONE_OR_MORE,
     "parallel.pipeline": ONE_OR_MORE,
+    "parallel.virtual_pipeline": ONE_OR_MORE,
     "parallel.micro_batch_tokens": ONE_OR_MORE,
     "parallel.timeout_minutes": POSITIVE,
     "data.probe_size": ZERO_OR_MORE,
@@ -117,8 +118,9 @@ def section_problems(config: TrainConfig, sections: Collection[str]) -> list[str
 
 
 def layout_problems(parallel: ParallelConfig, world_size: int, model: ModelShape | None = None) -> list[str]:
-    """The rules that TP and PP break against the number of processes, and against the model's shape when it is given."""
-    return [*_process_problems(parallel, world_size), *(() if model is None else _division_problems(parallel, model))]
+    """The rules that TP, PP and VP break against the number of processes, and against the model's shape when it is given."""
+    shape_problems = () if model is None else _division_problems(parallel, model)
+    return [*_process_problems(parallel, world_size), *_virtual_problems(parallel), *shape_problems]
 
 
 def refuse(problems: Sequence[str]) -> None:
@@ -143,6 +145,7 @@ def _parallel_problems(config: TrainConfig, world_size: int) -> Iterator[str]:
     model_ranks = parallel.tensor * parallel.pipeline
     if parallel.sequence and parallel.tensor == 1:
         yield "parallel.sequence is true with parallel.tensor 1: sequence parallelism divides work between tensor ranks; set it to false"
+    yield from _virtual_problems(parallel)
     if world_size % model_ranks:
         yield from _process_problems(parallel, world_size)
         return
@@ -157,6 +160,14 @@ def _process_problems(parallel: ParallelConfig, world_size: int) -> Iterator[str
         yield (
             f"parallel.tensor {parallel.tensor} times parallel.pipeline {parallel.pipeline} is {model_ranks}, which does not divide the "
             f"{world_size} processes; start a multiple of {model_ranks} processes or lower one of the two"
+        )
+
+
+def _virtual_problems(parallel: ParallelConfig) -> Iterator[str]:
+    if parallel.virtual_pipeline > 1 and parallel.pipeline == 1:
+        yield (
+            f"parallel.virtual_pipeline is {parallel.virtual_pipeline} with parallel.pipeline 1: model chunks are interleaved between "
+            "pipeline ranks; set it to 1, or parallel.pipeline to 2 or more"
         )
 
 
@@ -230,7 +241,7 @@ def _shape_problems(config: TrainConfig, model: ModelShape) -> Iterator[str]:
 
 
 def _division_problems(parallel: ParallelConfig, model: ModelShape) -> Iterator[str]:
-    tensor, pipeline = parallel.tensor, parallel.pipeline
+    tensor, pipeline, virtual = parallel.tensor, parallel.pipeline, parallel.virtual_pipeline
     tensor_parts = {"attention heads": model.heads, "query groups": model.query_groups, "feed-forward width": model.ffn}
     for what, size in tensor_parts.items():
         if size % tensor:
@@ -238,3 +249,8 @@ def _division_problems(parallel: ParallelConfig, model: ModelShape) -> Iterator[
             yield f"parallel.tensor is {tensor}, must divide the model's {what} ({size}); give a divisor of {fitting}"
     if model.layers % pipeline:
         yield f"parallel.pipeline is {pipeline}, must divide the model's {model.layers} layers"
+    elif pipeline > 1 and model.layers % (pipeline * virtual):
+        yield (
+            f"parallel.pipeline {pipeline} times parallel.virtual_pipeline {virtual} is {pipeline * virtual}, must divide the model's "
+            f"{model.layers} layers; give a virtual_pipeline that divides {model.layers // pipeline}"
+        )

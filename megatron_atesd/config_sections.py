@@ -13,6 +13,9 @@ MODEL_FOLDER = "the model folder (model.path)"
 RULED_BY = {
     "tensor_model_parallel_size": "parallel.tensor",
     "pipeline_model_parallel_size": "parallel.pipeline",
+    "virtual_pipeline_model_parallel_size": "parallel.virtual_pipeline",
+    "overlap_p2p_comm": "parallel.virtual_pipeline",
+    "batch_p2p_comm": "parallel.virtual_pipeline",
     "sequence_parallel": "parallel.sequence",
     "bf16": "model.dtype",
     "params_dtype": "model.dtype",

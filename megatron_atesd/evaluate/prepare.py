@@ -59,7 +59,9 @@ def prepare(task: Evaluation, world_size: int) -> Prepared:
     architecture = read_architecture(hf)
     shape = ModelShape(architecture.heads, architecture.query_groups, architecture.layers, architecture.ffn, architecture.max_positions)
     refuse(layout_problems(parallel, world_size, shape))
-    megatron = transformer_config(architecture, parallel.tensor, parallel.pipeline, False, settings.model.dtype, settings.megatron)
+    megatron = transformer_config(
+        architecture, parallel.tensor, parallel.pipeline, False, settings.model.dtype, settings.megatron, parallel.virtual_pipeline
+    )
     problems = load_problems(task.data, settings.data.on_error)
     renderer = PromptRenderer(load_tokenizer(hf), settings.prompt, settings.exposure.reveal)
     prompts = [renderer.student(problem) for problem in problems]

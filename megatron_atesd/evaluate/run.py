@@ -29,7 +29,7 @@ def evaluate(task: Evaluation) -> dict[str, Any] | None:
     """
     with Grader(task.grading_workers, task.grading_seconds) as grader:
         prepared, parallel = prepare(task, int(os.environ.get("WORLD_SIZE", "1"))), task.settings.parallel
-        with parallel_session(parallel.tensor, parallel.pipeline, task.seed, parallel.timeout_minutes):
+        with parallel_session(parallel.tensor, parallel.pipeline, task.seed, parallel.timeout_minutes, parallel.virtual_pipeline):
             model = build_model(prepared.architecture, prepared.megatron)
             load_model_weights(model, prepared.folder)
             answered = _answers(task, model, prepared)

@@ -15,7 +15,9 @@ from megatron_atesd.model import cpu_backend
 
 
 @contextmanager
-def parallel_session(tensor: int = 1, pipeline: int = 1, seed: int = 1, timeout_minutes: float = 30.0) -> Iterator[None]:
+def parallel_session(
+    tensor: int = 1, pipeline: int = 1, seed: int = 1, timeout_minutes: float = 30.0, virtual_pipeline: int = 1
+) -> Iterator[None]:
     """megatron.core's process groups while inside, torn down on leaving; a default process group that exists already is used and left.
 
     An exception leaves without waiting for the other ranks: torchrun ends them, and the first traceback is the culprit's.
@@ -31,7 +33,8 @@ def parallel_session(tensor: int = 1, pipeline: int = 1, seed: int = 1, timeout_
     already = dist.is_initialized()
     if not already:
         _init_processes(world, timedelta(minutes=timeout_minutes))
-    parallel_state.initialize_model_parallel(tensor, pipeline, create_gloo_process_groups=torch.cuda.is_available())
+    chunks = virtual_pipeline if virtual_pipeline > 1 else None
+    parallel_state.initialize_model_parallel(tensor, pipeline, chunks, create_gloo_process_groups=torch.cuda.is_available())
     tensor_parallel.model_parallel_cuda_manual_seed(seed, force_reset_rng=True)
     torch.manual_seed(seed)
     yield

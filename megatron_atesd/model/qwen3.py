@@ -1,44 +1,21 @@
-"""Hugging Face config.json → megatron.core TransformerConfig, layer spec and GPTModel (dense Qwen3; Llama without scaled RoPE)."""
+"""Hugging Face config.json → megatron.core TransformerConfig and this rank's part of the model (dense Qwen3; Llama without scaled RoPE)."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from megatron.core import parallel_state, tensor_parallel
-from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
-from megatron.core.models.gpt.gpt_model import GPTModel
-from megatron.core.transformer.spec_utils import ModuleSpec
-from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from megatron_atesd.config_sections import build_section
-from megatron_atesd.errors import ConversionError
-from megatron_atesd.model.layers import CachedAttention, CacheSlot, PositionedRotary, RMSNorm
+from megatron_atesd.errors import ConfigError, ConversionError
+from megatron_atesd.model.architecture import Architecture
+from megatron_atesd.model.chunk import ModelChunk
+from megatron_atesd.model.layers import CacheSlot
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """The numbers of a decoder-only model that Megatron needs, as published in its config.json."""
-
-    family: str
-    hidden: int
-    ffn: int
-    layers: int
-    heads: int
-    query_groups: int
-    head_size: int
-    vocabulary: int
-    max_positions: int
-    rope_base: float
-    norm_eps: float
-    tied: bool
-    qk_norm: bool
 
 
 def read_architecture(folder: Path) -> Architecture:
@@ -92,7 +69,13 @@ def _refuse_unsupported(folder: Path, hf: Any) -> None:
 
 
 def transformer_config(
-    arch: Architecture, tensor: int, pipeline: int, sequence: bool, dtype: str, user: Mapping[str, Any] | None = None
+    arch: Architecture,
+    tensor: int,
+    pipeline: int,
+    sequence: bool,
+    dtype: str,
+    user: Mapping[str, Any] | None = None,
+    virtual_pipeline: int = 1,
 ) -> TransformerConfig:
     """TransformerConfig of `arch`; `user` are pass-through fields (section megatron:), which may not contradict what is set here."""
     fixed = {
@@ -110,6 +93,7 @@ def transformer_config(
         "add_bias_linear": False,
         "tensor_model_parallel_size": tensor,
         "pipeline_model_parallel_size": pipeline,
+        "virtual_pipeline_model_parallel_size": virtual_pipeline if virtual_pipeline > 1 else None,
         "sequence_parallel": sequence,
         "pipeline_dtype": DTYPES[dtype],
         "params_dtype": DTYPES[dtype],
@@ -117,6 +101,9 @@ def transformer_config(
         "calculate_per_token_loss": True,
         "variable_seq_lengths": True,
     }
+    if virtual_pipeline > 1:
+        # Batched, a rank's messages forward and backward could mix where both neighbours are one rank (PP = 2).
+        fixed |= {"overlap_p2p_comm": True, "batch_p2p_comm": False}
     defaults = {
         "hidden_dropout": 0.0,
         "attention_dropout": 0.0,
@@ -126,51 +113,80 @@ def transformer_config(
         "gradient_accumulation_fusion": False,
         "moe_token_dispatcher_type": "alltoall",  # variable_seq_lengths demands it, even without experts
     }
-    return build_section("megatron", TransformerConfig, fixed, {**defaults, **(user or {})})
+    config = build_section("megatron", TransformerConfig, fixed, {**defaults, **(user or {})})
+    chunks = config.virtual_pipeline_model_parallel_size or 1
+    if chunks != virtual_pipeline:
+        raise ConfigError(
+            f"megatron.pipeline_model_parallel_layout makes {chunks} model chunks a pipeline rank, but parallel.virtual_pipeline is "
+            f"{virtual_pipeline}; set it to {chunks}, or change the layout"
+        )
+    return config
 
 
-class HiddenStateGPT(GPTModel):
-    """GPTModel whose last stage returns final hidden states [B, S, H] instead of logits.
+class HiddenStateGPT(torch.nn.ModuleList):
+    """What this rank holds of a model whose last pipeline stage returns final hidden states: its chunks.
 
-    The vocabulary projection belongs to the loss and to sampling, which form logits only where and as long as they need them.
-    Under sequence parallelism the hidden states are gathered; their gradient must arrive whole on every TP rank.
+    There is one chunk unless parallel.virtual_pipeline is above 1. Parameters and states go by their names in the whole model.
     """
 
-    def __init__(self, arch: Architecture, config: TransformerConfig, padded_vocabulary: int, pre: bool, post: bool) -> None:
-        self.slot: CacheSlot
+    def __init__(self, arch: Architecture, config: TransformerConfig) -> None:
         slot = CacheSlot()
-        super().__init__(
-            config=config,
-            transformer_layer_spec=_block_spec(config, slot),
-            vocab_size=padded_vocabulary,
-            max_sequence_length=arch.max_positions,
-            pre_process=pre,
-            post_process=post,
-            share_embeddings_and_output_weights=arch.tied,
-            position_embedding_type="rope",
-            rotary_base=arch.rope_base,  # pyright: ignore[reportArgumentType]
-        )
-        self.arch, self.slot = arch, slot
-        self.rotary_pos_emb = PositionedRotary(
-            slot=slot,
-            kv_channels=arch.head_size,
-            rotary_percent=1.0,
-            rotary_base=arch.rope_base,
-            use_cpu_initialization=not torch.cuda.is_available(),
-        )
+        super().__init__([ModelChunk(arch, config, index, slot) for index in range(config.virtual_pipeline_model_parallel_size or 1)])
+        self.arch, self.config, self.slot = arch, config, slot
 
-    def _postprocess(self, hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
-        if not self.post_process:
-            return hidden_states
-        if self.config.sequence_parallel:
-            hidden_states = tensor_parallel.gather_from_sequence_parallel_region(hidden_states, tensor_parallel_output_grad=False)
-        return hidden_states.transpose(0, 1).contiguous()
+    @property
+    def chunks(self) -> list[ModelChunk]:
+        """In the order in which activations pass them."""
+        return [cast("ModelChunk", chunk) for chunk in self]
+
+    @property
+    def pre_process(self) -> bool:
+        """Whether the embedding is here."""
+        return self.chunks[0].pre_process
+
+    @property
+    def post_process(self) -> bool:
+        """Whether the vocabulary projection is here."""
+        return self.chunks[-1].post_process
+
+    @property
+    def vocab_size(self) -> int:
+        """Vocabulary with its padding, over all TP ranks."""
+        return self.chunks[0].vocab_size
 
     def head_weight(self) -> torch.nn.Parameter:
         """The vocabulary projection [V, H] of this TP rank (last pipeline stage only); tied models give the embedding."""
-        weight = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else self.output_layer.weight
-        assert isinstance(weight, torch.nn.Parameter)
-        return weight
+        return self.chunks[-1].head_weight()
+
+    def forward(self, *inputs: Any) -> Tensor:
+        """Hidden states [B, S, H] of a model that is whole in this process; a pipeline runs through run_schedule."""
+        (chunk,) = self.chunks
+        return chunk(*inputs)
+
+    def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, torch.nn.Parameter]]:
+        for chunk in self.chunks:
+            for name, parameter in chunk.named_parameters(*args, **kwargs):
+                yield chunk.whole_name(name), parameter
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        return {chunk.whole_name(name): value for chunk in self.chunks for name, value in chunk.state_dict(*args, **kwargs).items()}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> None:
+        rest = dict(state_dict)
+        for chunk in self.chunks:
+            names = {chunk.whole_name(name): name for name in chunk.state_dict()}
+            mine = {local: rest.pop(name) for name, local in names.items() if name in rest}
+            chunk.load_state_dict(mine, *args, **kwargs)
+        if rest:
+            raise RuntimeError(f"state of a model with other names: {', '.join(rest)}")
+
+    def sharded_state_dict(self, prefix: str = "") -> dict[str, Any]:
+        """megatron.core's sharded state: its tensors are named and placed in the file the same at every TP × PP × VP."""
+        return {
+            prefix + chunk.whole_name(name.removeprefix(prefix)): part
+            for chunk in self.chunks
+            for name, part in chunk.sharded_state_dict(prefix=prefix).items()
+        }
 
     @contextmanager
     def without_sequence_parallel(self) -> Iterator[None]:
@@ -186,24 +202,6 @@ class HiddenStateGPT(GPTModel):
                 setattr(target, name, True)
 
 
-def _block_spec(config: TransformerConfig, slot: CacheSlot) -> Any:
-    layer: Any = get_gpt_layer_local_spec(qk_layernorm=config.qk_layernorm, normalization="RMSNorm")
-    parts, attention = layer.submodules, layer.submodules.self_attention.submodules
-    parts.input_layernorm = parts.pre_mlp_layernorm = RMSNorm
-    attention.core_attention = ModuleSpec(module=CachedAttention, params={"slot": slot})
-    if config.qk_layernorm:
-        attention.q_layernorm = attention.k_layernorm = RMSNorm
-    norm: Any = RMSNorm  # a class serves where megatron.core's annotation asks for a spec
-    return TransformerBlockSubmodules(layer_specs=[layer] * get_num_layers_to_build(config), layer_norm=norm)
-
-
-def padded_vocabulary(vocabulary: int, tensor: int) -> int:
-    """Smallest multiple of TP that holds the vocabulary; padding rows are zero and take no part in any softmax."""
-    return -(-vocabulary // tensor) * tensor
-
-
 def build_model(arch: Architecture, config: TransformerConfig) -> HiddenStateGPT:
     """This rank's part of the model, on its device, in the parameter dtype; weights are random until loaded."""
-    pre, post = parallel_state.is_pipeline_first_stage(), parallel_state.is_pipeline_last_stage()
-    model = HiddenStateGPT(arch, config, padded_vocabulary(arch.vocabulary, config.tensor_model_parallel_size), pre, post)
-    return model.to(device=torch.cuda.current_device(), dtype=config.params_dtype)
+    return HiddenStateGPT(arch, config).to(device=torch.cuda.current_device(), dtype=config.params_dtype)

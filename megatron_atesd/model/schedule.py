@@ -17,21 +17,31 @@ from megatron_atesd.model.qwen3 import HiddenStateGPT
 LastStage = Callable[[PackedBatch, Tensor], tuple[Tensor, Tensor, Any]]
 
 
+def micro_batch_multiple(model: HiddenStateGPT) -> int:
+    """`run_schedule` takes a multiple of so many micro-batches: each of several chunks works on that many at a stretch."""
+    size = model.config.microbatch_group_size_per_vp_stage if len(model.chunks) > 1 else 1
+    assert size is not None  # TransformerConfig sets it
+    return size
+
+
 def run_schedule(model: torch.nn.Module, batches: Sequence[PackedBatch], last_stage: LastStage, forward_only: bool) -> list[Any]:
     """Forward (and backward) of every micro-batch; returns what `last_stage` gave, on the last pipeline stage ([] on the others).
 
+    model: a HiddenStateGPT, or its wrapped chunks in a ModuleList: the children are the chunks. With more than one the schedule is
+    the interleaved 1F1B, and each chunk goes through all micro-batches in order.
     last_stage(batch, hidden_BSH) → (sum to minimise, how many it is a sum over (int tensor), anything to keep). Gradients are
     finalised by the model config's finalize_model_grads_func: summed over DP, divided once by the global count.
     """
 
-    def forward_step(data: Iterator[PackedBatch], stage: torch.nn.Module, *_: Any) -> tuple[Tensor, Callable[[Tensor], Any]]:
+    def forward_step(data: Iterator[PackedBatch], chunk: torch.nn.Module, *_: Any) -> tuple[Tensor, Callable[[Tensor], Any]]:
         batch = next(data)
-        return stage(batch.ids_BS, None, None), partial(last_stage, batch)
+        return chunk(batch.ids_BS, None, None), partial(last_stage, batch)
 
+    chunks = list(model.children())
     return get_forward_backward_func()(
         forward_step_func=forward_step,
-        data_iterator=iter(batches),
-        model=[model],
+        data_iterator=[iter(batches) for _ in chunks],
+        model=chunks,
         num_microbatches=len(batches),
         seq_length=max(batch.ids_BS.shape[1] for batch in batches),
         micro_batch_size=len(batches[0].ids_BS),
@@ -42,7 +52,7 @@ def run_schedule(model: torch.nn.Module, batches: Sequence[PackedBatch], last_st
 def model_batches(model: HiddenStateGPT, pairs: Sequence[Pair], tokens: int) -> list[PackedBatch]:
     """Micro-batches of up to `tokens` tokens as `model`'s layout needs them; at least one, so that no rank misses a collective."""
     config = model.config
-    return micro_batches(pairs, tokens, config.tensor_model_parallel_size if config.sequence_parallel else 1)
+    return micro_batches(pairs, tokens, config.tensor_model_parallel_size if config.sequence_parallel else 1, micro_batch_multiple(model))
 
 
 def sum_over_ranks(sums: Sequence[Tensor], size: int) -> list[float]:

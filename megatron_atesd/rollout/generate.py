@@ -96,16 +96,15 @@ class _Batch:
 
 
 def _forward_stages(model: HiddenStateGPT, ids_BS: Tensor) -> Tensor | None:
-    """Hidden states [B, S, H] on the last pipeline stage, None on the others; stages pass activations on one by one."""
-    if parallel_state.get_pipeline_model_parallel_world_size() == 1:
-        return model(ids_BS, None, None)
+    """Hidden states [B, S, H] on the last pipeline stage, None on the others; activations pass chunk by chunk, round the stages."""
     batch, steps = ids_BS.shape
-    if not model.pre_process:
-        received = torch.empty(steps, batch, model.arch.hidden, dtype=model.config.params_dtype, device=ids_BS.device)
-        dist.recv(received, parallel_state.get_pipeline_model_parallel_prev_rank())
-        model.set_input_tensor(received)  # pyright: ignore[reportArgumentType]
-    out = model(ids_BS, None, None)
-    if model.post_process:
-        return out
-    dist.send(out.contiguous(), parallel_state.get_pipeline_model_parallel_next_rank())
+    for chunk in model.chunks:
+        if not chunk.pre_process:
+            received = torch.empty(steps, batch, model.arch.hidden, dtype=model.config.params_dtype, device=ids_BS.device)
+            dist.recv(received, parallel_state.get_pipeline_model_parallel_prev_rank())
+            chunk.set_input_tensor(received)  # pyright: ignore[reportArgumentType]
+        out = chunk(ids_BS, None, None)
+        if chunk.post_process:
+            return out
+        dist.send(out.contiguous(), parallel_state.get_pipeline_model_parallel_next_rank())
     return None

@@ -17,10 +17,10 @@ from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing import ShardedTensor
 from megatron.core.dist_checkpointing.core import CheckpointingException
 from megatron.core.tensor_parallel.random import CudaRNGStatesTracker, get_cuda_rng_tracker
-from megatron.core.transformer.module import MegatronModule
 from torch.distributed.checkpoint.api import CheckpointException
 
 from megatron_atesd.errors import CheckpointError
+from megatron_atesd.model.qwen3 import HiddenStateGPT
 from megatron_atesd.train.hf_files import copy_hf_files
 from megatron_atesd.train.save_queue import install_save_queue
 
@@ -29,7 +29,7 @@ MODEL_PREFIX = "model."
 _UNREADABLE = (CheckpointingException, CheckpointException, UnpicklingError, EOFError, OSError, KeyError, RuntimeError, ValueError)
 
 
-def model_state(model: MegatronModule) -> dict[str, Any]:
+def model_state(model: HiddenStateGPT) -> dict[str, Any]:
     """Sharded state of the weights alone, under the prefix `model.`."""
     return model.sharded_state_dict(prefix=MODEL_PREFIX)
 

@@ -40,7 +40,9 @@ def load_data(config: TrainConfig) -> tuple[list[Problem], list[Problem]]:
 def megatron_settings(config: TrainConfig, architecture: Architecture) -> TransformerConfig:
     """megatron.core's model settings of a run."""
     parallel = config.parallel
-    return transformer_config(architecture, parallel.tensor, parallel.pipeline, parallel.sequence, config.model.dtype, config.megatron)
+    return transformer_config(
+        architecture, parallel.tensor, parallel.pipeline, parallel.sequence, config.model.dtype, config.megatron, parallel.virtual_pipeline
+    )
 
 
 def check_prompts(renderer: PromptRenderer, problems: Sequence[Problem]) -> None:

@@ -28,7 +28,7 @@ def train(config: TrainConfig) -> None:
     newest = checkpoints.latest()
     if newest is not None and config.checkpoint.resume == "never":
         raise CheckpointError(f"{run_dir} already holds {newest.name}; set checkpoint.resume to auto or choose another run.dir")
-    with parallel_session(parallel.tensor, parallel.pipeline, config.run.seed, parallel.timeout_minutes):
+    with parallel_session(parallel.tensor, parallel.pipeline, config.run.seed, parallel.timeout_minutes, parallel.virtual_pipeline):
         run = TrainingRun(config, problems, probe_problems)
         start = 0 if newest is None else run.load(newest)
         if is_main():

@@ -20,15 +20,16 @@ _ANY_LAYOUT = {"distrib_optim_sharding_type": "fully_reshardable"}
 
 @dataclass(frozen=True)
 class Optimization:
-    """A model wrapped for training, with what moves its weights."""
+    """A model wrapped for training (a DistributedDataParallel around each of its chunks), with what moves its weights."""
 
-    wrapped: DistributedDataParallel
+    wrapped: torch.nn.ModuleList
     optimizer: MegatronOptimizer
     scheduler: OptimizerParamScheduler
 
     def zero_grad(self) -> None:
         """Before the passes of an update."""
-        self.wrapped.zero_grad_buffer()
+        for chunk in self.wrapped:
+            cast("DistributedDataParallel", chunk).zero_grad_buffer()
         self.optimizer.zero_grad()
 
     def sharded_state_dict(self, model: Mapping[str, Any], loading: bool) -> dict[str, Any]:
@@ -72,11 +73,13 @@ def build_optimization(
 ) -> Optimization:
     """Wrap `model` and build its optimizer from the pass-through sections `optimizer:` and `ddp:`."""
     config, ddp_config = optimizer_settings(model.config.params_dtype, optimizer, ddp, schedule)
-    wrapped = DistributedDataParallel(model.config, ddp_config, model)
-    megatron_optimizer = get_megatron_optimizer(config, [wrapped], use_gloo_process_groups=torch.cuda.is_available())
+    wrapped: list[Any] = [DistributedDataParallel(model.config, ddp_config, chunk) for chunk in model.chunks]
+    megatron_optimizer = get_megatron_optimizer(config, wrapped, use_gloo_process_groups=torch.cuda.is_available())
     model.config.finalize_model_grads_func = finalize_model_grads
     model.config.grad_scale_func = megatron_optimizer.scale_loss
-    return Optimization(wrapped, megatron_optimizer, _scheduler(megatron_optimizer, config, schedule, updates))
+    pauses: Any = [chunk.no_sync for chunk in wrapped]  # ddp.overlap_grad_reduce must wait for the last micro-batch
+    model.config.no_sync_func = pauses if len(wrapped) > 1 else pauses[0]
+    return Optimization(torch.nn.ModuleList(wrapped), megatron_optimizer, _scheduler(megatron_optimizer, config, schedule, updates))
 
 
 def optimizer_settings(

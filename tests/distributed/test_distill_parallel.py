@@ -34,17 +34,19 @@ RECOMPUTE = {
 class Layout:
     tensor: int = 1
     pipeline: int = 1
+    virtual: int = 1
     sequence: bool = False
     tokens: int = 1
     shares: tuple[int, ...] = (4,)  # examples of each data-parallel rank
     chunk: int = 5
     recompute: str = ""
+    overlap: bool = False
 
     @property
     def name(self) -> str:
         shares = "-".join(map(str, self.shares))
-        layout = f"tp{self.tensor}-pp{self.pipeline}-sp{int(self.sequence)}-tokens{self.tokens}-shares{shares}"
-        return f"{layout}-chunk{self.chunk}-{self.recompute}"
+        layout = f"tp{self.tensor}-pp{self.pipeline}-vp{self.virtual}-sp{int(self.sequence)}-tokens{self.tokens}-shares{shares}"
+        return f"{layout}-chunk{self.chunk}-overlap{int(self.overlap)}-{self.recompute}"
 
 
 def examples(vocabulary: int) -> list[Example]:
@@ -98,15 +100,15 @@ def megatron_steps(layouts: Sequence[Layout], folder: Path, normalize: str) -> l
 
 
 def megatron_step(layout: Layout, folder: Path, normalize: str) -> float:
-    with parallel_session(layout.tensor, layout.pipeline):
+    with parallel_session(layout.tensor, layout.pipeline, virtual_pipeline=layout.virtual):
         architecture = read_architecture(folder / "student")
-        user = RECOMPUTE[layout.recompute]
-        config = transformer_config(architecture, layout.tensor, layout.pipeline, layout.sequence, "fp32", user)
+        sizes = (layout.tensor, layout.pipeline, layout.sequence)
+        config = transformer_config(architecture, *sizes, "fp32", RECOMPUTE[layout.recompute], layout.virtual)
         model = build_model(architecture, config)
         load_hf_weights(model, folder / "teacher")
         teacher = Teacher(model, "initial")
         load_hf_weights(model, folder / "student")
-        optimization = build_optimization(model, {"lr": 1e-3}, {}, ScheduleConfig(), 10)
+        optimization = build_optimization(model, {"lr": 1e-3}, {"overlap_grad_reduce": layout.overlap}, ScheduleConfig(), 10)
         optimization.zero_grad()
         rank = parallel_state.get_data_parallel_rank()
         first = sum(layout.shares[:rank])
@@ -135,15 +137,20 @@ LAYOUTS = {
         Layout(tensor=2, sequence=True, tokens=40, recompute="full"),
         Layout(pipeline=2),
         Layout(pipeline=2, tokens=40),
+        Layout(pipeline=2, virtual=2),
+        Layout(pipeline=2, virtual=2, tokens=40, recompute="full"),
         Layout(shares=(2, 2)),
         Layout(shares=(3, 1), tokens=40),
         Layout(shares=(4, 0), tokens=60),
+        Layout(shares=(1, 3), overlap=True),
     ],
     4: [
         Layout(tensor=2, pipeline=2),
         Layout(tensor=2, pipeline=2, sequence=True, tokens=40),
         Layout(tensor=2, sequence=True, tokens=40, shares=(0, 4)),
         Layout(pipeline=2, shares=(1, 3)),
+        Layout(tensor=2, pipeline=2, virtual=2, sequence=True),
+        Layout(pipeline=2, virtual=2, shares=(0, 4), tokens=20, overlap=True),
     ],
 }
 

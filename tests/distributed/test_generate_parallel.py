@@ -14,21 +14,27 @@ from megatron_atesd.model.qwen3 import build_model, read_architecture, transform
 from megatron_atesd.rollout.generate import Response, generate
 from tests.distributed.launch import run_distributed
 
-PROMPTS = [[5, 7, 9], [1], [2, 3, 4, 5, 6], [9, 9], [8, 1, 8], [30, 31]]
-SEEDS = [1, 2, 3, 4, 5, 6]
+PROMPTS = [[5, 7, 9], [1], [2, 3, 4, 5, 6], [9, 9], [8, 1, 8], [30, 31], [4, 4, 4, 4], [12]]
+SEEDS = [1, 2, 3, 4, 5, 6, 7, 8]
 STOP = 11
 CONFIG = RolloutConfig(max_new_tokens=16, temperature=1.0, top_p=0.9, top_k=12)
-LAYOUTS = {1: [(1, 1, False)], 2: [(2, 1, False), (2, 1, True), (1, 2, False)], 4: [(2, 2, True)]}
+# TP, PP, VP, SP
+LAYOUTS = {
+    1: [(1, 1, 1, False)],
+    2: [(2, 1, 1, False), (2, 1, 1, True), (1, 2, 1, False), (1, 2, 2, False)],
+    4: [(2, 2, 1, True), (2, 2, 2, True), (1, 4, 2, False)],
+}
 
 
 def sample_and_score(folder: Path, world: int) -> list[tuple[list[Response], float]]:
     """Responses and the mean NLL of fixed pairs, at each layout of this world size."""
     dist.init_process_group("gloo")
     results = []
-    for tensor, pipeline, sequence in LAYOUTS[world]:
-        with parallel_session(tensor, pipeline):
+    for tensor, pipeline, virtual, sequence in LAYOUTS[world]:
+        with parallel_session(tensor, pipeline, virtual_pipeline=virtual):
             architecture = read_architecture(folder)
-            model = build_model(architecture, transformer_config(architecture, tensor, pipeline, sequence, "fp32"))
+            sizes = (tensor, pipeline, sequence)
+            model = build_model(architecture, transformer_config(architecture, *sizes, "fp32", virtual_pipeline=virtual))
             load_hf_weights(model, folder)
             pairs = [(prompt, [3, 1, 4, 1, 5][: 1 + i % 5]) for i, prompt in enumerate(PROMPTS)]
             results.append((generate(model, PROMPTS, SEEDS, [STOP], CONFIG), mean_nll(model, pairs, micro_batch_tokens=64)))
@@ -38,7 +44,7 @@ def sample_and_score(folder: Path, world: int) -> list[tuple[list[Response], flo
 def test_rollouts_and_likelihoods_do_not_depend_on_the_layout(tmp_path: Path) -> None:
     torch.manual_seed(0)
     shape = Qwen3Config(
-        vocab_size=33, hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2,
+        vocab_size=33, hidden_size=32, intermediate_size=48, num_hidden_layers=8, num_attention_heads=4, num_key_value_heads=2,
         head_dim=16, tie_word_embeddings=True, max_position_embeddings=64,
     )  # fmt: skip
     model = Qwen3ForCausalLM(shape)

@@ -26,10 +26,11 @@ TIMEOUT_SECONDS = 120.0
 
 
 def save_inputs(folder: Path) -> Path:
-    """hf/ (random weights), train.jsonl and probe.jsonl in `folder`."""
+    """hf/ (random weights; four layers divide over two interleaved stages), train.jsonl and probe.jsonl in `folder`."""
     describe_model(folder / "hf")
     torch.manual_seed(0)
-    Qwen3ForCausalLM(Qwen3Config.from_pretrained(folder / "hf")).save_pretrained(folder / "hf")
+    shape = Qwen3Config.from_pretrained(folder / "hf", num_hidden_layers=4, layer_types=["full_attention"] * 4)
+    Qwen3ForCausalLM(shape).save_pretrained(folder / "hf")
     for name, problems in chain_splits({"train": 64, "probe": 8}, seed=1).items():
         save_problems(problems, folder / f"{name}.jsonl")
     return folder

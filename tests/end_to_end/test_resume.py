@@ -37,6 +37,10 @@ from tests.end_to_end.small_run import (
 pytestmark = pytest.mark.slow
 
 UPDATES = 6
+OTHER_LAYOUTS = {
+    "data": ["--parallel.tensor=1"],
+    "interleaved pipeline": ["--parallel.tensor=1", "--parallel.pipeline=2", "--parallel.virtual_pipeline=2"],
+}
 # The names that every run with a learned exposure has; perf/mfu needs a known device, eval/* an evaluation.
 METRICS = {
     *("distill/loss", "distill/kl", "distill/top1_disagreement"),
@@ -52,12 +56,11 @@ METRICS = {
 
 @dataclass(frozen=True)
 class Undisturbed:
-    """Runs that nothing happened to: `run_dir` at TP=2, `other_dir` from its step_4 on at DP=2; what both said, and a refusal."""
+    """A run that nothing happened to at TP=2, others from its step_4 on at other layouts; what each said, and a refusal."""
 
     run_dir: Path
-    other_dir: Path
     said: str
-    other_said: str
+    others: dict[str, tuple[Path, str]]
     refusal: str
 
 
@@ -80,18 +83,20 @@ def train_and_say(inputs: Path, run_dir: Path, *overrides: str) -> str:
 
 
 def undisturbed_runs(inputs: Path, folder: Path) -> Undisturbed:
-    """On two ranks. One start of two processes serves three runs."""
+    """On two ranks. One start of two processes serves all runs."""
     dist.init_process_group("gloo")
-    run_dir, other_dir = folder / "unbroken", folder / "other-layout"
+    run_dir, others = folder / "unbroken", {}
     said = train_and_say(inputs, run_dir)
-    if dist.get_rank() == 0:
-        shutil.copytree(run_dir, other_dir)
-        (other_dir / "checkpoints" / "latest").write_text("step_4\n")
-    dist.barrier()
-    other_said = train_and_say(inputs, other_dir, "--parallel.tensor=1")
+    for name, layout in OTHER_LAYOUTS.items():
+        other_dir = folder / name
+        if dist.get_rank() == 0:
+            shutil.copytree(run_dir, other_dir)
+            (other_dir / "checkpoints" / "latest").write_text("step_4\n")
+        dist.barrier()
+        others[name] = other_dir, train_and_say(inputs, other_dir, *layout)
     with pytest.raises(CheckpointError) as refusal:
         train_and_say(inputs, run_dir, "--checkpoint.resume=never")
-    return Undisturbed(run_dir, other_dir, said, other_said, str(refusal.value))
+    return Undisturbed(run_dir, said, others, str(refusal.value))
 
 
 @pytest.fixture(scope="module")
@@ -188,12 +193,14 @@ def test_tensorboard_has_every_metric(undisturbed: Undisturbed) -> None:
     assert set(tensorboard_scalars(undisturbed.run_dir)) == METRICS
 
 
-def test_a_checkpoint_goes_on_at_another_layout_with_the_same_rollouts(undisturbed: Undisturbed) -> None:
+@pytest.mark.parametrize("layout", OTHER_LAYOUTS)
+def test_a_checkpoint_goes_on_at_another_layout_with_the_same_rollouts(undisturbed: Undisturbed, layout: str) -> None:
     """The first rollout of updates 5 and 6, problem and response, as the console shows it."""
-    assert "after 4 updates" in undisturbed.other_said
-    assert samples(undisturbed.other_said) == samples(undisturbed.said)[4:]
+    other_dir, other_said = undisturbed.others[layout]
+    assert "after 4 updates" in other_said
+    assert samples(other_said) == samples(undisturbed.said)[4:]
     names = ("rollout/length", "rollout/truncated", "rollout/accuracy", "exposure/alpha")
-    new, old = metrics(undisturbed.other_dir)[4], metrics(undisturbed.run_dir)[4]
+    new, old = metrics(other_dir)[4], metrics(undisturbed.run_dir)[4]
     assert [new[name] for name in names] == [old[name] for name in names]
 
 
@@ -202,9 +209,11 @@ def samples(said: str) -> list[str]:
     return [part.split("\nupdate ")[0].strip() for part in said.split("\nproblem ")[1:]]
 
 
-def test_a_checkpoint_goes_on_at_another_layout_with_the_same_losses(undisturbed: Undisturbed) -> None:
+@pytest.mark.parametrize("layout", OTHER_LAYOUTS)
+def test_a_checkpoint_goes_on_at_another_layout_with_the_same_losses(undisturbed: Undisturbed, layout: str) -> None:
+    other_dir, _ = undisturbed.others[layout]
     names = ("distill/loss", "distill/kl", "student/confidence", "optim/grad_norm", "probe/nll")
-    for new, old in zip(metrics(undisturbed.other_dir)[4:], metrics(undisturbed.run_dir)[4:], strict=True):
+    for new, old in zip(metrics(other_dir)[4:], metrics(undisturbed.run_dir)[4:], strict=True):
         assert [new[name] for name in names] == pytest.approx([old[name] for name in names], rel=1e-4)
 
 

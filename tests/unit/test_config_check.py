@@ -36,6 +36,7 @@ def refusal(paths: list[str]):
         (1, []),
         (4, ["parallel.tensor=2", "parallel.pipeline=2", "parallel.sequence=true"]),
         (8, ["parallel.tensor=2", "data.batch=8"]),
+        (2, ["parallel.pipeline=2", "parallel.virtual_pipeline=7"]),
         (1, ["rollout.temperature=0", "distill.temperature=1"]),
         (1, ["exposure.batch=1", "exposure.advantage=ema"]),
         (1, ["exposure.entropy_floor=-1.5"]),
@@ -56,6 +57,7 @@ def test_every_number_has_a_bound():
     ("setting", "rule"),
     [
         ("run.updates=0", "run.updates is 0, must be 1 or more"),
+        ("parallel.virtual_pipeline=0", "parallel.virtual_pipeline is 0, must be 1 or more"),
         ("exposure.fixed=1.5", "exposure.fixed is 1.5, must be from 0 to 1"),
         ("exposure.fixed=.nan", "exposure.fixed is nan, must be from 0 to 1"),
         ("exposure.lr=.inf", "exposure.lr is inf, must be greater than 0"),
@@ -105,6 +107,13 @@ def test_a_value_out_of_bounds_is_refused(refusal, setting: str, rule: str):
         (1, ["run.dir="], "run.dir is empty"),
         (3, ["parallel.tensor=3", "data.batch=8"], "parallel.tensor is 3, must divide the model's attention heads (16)"),
         (3, ["parallel.pipeline=3", "data.batch=8"], "parallel.pipeline is 3, must divide the model's 28 layers"),
+        (1, ["parallel.virtual_pipeline=2"], "parallel.virtual_pipeline is 2 with parallel.pipeline 1"),
+        (
+            2,
+            ["parallel.pipeline=2", "parallel.virtual_pipeline=4"],
+            "parallel.pipeline 2 times parallel.virtual_pipeline 4 is 8, must divide the model's 28 layers; "
+            "give a virtual_pipeline that divides 14",
+        ),
         (
             1,
             ["prompt.max_length=4097"],

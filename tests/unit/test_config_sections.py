@@ -8,6 +8,8 @@ from megatron.core.transformer import TransformerConfig
 
 from megatron_atesd.config_sections import build_section
 from megatron_atesd.errors import ConfigError
+from megatron_atesd.model.architecture import Architecture
+from megatron_atesd.model.qwen3 import transformer_config
 
 SHAPE = {"num_layers": 4, "hidden_size": 32, "num_attention_heads": 4, "tensor_model_parallel_size": 1, "bf16": False}
 
@@ -55,6 +57,26 @@ def test_a_wrong_type_is_refused(user: dict[str, object], message: str):
 def test_what_megatron_refuses_becomes_our_error():
     message = refusal({"recompute_granularity": "full"})
     assert message.startswith("TransformerConfig refuses section megatron (recompute_granularity: 'full'): ")
+
+
+def interleaving_refusal(virtual_pipeline: int, user: dict[str, object]) -> str:
+    arch = Architecture("qwen3", 32, 48, 4, 4, 2, 16, 21, 64, 1e4, 1e-6, tied=True, qk_norm=True)
+    with pytest.raises(ConfigError) as caught:
+        transformer_config(arch, 1, 2, False, "fp32", user, virtual_pipeline)
+    return str(caught.value)
+
+
+def test_a_pipeline_layout_of_more_chunks_than_are_set_is_refused():
+    assert interleaving_refusal(1, {"pipeline_model_parallel_layout": "Et|t|t|tL"}) == (
+        "megatron.pipeline_model_parallel_layout makes 2 model chunks a pipeline rank, but parallel.virtual_pipeline is 1; "
+        "set it to 2, or change the layout"
+    )
+
+
+def test_how_interleaved_stages_talk_is_not_the_users():
+    assert interleaving_refusal(2, {"batch_p2p_comm": True}) == (
+        "megatron.batch_p2p_comm is decided by parallel.virtual_pipeline; remove it from megatron"
+    )
 
 
 def test_a_type_that_yaml_cannot_spell_is_left_to_the_dataclass():

@@ -143,7 +143,7 @@ def test_verify_catches_one_weight_that_went_wrong(source: Path, monkeypatch: py
     def load_and_tamper(model: Any, folder: Path) -> None:
         load_hf_weights(model, folder)
         with torch.no_grad():
-            model.decoder.layers[1].mlp.linear_fc2.weight[3, 5] += 0.5
+            model.chunks[0].decoder.layers[1].mlp.linear_fc2.weight[3, 5] += 0.5
 
     monkeypatch.setattr(weights, "load_hf_weights", load_and_tamper)
     assert "verification failed: logits differ by up to" in refusal(source, "--verify")
@@ -185,7 +185,7 @@ def test_a_run_directory_means_its_newest_checkpoint(source: Path, tmp_path: Pat
         checkpoints = RunCheckpoints(tmp_path / "run", keep=0)
         for update in (1, 2):
             with torch.no_grad():
-                model.decoder.final_layernorm.weight.fill_(update)  # pyright: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue, reportCallIssue]
+                model.chunks[0].decoder.final_layernorm.weight.fill_(update)  # pyright: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue, reportCallIssue]
             checkpoints.save(update, {"model": model_state(model), "run": {"update": update}}, source)
     for argument, expected in (("run", 2.0), ("run/checkpoints/step_1", 1.0)):
         megatron_to_hf.main(["--megatron", str(tmp_path / argument), "--out", str(tmp_path / "back"), "--force"])

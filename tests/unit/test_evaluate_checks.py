@@ -100,6 +100,10 @@ def test_a_pipeline_size_that_does_not_divide_the_layers_is_refused(evaluate: Ev
     assert said == f"parallel.pipeline is {layers + 1}, must divide the model's {layers} layers"
 
 
+def test_interleaving_without_a_pipeline_is_refused(evaluate: Evaluate):
+    assert evaluate("--parallel.virtual_pipeline", "2").startswith("parallel.virtual_pipeline is 2 with parallel.pipeline 1: ")
+
+
 def test_a_model_field_that_megatron_does_not_know_is_refused(evaluate: Evaluate):
     assert "no_such_field" in evaluate("--megatron.no_such_field", "1")
 

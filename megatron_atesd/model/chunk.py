@@ -1,0 +1,85 @@
+"""One chunk of the model: consecutive layers that a pipeline rank runs without talking to another."""
+
+from typing import Any
+
+import torch
+from megatron.core import parallel_state, tensor_parallel
+from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+from megatron.core.models.gpt.gpt_model import GPTModel
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
+from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
+from torch import Tensor
+
+from megatron_atesd.model.architecture import Architecture
+from megatron_atesd.model.layers import CachedAttention, CacheSlot, PositionedRotary, RMSNorm
+
+_LAYERS = "decoder.layers."
+
+
+class ModelChunk(GPTModel):
+    """GPTModel whose last chunk returns final hidden states [B, S, H] instead of logits.
+
+    The vocabulary projection belongs to the loss and to sampling, which form logits only where and as long as they need them.
+    Under sequence parallelism the hidden states are gathered; their gradient must arrive whole on every TP rank.
+    index: which of the pipeline rank's chunks this is, in the order in which activations pass them.
+    """
+
+    def __init__(self, arch: Architecture, config: TransformerConfig, index: int, slot: CacheSlot) -> None:
+        super().__init__(
+            config=config,
+            transformer_layer_spec=_block_spec(config, index, slot),
+            vocab_size=padded_vocabulary(arch.vocabulary, config.tensor_model_parallel_size),
+            max_sequence_length=arch.max_positions,
+            pre_process=parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=index),
+            post_process=parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=index),
+            share_embeddings_and_output_weights=arch.tied,
+            position_embedding_type="rope",
+            rotary_base=arch.rope_base,  # pyright: ignore[reportArgumentType]
+            vp_stage=index,
+        )
+        self.first_layer = get_transformer_layer_offset(config, index)
+        self.rotary_pos_emb = PositionedRotary(
+            slot=slot,
+            kv_channels=arch.head_size,
+            rotary_percent=1.0,
+            rotary_base=arch.rope_base,
+            use_cpu_initialization=not torch.cuda.is_available(),
+        )
+
+    def _postprocess(self, hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
+        if not self.post_process:
+            return hidden_states
+        if self.config.sequence_parallel:
+            hidden_states = tensor_parallel.gather_from_sequence_parallel_region(hidden_states, tensor_parallel_output_grad=False)
+        return hidden_states.transpose(0, 1).contiguous()
+
+    def head_weight(self) -> torch.nn.Parameter:
+        """The vocabulary projection [V, H] of this TP rank (last chunk only); tied models give the embedding."""
+        weight = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else self.output_layer.weight
+        assert isinstance(weight, torch.nn.Parameter)
+        return weight
+
+    def whole_name(self, name: str) -> str:
+        """What this chunk's `name` is called in the whole model, whose layers count from its first."""
+        if not name.startswith(_LAYERS):
+            return name
+        number, _, rest = name.removeprefix(_LAYERS).partition(".")
+        return f"{_LAYERS}{int(number) + self.first_layer}.{rest}"
+
+
+def _block_spec(config: TransformerConfig, index: int, slot: CacheSlot) -> Any:
+    layer: Any = get_gpt_layer_local_spec(qk_layernorm=config.qk_layernorm, normalization="RMSNorm")
+    parts, attention = layer.submodules, layer.submodules.self_attention.submodules
+    parts.input_layernorm = parts.pre_mlp_layernorm = RMSNorm
+    attention.core_attention = ModuleSpec(module=CachedAttention, params={"slot": slot})
+    if config.qk_layernorm:
+        attention.q_layernorm = attention.k_layernorm = RMSNorm
+    norm: Any = RMSNorm  # a class serves where megatron.core's annotation asks for a spec
+    return TransformerBlockSubmodules(layer_specs=[layer] * get_num_layers_to_build(config, index), layer_norm=norm)
+
+
+def padded_vocabulary(vocabulary: int, tensor: int) -> int:
+    """Smallest multiple of TP that holds the vocabulary; padding rows are zero and take no part in any softmax."""
+    return -(-vocabulary // tensor) * tensor
