@@ -15,15 +15,16 @@ class Divergence:
     """What to minimise: kind and its β, per-entry clip (0 = none), temperature of both roles.
 
     top_k: compare the teacher's k most likely entries and one bucket that holds all others (0 = every entry).
-    chunk: tokens whose logits exist at one time.
+    chunk: tokens whose logits exist at one time. compile: let torch.compile fuse the work on them.
     """
 
     kind: Kind = "forward_kl"
     beta: float = 0.5
     clip: float = 0.0
     temperature: float = 1.0
-    chunk: int = 256
+    chunk: int = 192
     top_k: int = 0
+    compile: bool = False
 
 
 def divergence_terms(teacher_TV: Tensor, student_TV: Tensor, kind: Kind, beta: float = 0.5) -> Tensor:

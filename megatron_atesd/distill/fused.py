@@ -102,9 +102,10 @@ class _FusedDivergence(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, d_loss: Tensor, *_: Any) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        d_hidden_TH, d_weight_VH = (None if g is None else g.mul_(d_loss.to(g.dtype)) for g in ctx.gradients)
-        ctx.gradients = ()
-        return d_hidden_TH, d_weight_VH, None, None, None, None, None, None
+        gradients, ctx.gradients = ctx.gradients, ()
+        if d_loss.is_cuda or d_loss != 1:  # a pass over the head's gradient less; to ask a GPU would wait for it
+            gradients = [None if g is None else g.mul_(d_loss.to(g.dtype)) for g in gradients]
+        return *gradients, None, None, None, None, None, None
 
 
 def _add_product(total_VH: Tensor, gradient_CV: Tensor, hidden_CH: Tensor, first: bool) -> None:
@@ -120,16 +121,15 @@ def _add_product(total_VH: Tensor, gradient_CV: Tensor, hidden_CH: Tensor, first
 
 def _chunk(logits_2CV: Tensor, settings: Divergence, group: dist.ProcessGroup | None, wants_gradient: bool) -> tuple[Tensor, Tensor]:
     """Loss [C] and statistics [5, C] of one chunk's tokens; with `wants_gradient`, the student's logits become d loss / d logits."""
-    work = torch.promote_types(logits_2CV.dtype, torch.float32)
-    rows = logits_2CV.shape[1] if group is not None else _rows(logits_2CV[0], _CACHE_BYTES)
-    scratch = logits_2CV.new_empty(4 if logits_2CV.dtype != work else 2, rows, logits_2CV.shape[2], dtype=work)
+    # Compiled, a block is one call that keeps less between its loops: it may have more rows.
+    block, limit = (torch.compile(_block), 4 * _CACHE_BYTES) if settings.compile else (_block, _CACHE_BYTES)
+    rows = logits_2CV.shape[1] if group is not None else _rows(logits_2CV[0], limit)
     sums = []
-    for stored_2TV in logits_2CV.split(rows, dim=1):
-        space = scratch[:, : stored_2TV.shape[1]]
-        logits_2TV = stored_2TV if stored_2TV.dtype == work else space[2:].copy_(stored_2TV)
-        sums.append(_block(logits_2TV, space[:2], settings, group, wants_gradient))
-        if wants_gradient and logits_2TV is not stored_2TV:
-            stored_2TV[1].copy_(logits_2TV[1])
+    for logits_2TV in logits_2CV.split(rows, dim=1):
+        loss_T, statistics_5T, gradient_TV = block(logits_2TV, settings, group, wants_gradient)
+        if gradient_TV is not None:
+            logits_2TV[1].copy_(gradient_TV)
+        sums.append((loss_T, statistics_5T))
     return torch.cat([loss for loss, _ in sums]), torch.cat([statistics for _, statistics in sums], dim=1)
 
 
@@ -139,20 +139,18 @@ def _rows(matrix: Tensor, limit: int) -> int:
 
 
 def _block(
-    logits_2TV: Tensor, scratch_2TV: Tensor, settings: Divergence, group: dist.ProcessGroup | None, wants_gradient: bool
-) -> tuple[Tensor, Tensor]:
-    """Loss [T] and statistics [5, T]; with `wants_gradient`, logits_2TV[1] becomes the gradient."""
-    both = distributions(logits_2TV, scratch_2TV, group)
+    stored_2TV: Tensor, settings: Divergence, group: dist.ProcessGroup | None, wants_gradient: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Loss [T], statistics [5, T] and, if wanted, the gradient by the student's logits [T, V] of the tokens of a block."""
+    both = distributions(stored_2TV.to(torch.promote_types(stored_2TV.dtype, torch.float32)), group)
     if settings.top_k:
-        loss_T, kl_T = top_k_loss(both, settings, group, wants_gradient)
-        return loss_T, torch.cat((kl_T[None], both.statistics_4T))
-    (teacher_TV, student_TV), (ratio_TV, out_TV) = scratch_2TV, logits_2TV
-    both.log_ratio(out=ratio_TV)
-    kl_T = None if settings.kind == "forward_kl" else torch.linalg.vecdot(teacher_TV, ratio_TV)
-    terms = summed_terms(ratio_TV, teacher_TV, student_TV, settings, out_TV)
-    sums_3T = torch.stack((terms.loss_T, terms.unclipped_T if kl_T is None else kl_T, terms.excess_T))
+        loss_T, kl_T, gradient_TV = top_k_loss(both, settings, group, wants_gradient)
+        return loss_T, torch.cat((kl_T[None], both.statistics_4T)), gradient_TV
+    (teacher_TV, student_TV), ratio_TV = both.probability_2TV, both.log_ratio()
+    terms = summed_terms(ratio_TV, teacher_TV, student_TV, settings)
+    kl_T = terms.unclipped_T if settings.kind == "forward_kl" else torch.linalg.vecdot(teacher_TV, ratio_TV)
+    sums_3T = torch.stack((terms.loss_T, kl_T, terms.excess_T))
     if group is not None:
         dist.all_reduce(sums_3T, group=group)
-    if wants_gradient:
-        terms.gradient(student_TV, sums_3T[2], out_TV)
-    return sums_3T[0], torch.cat((sums_3T[1:2], both.statistics_4T))
+    gradient_TV = terms.gradient(student_TV, sums_3T[2]).to(stored_2TV.dtype) if wants_gradient else None
+    return sums_3T[0], torch.cat((sums_3T[1:2], both.statistics_4T)), gradient_TV

@@ -15,7 +15,7 @@ ABSENT = -1e30
 
 @dataclass(frozen=True)
 class Distributions:
-    """Teacher and student over this rank's entries; what follows may overwrite the [2, T, V] tensors.
+    """Teacher and student over this rank's entries.
 
     logits_2TV: less a constant a token, which the shift puts right: logit + shift_2T = log-probability. probability_2TV: of the whole.
     statistics_4T: whether the most likely entries differ, the student's largest probability, teacher's and student's entropy (nats).
@@ -26,17 +26,18 @@ class Distributions:
     shift_2T: Tensor
     statistics_4T: Tensor
 
-    def log_ratio(self, out: Tensor | None = None) -> Tensor:
+    def log_ratio(self) -> Tensor:
         """log(teacher / student) [T, V]."""
         shift_T = self.shift_2T[0] - self.shift_2T[1]
-        return torch.sub(self.logits_2TV[0], self.logits_2TV[1], out=out).add_(shift_T[:, None])
+        return (self.logits_2TV[0] - self.logits_2TV[1]).add_(shift_T[:, None])
 
 
-def distributions(logits_2TV: Tensor, scratch_2TV: Tensor, group: dist.ProcessGroup | None) -> Distributions:
-    """Softmax of both logits over all ranks' entries. Overwrites the logits; the probabilities are written to the scratch blocks."""
-    shards_R72 = gathered(_shard_sums(logits_2TV, scratch_2TV), group)
+def distributions(logits_2TV: Tensor, group: dist.ProcessGroup | None) -> Distributions:
+    """Softmax of both roles' logits over all ranks' entries."""
+    shifted_2TV, exp_2TV, sums_7T = _shard_sums(logits_2TV)
+    shards_R7T = gathered(sums_7T, group)
     shard = 0 if group is None else dist.get_rank(group)
-    peak_R2T, sum_R2T, dot_R2T, same_RT = shards_R72[:, :2], shards_R72[:, 2:4], shards_R72[:, 4:6], shards_R72[:, 6]
+    peak_R2T, sum_R2T, dot_R2T, same_RT = shards_R7T[:, :2], shards_R7T[:, 2:4], shards_R7T[:, 4:6], shards_R7T[:, 6]
     lift_R2T = peak_R2T - peak_R2T.amax(dim=0)
     factor_R2T = lift_R2T.exp()
     norm_2T = (factor_R2T * sum_R2T).sum(dim=0)
@@ -44,8 +45,8 @@ def distributions(logits_2TV: Tensor, scratch_2TV: Tensor, group: dist.ProcessGr
     log_norm_2T = norm_2T.log()
     same_T = (same_RT * (lift_R2T == 0).all(dim=1)).amax(dim=0)
     statistics_4T = torch.stack((1 - same_T, 1 / norm_2T[1], *(log_norm_2T - dot_2T / norm_2T)))
-    scratch_2TV.mul_((factor_R2T[shard] / norm_2T)[..., None])
-    return Distributions(logits_2TV, scratch_2TV, lift_R2T[shard] - log_norm_2T, statistics_4T)
+    probability_2TV = exp_2TV.mul_((factor_R2T[shard] / norm_2T)[..., None])
+    return Distributions(shifted_2TV, probability_2TV, lift_R2T[shard] - log_norm_2T, statistics_4T)
 
 
 def gathered(local: Tensor, group: dist.ProcessGroup | None) -> Tensor:
@@ -57,16 +58,14 @@ def gathered(local: Tensor, group: dist.ProcessGroup | None) -> Tensor:
     return shards
 
 
-def _shard_sums(logits_2TV: Tensor, exp_2TV: Tensor) -> Tensor:
-    """[7, T]: of both roles the largest logit here, Σ e and Σ e · l with l = logit - largest, e = exp(l); 1 if one entry is both's largest.
-
-    Leaves l in the logits, and writes e.
-    """
+def _shard_sums(logits_2TV: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """l = logit - largest here, e = exp(l), and [7, T]: of both roles the largest, Σ e and Σ e · l; 1 if one entry is both's largest."""
     _, tokens, columns = logits_2TV.shape
     if columns == 0:  # a shard of padding only
-        return torch.cat((logits_2TV.new_full((2, tokens), ABSENT), logits_2TV.new_zeros(5, tokens)))
+        return logits_2TV, logits_2TV.clone(), torch.cat((logits_2TV.new_full((2, tokens), ABSENT), logits_2TV.new_zeros(5, tokens)))
     peak_2T = logits_2TV.amax(dim=-1)
-    logits_2TV.sub_(peak_2T[..., None])
-    same_T = torch.add(logits_2TV[0], logits_2TV[1], out=exp_2TV[0]).amax(dim=-1) == 0
-    torch.exp(logits_2TV, out=exp_2TV)
-    return torch.cat((peak_2T, exp_2TV.sum(dim=-1), torch.linalg.vecdot(exp_2TV, logits_2TV), same_T[None].to(logits_2TV.dtype)))
+    shifted_2TV = logits_2TV - peak_2T[..., None]
+    same_T = (shifted_2TV[0] + shifted_2TV[1]).amax(dim=-1) == 0
+    exp_2TV = shifted_2TV.exp()
+    sums = (peak_2T, exp_2TV.sum(dim=-1), torch.linalg.vecdot(exp_2TV, shifted_2TV), same_T[None].to(logits_2TV.dtype))
+    return shifted_2TV, exp_2TV, torch.cat(sums)

@@ -24,33 +24,33 @@ class Terms:
     sign: int
     unit: int
 
-    def gradient(self, student_TN: Tensor, excess_T: Tensor, out_TN: Tensor) -> Tensor:
-        """d loss / d logits (at temperature 1), written to `out_TN`; excess_T summed over all ranks, student_TN: probabilities."""
+    def gradient(self, student_TN: Tensor, excess_T: Tensor) -> Tensor:
+        """d loss / d logits (at temperature 1); excess_T summed over all ranks, student_TN: probabilities."""
         total_T = self.sign * (self.unit + excess_T)
-        return torch.mul(student_TN, -total_T[:, None], out=out_TN).add_(self.slope_TN, alpha=self.sign)
+        return (student_TN * -total_T[:, None]).add_(self.slope_TN, alpha=self.sign)
 
 
-def summed_terms(ratio_TN: Tensor, teacher_TN: Tensor, student_TN: Tensor, settings: Divergence, out_TN: Tensor) -> Terms:
-    """Terms of log-ratios log(teacher / student) and both probabilities; overwrites ratio_TN, out_TN and teacher_TN."""
-    sign, mass_TN = 1, student_TN
+def summed_terms(ratio_TN: Tensor, teacher_TN: Tensor, student_TN: Tensor, settings: Divergence) -> Terms:
+    """Terms of log-ratios log(teacher / student) and both probabilities."""
+    sign, mass_T = 1, student_TN.sum(-1)
     if settings.kind == "forward_kl":
-        sign, mass_TN = -1, teacher_TN
-        terms_TN, slope_TN = torch.mul(teacher_TN, ratio_TN, out=out_TN), teacher_TN
+        sign, mass_T = -1, teacher_TN.sum(-1)
+        terms_TN, slope_TN = teacher_TN * ratio_TN, teacher_TN
     elif settings.kind == "reverse_kl":
-        terms_TN = torch.mul(student_TN, ratio_TN.neg_(), out=out_TN)
-        slope_TN = torch.add(terms_TN, student_TN, out=teacher_TN)
+        terms_TN = (student_TN * ratio_TN).neg_()
+        slope_TN = terms_TN + student_TN
     else:
-        terms_TN, slope_TN = _jensen_shannon(ratio_TN, teacher_TN, student_TN, settings.beta, out_TN)
-    mass_T = 0.0 if settings.kind == "jsd" else mass_TN.sum(-1)
+        mass_T = torch.zeros_like(mass_T)
+        terms_TN, slope_TN = _jensen_shannon(ratio_TN, teacher_TN, student_TN, settings.beta)
     unclipped_T = loss_T = terms_TN.sum(-1)
     if settings.clip > 0:
-        kept_TN = torch.le(terms_TN, settings.clip, out=ratio_TN)
-        slope_TN.mul_(kept_TN)
+        kept_TN = torch.le(terms_TN, settings.clip, out=torch.empty_like(terms_TN))  # numbers: a mask of bool is far slower on a CPU
+        slope_TN = slope_TN * kept_TN
         loss_T = terms_TN.clamp_(max=settings.clip).sum(-1)
     return Terms(loss_T, unclipped_T, slope_TN, slope_TN.sum(-1) - mass_T, sign, int(settings.kind != "jsd"))
 
 
-def _jensen_shannon(ratio_TN: Tensor, teacher_TN: Tensor, student_TN: Tensor, beta: float, out_TN: Tensor) -> tuple[Tensor, Tensor]:
+def _jensen_shannon(ratio_TN: Tensor, teacher_TN: Tensor, student_TN: Tensor, beta: float) -> tuple[Tensor, Tensor]:
     """Terms and slopes of JSD(β), m = β·p + (1-β)·q, by the log-ratio d = log(p / q).
 
     With ℓ = log(1 + c·(e^-|d| - 1)), c = β for d < 0 and 1-β for d > 0: log(p/m) = min(d, 0) - ℓ and log(m/q) = max(d, 0) + ℓ. That is 0
@@ -59,5 +59,4 @@ def _jensen_shannon(ratio_TN: Tensor, teacher_TN: Tensor, student_TN: Tensor, be
     share_TN = ratio_TN.sign().mul_(0.5 - beta).add_(0.5)
     log_TN = ratio_TN.abs().neg_().expm1_().mul_(share_TN).log1p_()
     slope_TN = ratio_TN.clamp(min=0).add_(log_TN).mul_(student_TN).mul_(beta - 1)
-    torch.sub(ratio_TN.clamp_(max=0), log_TN, out=out_TN).mul_(teacher_TN).mul_(beta).add_(slope_TN)
-    return out_TN, slope_TN
+    return ratio_TN.clamp(max=0).sub_(log_TN).mul_(teacher_TN).mul_(beta).add_(slope_TN), slope_TN

@@ -28,20 +28,24 @@ class _Candidates:
     log_probability_2TK: Tensor
 
 
-def top_k_loss(both: Distributions, settings: Divergence, group: dist.ProcessGroup | None, wants_gradient: bool) -> tuple[Tensor, Tensor]:
-    """Loss [T] over the buckets and KL [T] over the whole vocabulary; with `wants_gradient`, both.logits_2TV[1] becomes the gradient."""
+def top_k_loss(
+    both: Distributions, settings: Divergence, group: dist.ProcessGroup | None, wants_gradient: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Loss [T] over the buckets, KL [T] over the whole vocabulary, and d loss / d student logits [T, V] if wanted."""
     kl_T = torch.linalg.vecdot(both.probability_2TV[0], both.log_ratio())
     best = _candidates(both, settings.top_k, group)
-    rest_R3T = gathered(torch.cat((_rest(both, best), kl_T[None])), group)
+    rest_2TV = _without_best(both, best)
+    rest_R3T = gathered(torch.cat((_log_sums(rest_2TV) + both.shift_2T, kl_T[None])), group)
     rest_2T = rest_R3T[:, :2].logsumexp(dim=0)
     teacher_TN, student_TN = torch.cat((best.log_probability_2TK, rest_2T[..., None]), dim=2)
-    terms = summed_terms(teacher_TN - student_TN, teacher_TN.exp(), student_TN.exp(), settings, torch.empty_like(teacher_TN))
+    terms = summed_terms(teacher_TN - student_TN, teacher_TN.exp(), student_TN.exp(), settings)
+    gradient_TV = None
     if wants_gradient:
-        gradient_TN = terms.gradient(student_TN.exp(), terms.excess_T, torch.empty_like(student_TN))
+        gradient_TN = terms.gradient(student_TN.exp(), terms.excess_T)
         # The rest's gradient is shared out by the probability of each entry within the rest, from which the best are absent.
-        gradient_TV = both.logits_2TV[1].add_((both.shift_2T[1] - rest_2T[1])[:, None]).exp_().mul_(gradient_TN[:, -1:])
+        gradient_TV = rest_2TV[1].add_((both.shift_2T[1] - rest_2T[1])[:, None]).exp_().mul_(gradient_TN[:, -1:])
         gradient_TV.scatter_add_(1, best.columns_TK, _own(gradient_TN[:, :-1], best, group))
-    return terms.loss_T, rest_R3T[:, 2].sum(dim=0)
+    return terms.loss_T, rest_R3T[:, 2].sum(dim=0), gradient_TV
 
 
 def _candidates(both: Distributions, k: int, group: dist.ProcessGroup | None) -> _Candidates:
@@ -56,13 +60,16 @@ def _candidates(both: Distributions, k: int, group: dist.ProcessGroup | None) ->
     return _Candidates(columns_TK, chosen_TX[:, first : first + local], place_TK, every_2TX.gather(2, place_TK.expand(2, -1, -1)))
 
 
-def _rest(both: Distributions, best: _Candidates) -> Tensor:
-    """Log-probability [2, T] of all entries here outside the K best; marks the best as absent in the logits."""
+def _without_best(both: Distributions, best: _Candidates) -> Tensor:
+    """The logits [2, T, V] with the K best marked as absent."""
     columns_2TK = best.columns_TK.expand(2, -1, -1)
-    both.logits_2TV.scatter_(2, columns_2TK, both.logits_2TV.gather(2, columns_2TK).masked_fill_(best.mine_TK, ABSENT))
-    if both.logits_2TV.shape[2] == 0:
-        return torch.full_like(both.shift_2T, ABSENT)
-    return both.logits_2TV.logsumexp(dim=2) + both.shift_2T
+    others_2TK = both.logits_2TV.gather(2, columns_2TK).masked_fill_(best.mine_TK, ABSENT)
+    return both.logits_2TV.scatter(2, columns_2TK, others_2TK)
+
+
+def _log_sums(logits_2TV: Tensor) -> Tensor:
+    """log Σ exp [2, T]; of a shard without entries what stands for log 0."""
+    return logits_2TV.logsumexp(dim=2) if logits_2TV.shape[2] else logits_2TV.new_full(logits_2TV.shape[:2], ABSENT)
 
 
 def _own(values_TK: Tensor, best: _Candidates, group: dist.ProcessGroup | None) -> Tensor:

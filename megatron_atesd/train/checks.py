@@ -1,9 +1,13 @@
 """What can be refused before the heavy work, and what a resumed run may not change."""
 
+import os
+import shutil
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from megatron.core.transformer.transformer_config import TransformerConfig
 
@@ -11,7 +15,7 @@ from megatron_atesd.config import TrainConfig
 from megatron_atesd.config_check import ModelShape, validate
 from megatron_atesd.data.problems import check_disjoint, load_problems
 from megatron_atesd.data.prompts import PromptRenderer
-from megatron_atesd.errors import CheckpointError
+from megatron_atesd.errors import CheckpointError, ConfigError
 from megatron_atesd.model.qwen3 import DTYPES, Architecture, read_architecture, transformer_config
 from megatron_atesd.records import Problem
 from megatron_atesd.train.model_folder import find_hf
@@ -26,7 +30,19 @@ def check_before_work(config: TrainConfig, world_size: int) -> tuple[list[Proble
     validate(config, world_size, shape)
     megatron_settings(config, architecture)
     optimizer_settings(DTYPES[config.model.dtype], config.optimizer, config.ddp, config.schedule)
+    check_compiler(config.distill.compile)
     return load_data(config)
+
+
+def check_compiler(wanted: bool) -> None:
+    """Raise ConfigError when distill.compile is asked for where torch.compile finds no compiler."""
+    if not wanted:
+        return
+    if torch.cuda.is_available():
+        if find_spec("triton") is None:
+            raise ConfigError("distill.compile is true, but triton is not installed; install it or set distill.compile to false")
+    elif not any(map(shutil.which, (os.environ.get("CXX", "g++"), "g++", "clang++"))):
+        raise ConfigError("distill.compile is true, but there is no C++ compiler (g++, clang++ or $CXX); install one or set it to false")
 
 
 def load_data(config: TrainConfig) -> tuple[list[Problem], list[Problem]]:
@@ -56,7 +72,7 @@ def check_unchanged(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
 
     Layout, memory, checkpoint and monitor settings may change; run.updates too, while the learning rate does not depend on it.
     """
-    free = {("rollout", "batch"), ("distill", "chunk"), ("distill", "teacher_offload")}
+    free = {("rollout", "batch"), ("distill", "chunk"), ("distill", "compile"), ("distill", "teacher_offload")}
     sections = ("schedule", "optimizer", "distill", "exposure", "rollout", "prompt")
     names = {(section, key) for section in sections for key in {*old[section], *new[section]}} - free
     names |= set() if new["schedule"]["decay"] == "constant" else {("run", "updates")}

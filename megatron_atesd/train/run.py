@@ -53,7 +53,7 @@ class TrainingRun:
     def divergence(self) -> Divergence:
         distill = self.config.distill
         temperature = distill.temperature or self.config.rollout.temperature
-        return Divergence(distill.divergence, distill.jsd_beta, distill.clip, temperature, distill.chunk, distill.top_k)
+        return Divergence(distill.divergence, distill.jsd_beta, distill.clip, temperature, distill.chunk, distill.top_k, distill.compile)
 
     def rollout(self, problems: Sequence[Problem], update: int) -> list[Rollout]:
         """One student response a problem; the seed of each is made of run seed, update and problem."""
