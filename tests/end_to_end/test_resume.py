@@ -46,7 +46,7 @@ METRICS = {
     *("distill/loss", "distill/kl", "distill/top1_disagreement"),
     *("exposure/alpha", "exposure/a", "exposure/b", "exposure/mean", "exposure/entropy"),
     *("controller/reward", "controller/learning_progress", "controller/grounding", "controller/advantage", "controller/updates"),
-    *("probe/nll", "student/confidence"),
+    *("probe/nll", "student/confidence", "student/entropy", "distill/teacher_entropy", "perf/padding"),
     *("rollout/length", "rollout/truncated", "rollout/accuracy"),
     *("optim/lr", "optim/grad_norm"),
     *("time/rollout", "time/teacher", "time/student", "time/probe", "time/step"),
