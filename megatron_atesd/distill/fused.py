@@ -2,7 +2,7 @@
 
 Logits of student and teacher exist for one chunk at a time and never reach the backward: the gradients of the student's hidden states
 and of its head are made in the forward pass. Per chunk there are two collectives over TP (one all-gather of softmax statistics, one
-all-reduce of the summed terms; with top-k two all-gathers), and one all-reduce of the hidden states' gradient a call.
+all-reduce of the summed terms; with top-k three all-gathers), and one all-reduce of the hidden states' gradient a call.
 
 Arithmetic on logits is fp32 or better; a matrix product of bf16 operands accumulates in fp32 and gives its result in bf16.
 Peak memory beside the gradients: two fp32 buffers [chunk, V/TP], and two more of the same size with TP > 1 or on a GPU.

@@ -1,6 +1,7 @@
 """The divergence over the teacher's k most likely entries and one bucket for all others, on a block of tokens.
 
-Two all-gathers over TP: every rank's k best candidates, then what the rest of each shard sums to. All ranks hold the k + 1 buckets then.
+Two more all-gathers over TP: every rank's k best candidates, then what the rest of each shard sums to.
+All ranks hold the k + 1 buckets then.
 Dimensions: T tokens, V this rank's entries, K the teacher's top entries, R tensor-parallel ranks.
 """
 
