@@ -137,7 +137,8 @@ class DistillConfig:
         teacher_offload: Keep the teacher's weights in host memory. Saves a copy of the weights on the device (an ema teacher of a bf16
             model: three, its average is fp32) outside the teacher's passes; costs as much pinned host memory, and a transfer of
             the weights a pass. The values are the same. [ours]
-        chunk: Response tokens whose logits exist at one time; more is faster, at up to 20 bytes · vocabulary / TP each.
+        chunk: Response tokens whose logits exist at one time; more is faster. Each takes about 40 bytes · vocabulary / TP
+            with TP > 1 or on a GPU, else 8 bytes · vocabulary.
         compile: Let torch.compile fuse the loss between its matrix products: half its time on a CPU, where it needs a C++ compiler, at the
             price of seconds at the first update; needs triton on a GPU, where it is not measured. [ours]
         top_k: Compare the teacher's k most likely entries and one bucket for all others (0 = the whole vocabulary). [ours]
@@ -151,7 +152,7 @@ class DistillConfig:
     teacher: Literal["initial", "ema", "live"] = "initial"
     ema_decay: float = 0.999
     teacher_offload: bool = False
-    chunk: int = 192
+    chunk: int = 128
     compile: bool = False
     top_k: int = 0
 

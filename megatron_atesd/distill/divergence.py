@@ -22,7 +22,7 @@ class Divergence:
     beta: float = 0.5
     clip: float = 0.0
     temperature: float = 1.0
-    chunk: int = 192
+    chunk: int = 128
     top_k: int = 0
     compile: bool = False
 

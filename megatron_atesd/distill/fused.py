@@ -5,7 +5,8 @@ and of its head are made in the forward pass. Per chunk there are two collective
 all-reduce of the summed terms; with top-k three all-gathers), and one all-reduce of the hidden states' gradient a call.
 
 Arithmetic on logits is fp32 or better; a matrix product of bf16 operands accumulates in fp32 and gives its result in bf16.
-Peak memory beside the gradients: two fp32 buffers [chunk, V/TP], and two more of the same size with TP > 1 or on a GPU.
+Peak memory beside the gradients, in bytes for each entry of [chunk, V/TP]: 8 (4 in bf16) with the whole vocabulary on a CPU, whose
+elementwise work goes row by row; about 40 with TP > 1 or on a GPU, where a whole chunk is worked on at once.
 """
 
 from dataclasses import dataclass

@@ -3,10 +3,11 @@
 from dataclasses import asdict, replace
 
 import pytest
+import torch
 
 from megatron_atesd.config import TrainConfig
-from megatron_atesd.errors import CheckpointError
-from megatron_atesd.train.checks import check_unchanged
+from megatron_atesd.errors import CheckpointError, ConfigError
+from megatron_atesd.train.checks import check_compiler, check_unchanged
 
 BEGAN = TrainConfig(optimizer={"lr": 1e-5})
 
@@ -44,3 +45,12 @@ def test_more_updates_only_while_the_learning_rate_does_not_depend_on_them() -> 
     decayed = [replace(c, schedule=replace(c.schedule, decay="cosine")) for c in (BEGAN, longer)]
     with pytest.raises(CheckpointError, match=r"run\.updates is 999, but the run began with 100"):
         check_unchanged(asdict(decayed[0]), asdict(decayed[1]))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="with CUDA triton compiles")
+def test_compile_without_a_compiler_is_refused_before_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
+    check_compiler(wanted=False)
+    with pytest.raises(ConfigError, match=r"distill\.compile is true, but there is no C\+\+ compiler"):
+        check_compiler(wanted=True)

@@ -1,5 +1,6 @@
 """The fused projection + divergence equals the plain definition under autograd."""
 
+import shutil
 from collections.abc import Sequence
 from itertools import product
 from typing import Any
@@ -174,6 +175,16 @@ def test_without_gradients_the_value_is_the_same() -> None:
     with torch.no_grad():
         measured = distill_loss(*values, ones, setting)[0]
     torch.testing.assert_close(3 * measured, value_and_gradients(distill_loss, values, ones, setting)[0], rtol=0, atol=0)
+
+
+@pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++"))), reason="torch.compile needs a C++ compiler on a CPU")
+@pytest.mark.parametrize("top_k", [0, 5])
+def test_compiled_gives_what_eager_gives(top_k: int) -> None:
+    values, ones = inputs(10, 40, 6, torch.float32), torch.ones(10)
+    eager, compiled = (Divergence(clip=0.05, temperature=1.1, chunk=8, top_k=top_k, compile=flag) for flag in (False, True))
+    pairs = zip(*(value_and_gradients(distill_loss, values, ones, setting) for setting in (compiled, eager)), strict=True)
+    for got, expected in pairs:
+        assert relative_error(got, expected.double()) <= 1e-5
 
 
 def test_a_top_k_divergence_lies_below_the_whole_one_and_reaches_it_with_k() -> None:
