@@ -10,7 +10,8 @@ training = teacher + student + loss. Rollouts are drawn beforehand; only trl gen
 Memory: peak of the measured steps over the process before the model (resident; with CUDA what torch allocated there).
 Ratios (÷) are value / the baseline's: below 1 is faster or smaller. Share of peak: FLOPs of products only (benchmark/flops.py) over the
 best matmul speed seen in the run. In bf16, ours and naive keep fp32 master weights and gradients; plain and trl hold weights, gradients
-and optimizer state in bf16, and trl forms its softmax in bf16 too. Part loss: distill_loss (fused), whole logits, the four products alone.
+and optimizer state in bf16, and trl forms its softmax in bf16 too. Part loss: distill_loss (fused; compiled: by torch.compile, whose
+own memory counts as well), whole logits (dense), the four products alone.
 """
 
 import argparse

@@ -17,7 +17,8 @@ LEARNING_RATE, CLIP_NORM = 5e-6, 0.1  # of every contender
 class Job:
     """One measurement in a process of its own.
 
-    contender: ours, naive, plain or trl (a whole step), or fused, dense, products (the loss part alone, of `tokens` response tokens).
+    contender: ours, naive, plain or trl (a whole step), or fused, compiled, dense, products (the loss part alone, of
+    `tokens` response tokens).
     chunk: tokens whose logits exist at one time, for those that work by chunks.
     """
 

@@ -10,7 +10,7 @@ from megatron_atesd.benchmark.flops import DTYPES
 from megatron_atesd.benchmark.job import Job
 from megatron_atesd.distill.fused import Divergence, distill_loss
 
-LOSSES = {"fused": distill_loss, "dense": dense_loss}
+LOSSES = {"fused": distill_loss, "compiled": distill_loss, "dense": dense_loss}
 
 
 def loss_part(job: Job) -> Callable[[], None]:
@@ -21,7 +21,7 @@ def loss_part(job: Job) -> Callable[[], None]:
     if job.contender == "products":
         return products(hidden_TH, weight_VH, teacher_hidden_TH, teacher_weight_VH, job.chunk)
     token_weight_T = torch.full((job.tokens,), 1.0 / job.tokens, device=job.device)
-    loss_function, settings = LOSSES[job.contender], Divergence(chunk=job.chunk)
+    loss_function, settings = LOSSES[job.contender], Divergence(chunk=job.chunk, compile=job.contender == "compiled")
 
     def work() -> None:
         student, head = hidden_TH.detach().requires_grad_(), weight_VH.detach().requires_grad_()

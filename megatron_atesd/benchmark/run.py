@@ -14,7 +14,7 @@ from megatron_atesd.benchmark.process import MeasurementError, run_job, trl_is_t
 from megatron_atesd.benchmark.settings import Settings
 from megatron_atesd.benchmark.workload import Workload, draw_ids, save_model
 
-LOSS_METHODS = ("fused", "dense", "products")
+LOSS_METHODS = ("fused", "compiled", "dense", "products")
 OWN = ("ours", "fused")
 PHASES = ("teacher", "student", "loss")
 SEED = 1

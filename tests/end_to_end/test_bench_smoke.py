@@ -44,7 +44,7 @@ def test_every_contender_gives_finite_positive_figures(measured: dict[str, Any])
 
 def test_every_way_to_the_loss_gives_finite_positive_figures(measured: dict[str, Any]) -> None:
     rows = by(measured["loss"], "method")
-    assert set(rows) == {"fused", "dense", "products"}
+    assert set(rows) - {"compiled"} == {"fused", "dense", "products"}  # without a C++ compiler compiled is left out
     timed = [{name: value for name, value in row.items() if "gib" not in name and "memory" not in name} for row in rows.values()]
     assert all(math.isfinite(number) and number > 0 for number in numbers(dict(enumerate(timed))))
 

@@ -56,7 +56,7 @@ def loss_rows(monkeypatch: pytest.MonkeyPatch, seconds: dict[str, list[float]], 
     """Rows of the loss part, by method, when its processes give these seconds, one a repeat; a method without any has failed."""
 
     def run_job(job: Job, _: str) -> dict[str, Any]:
-        if not seconds[job.contender]:
+        if not seconds.get(job.contender):
             raise MeasurementError(f"{job.name}: no memory")
         return {"seconds": [seconds[job.contender].pop(0)], "peak_gib": 1.0, "over_start_gib": 0.5}
 
