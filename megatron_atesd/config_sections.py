@@ -37,11 +37,28 @@ RULED_BY = {
 }
 
 
+# Fields of megatron.core that would change what this project computes, or that it would fail with later; the one value it knows.
+UNSUPPORTED: dict[str, dict[str, Any]] = {
+    "megatron": {
+        "context_parallel_size": 1,
+        "num_moe_experts": None,
+        "multi_latent_attention": False,
+        "mtp_num_layers": None,
+        "gradient_accumulation_fusion": False,
+        "fp16": False,
+        "fp8": None,
+    },
+    "optimizer": {"fp16": False, "optimizer_cpu_offload": False},
+    "ddp": {"average_in_collective": False},
+}
+
+
 def build_section(name: str, cls: type[T], fixed: Mapping[str, Any], user: Mapping[str, Any]) -> T:
     """The dataclass `cls` from the values that other settings decide (`fixed`) and those of section `name` (`user`).
 
     Raises ConfigError for an unknown key of `user` (with the nearest valid one), a key that `fixed` decides (naming the setting to change
-    instead), a value of a wrong type where YAML can spell the type, and whatever `cls` itself refuses.
+    instead), a value of a wrong type where YAML can spell the type, one that this project cannot work with, and whatever `cls` itself
+    refuses.
     """
     settable = {f.name for f in fields(cls) if f.init}  # pyright: ignore[reportArgumentType]
     assert fixed.keys() <= settable, fixed.keys() - settable
@@ -54,6 +71,9 @@ def build_section(name: str, cls: type[T], fixed: Mapping[str, Any], user: Mappi
             raise ConfigError(f"unknown setting {name}.{key}: {cls.__name__} has no such field{did_you_mean(f'{name}.{key}', known)}")
         if not accepts(hints.get(key, Any), value):
             raise ConfigError(f"{name}.{key} is {spell(value)}, must be {describe(hints[key])}")
+        only = UNSUPPORTED.get(name, {})
+        if key in only and value != only[key]:
+            raise ConfigError(f"{name}.{key} is {spell(value)}, but this project works with {spell(only[key])} only; remove it from {name}")
     try:
         return cls(**fixed, **user)
     except (ValueError, AssertionError) as error:

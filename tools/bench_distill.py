@@ -31,7 +31,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--workloads", type=Path, default=Path(__file__).parent / "bench_workloads.json", help="JSON file of sizes by name")
-    add("--only", default="W1,W2", metavar="NAME,…", help="workloads of that file (default W1,W2)")
+    add("--only", default="W1,W2", metavar="NAME,…", help="workloads of that file (default W1,W2; '' = all)")
     add("--part", choices=("step", "loss", "all"), default="all", help="default all")
     add("--contenders", default="ours,naive,plain,trl", metavar="NAME,…", help="contenders of part step")
     add("--dtypes", default="fp32,bf16", metavar="NAME,…", help="default fp32,bf16")

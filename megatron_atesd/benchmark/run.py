@@ -13,6 +13,7 @@ from megatron_atesd.benchmark.job import Job
 from megatron_atesd.benchmark.process import MeasurementError, run_job, trl_is_there
 from megatron_atesd.benchmark.settings import Settings
 from megatron_atesd.benchmark.workload import Workload, draw_ids, save_model
+from megatron_atesd.errors import ConfigError
 
 LOSS_METHODS = ("fused", "compiled", "dense", "products")
 OWN = ("ours", "fused")
@@ -26,6 +27,8 @@ Say = Callable[[str], None]
 def step_part(workloads: Sequence[Workload], settings: Settings, say: Say) -> list[Row]:
     """One row for each workload, dtype and contender: times, memory, FLOP rate and ratios to the baseline."""
     contenders = [name for name in settings.contenders if name != "trl" or trl_is_there(settings.trl_python, say)]
+    if not contenders:
+        raise ConfigError("--contenders leaves nothing to measure; name one more")
     rows: list[Row] = []
     for workload in workloads:
         with tempfile.TemporaryDirectory() as folder:

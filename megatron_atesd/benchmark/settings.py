@@ -45,8 +45,8 @@ class Settings:
             raise ConfigError(f"--warmup is {self.warmup}, must be 0 or more")
         if not self.tokens or min(self.tokens) < 1:
             raise ConfigError("--tokens must be numbers of response tokens of at least 1, for example 256,2048")
-        if self.baseline not in CONTENDERS:
-            raise ConfigError(f"--baseline is {self.baseline!r}; choose from {', '.join(CONTENDERS)}")
+        if self.baseline not in self.contenders:
+            raise ConfigError(f"--baseline is {self.baseline!r}, which is not measured; choose from {', '.join(self.contenders)}")
         if self.device == "cuda" and not torch.cuda.is_available():
             raise ConfigError("--device is cuda, but torch finds no CUDA device; leave it out or choose cpu")
         if out is not None and (out.is_dir() or not out.parent.is_dir()):

@@ -99,6 +99,8 @@ def _check_size(place: str, size: str, value: Any) -> None:
 def _check_together(place: str, workload: Workload) -> None:
     if workload.heads % workload.query_groups:
         raise ConfigError(f"{place}.heads is {workload.heads}, must be a multiple of query_groups, {workload.query_groups}")
+    if workload.head_size % 2:
+        raise ConfigError(f"{place}.head_size is {workload.head_size}, must be even: rotary embedding turns pairs")
     if workload.vocabulary <= SPECIAL_IDS:
         raise ConfigError(f"{place}.vocabulary is {workload.vocabulary}, must be more than {SPECIAL_IDS}: so many ids are special")
     if workload.prompts % workload.sequences:

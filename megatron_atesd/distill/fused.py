@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from megatron_atesd.distill.divergence import Divergence
 from megatron_atesd.distill.softmax import distributions
@@ -51,11 +52,14 @@ def distill_loss(
 
     weights are this rank's vocabulary rows, of which the first `valid` are real (None = all) and the rest TP padding;
     `group` is the TP group (None when the vocabulary is whole here). With a group, hidden states must be equal on its
-    ranks, and their gradient arrives summed over it.
+    ranks, and their gradient arrives summed over it. One backward a call; raises ValueError for roles of different lengths.
     """
+    if not len(hidden_TH) == len(teacher_hidden_TH) == len(token_weight_T):
+        lengths = f"{len(hidden_TH)} student, {len(teacher_hidden_TH)} teacher, {len(token_weight_T)} weights"
+        raise ValueError(f"both roles must see the same response tokens: {lengths}")
     rows = weight_VH.shape[0] if valid is None else valid
     loss, *statistics = _FusedDivergence.apply(
-        hidden_TH, weight_VH, teacher_hidden_TH, teacher_weight_VH, token_weight_T, settings, rows, group
+        hidden_TH, weight_VH, teacher_hidden_TH, teacher_weight_VH, token_weight_T, settings, rows, group, torch.is_grad_enabled()
     )
     return loss, TokenStatistics(*statistics)
 
@@ -72,9 +76,10 @@ class _FusedDivergence(torch.autograd.Function):
         settings: Divergence,
         rows: int,
         group: dist.ProcessGroup | None,
+        differentiable: bool,
     ) -> tuple[Tensor, ...]:
         work = torch.promote_types(hidden_TH.dtype, torch.float32)
-        wants_hidden, wants_weight = ctx.needs_input_grad[:2]
+        wants_hidden, wants_weight = (wanted and differentiable for wanted in ctx.needs_input_grad[:2])
         student_VH, teacher_VH = weight_VH[:rows], teacher_weight_VH[:rows]
         d_hidden_TH = torch.empty_like(hidden_TH, dtype=work) if wants_hidden else None
         d_weight_VH = torch.empty_like(weight_VH, dtype=work) if wants_weight else None
@@ -102,11 +107,14 @@ class _FusedDivergence(torch.autograd.Function):
         return loss, *statistics
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, d_loss: Tensor, *_: Any) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         gradients, ctx.gradients = ctx.gradients, ()
+        if not gradients:
+            raise RuntimeError("distill_loss gives its gradients to one backward only, then their memory is free; call it again")
         if d_loss.is_cuda or d_loss != 1:  # a pass over the head's gradient less; to ask a GPU would wait for it
             gradients = [None if g is None else g.mul_(d_loss.to(g.dtype)) for g in gradients]
-        return *gradients, None, None, None, None, None, None
+        return *gradients, *[None] * 7
 
 
 def _add_product(total_VH: Tensor, gradient_CV: Tensor, hidden_CH: Tensor, first: bool) -> None:

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -14,6 +15,8 @@ from megatron_atesd.model.packing import PackedBatch, TokenIds, padding_share
 from megatron_atesd.model.qwen3 import HiddenStateGPT
 from megatron_atesd.model.schedule import LastStage, model_batches, run_schedule, sum_over_ranks
 from megatron_atesd.model.vocabulary import vocabulary_shard
+
+Normalize = Literal["token", "sequence"]
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ def distill_step(
     examples: Sequence[Example],
     divergence: Divergence,
     micro_batch_tokens: int,
-    normalize: str = "token",
+    normalize: Normalize = "token",
 ) -> StepResult:
     """Loss and gradients of this data-parallel rank's examples; gradients end in `wrapped` (DistributedDataParallel around `model`).
 
@@ -61,9 +64,13 @@ def distill_step(
 def measure_step(
     model: HiddenStateGPT, teacher: Teacher, examples: Sequence[Example], divergence: Divergence, micro_batch_tokens: int
 ) -> StepResult:
-    """The same without gradients."""
+    """The same without gradients, in evaluation mode."""
+    was_training = model.training
+    model.eval()
     with torch.no_grad():
-        return _both_passes(model, model, teacher, examples, divergence, micro_batch_tokens, "token", forward_only=True)
+        result = _both_passes(model, model, teacher, examples, divergence, micro_batch_tokens, "token", forward_only=True)
+    model.train(was_training)
+    return result
 
 
 def _both_passes(
@@ -73,7 +80,7 @@ def _both_passes(
     examples: Sequence[Example],
     divergence: Divergence,
     micro_batch_tokens: int,
-    normalize: str,
+    normalize: Normalize,
     forward_only: bool,
 ) -> StepResult:
     started = time.perf_counter()
@@ -112,15 +119,16 @@ def _teacher_pass(model: HiddenStateGPT, teacher: Teacher, batches: Sequence[Pac
         parts = hidden_TH.split(batch.response_lengths()[: len(batch.members)].tolist())
         return hidden_TH.sum(), torch.ones((), dtype=torch.int, device=hidden_TH.device), list(zip(batch.members, parts, strict=True))
 
+    was_training = model.training
     model.eval()
     with torch.no_grad(), teacher.applied():
         hidden = run_schedule(model, batches, last_stage, forward_only=True)
-    model.train()
+    model.train(was_training)
     return {member: part for batch in hidden for member, part in batch}
 
 
 def _student_loss(
-    model: HiddenStateGPT, teacher: Teacher, teacher_hidden: Mapping[int, Tensor], divergence: Divergence, normalize: str
+    model: HiddenStateGPT, teacher: Teacher, teacher_hidden: Mapping[int, Tensor], divergence: Divergence, normalize: Normalize
 ) -> LastStage:
     """What the last stage does with the student's hidden states; keeps the sums [8]: loss, its count, tokens, five statistics."""
     shard = vocabulary_shard(model)
@@ -140,7 +148,7 @@ def _student_loss(
     return last_stage
 
 
-def token_weights(batch: PackedBatch, normalize: str) -> tuple[Tensor, Tensor]:
+def token_weights(batch: PackedBatch, normalize: Normalize) -> tuple[Tensor, Tensor]:
     """Weight of each response token [T], and the count (int) by which their weighted sum is divided once, globally.
 
     token: 1 and the number of tokens. sequence: 1 / the token's sequence length, and the number of sequences that have tokens.

@@ -41,7 +41,10 @@ def micro_batches(pairs: Sequence[Pair], tokens: int, multiple: int = 1, count_m
     The longest pairs come first, and pairs of similar length together, so that little is padded. Padded lengths are a multiple of
     `multiple` (TP under sequence parallelism). At least one micro-batch comes, and a multiple of `count_multiple` (an interleaved
     pipeline's demand): those that are missing hold one token and no response, so that every rank takes part in every collective.
+    Raises ValueError for an empty prompt: nothing would predict the first token of its response.
     """
+    if not all(prompt for prompt, _ in pairs):
+        raise ValueError("a prompt is empty; it must have at least one token")
     batches = [_pack([pairs[i] for i in members], members, multiple) for members in _members(pairs, tokens, multiple)]
     missing = max(-len(batches) % count_multiple, 0 if batches else count_multiple)
     return batches + [_pack([((0,), ())], (), multiple)] * missing

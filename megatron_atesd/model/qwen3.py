@@ -120,6 +120,11 @@ def transformer_config(
             f"megatron.pipeline_model_parallel_layout makes {chunks} model chunks a pipeline rank, but parallel.virtual_pipeline is "
             f"{virtual_pipeline}; set it to {chunks}, or change the layout"
         )
+    layers = arch.layers // (pipeline * virtual_pipeline)
+    if config.recompute_granularity == "full" and (config.recompute_num_layers or 0) > layers:
+        raise ConfigError(
+            f"megatron.recompute_num_layers is {config.recompute_num_layers}, but a model chunk has {layers} layers; give at most {layers}"
+        )
     return config
 
 

@@ -1,4 +1,4 @@
-"""Loss and every gradient of a distillation step equal plain PyTorch on the Hugging Face model, at every parallel layout."""
+"""Loss, metrics and every gradient of a distillation step equal plain PyTorch on the Hugging Face model, at every parallel layout."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen3Co
 from checkpoints_convert.weights import hf_tensors, load_hf_weights
 from megatron_atesd.config import ScheduleConfig
 from megatron_atesd.distill.divergence import Divergence, divergence
-from megatron_atesd.distill.step import Example, distill_step
+from megatron_atesd.distill.step import Example, Normalize, StepResult, distill_step
 from megatron_atesd.distill.teacher import Teacher
 from megatron_atesd.model.packing import TokenIds
 from megatron_atesd.model.parallel import parallel_session
@@ -74,9 +74,9 @@ def save_models(folder: Path, family: str, tied: bool) -> None:
         model.save_pretrained(folder / role)
 
 
-def plain_reference(student: PreTrainedModel, teacher: PreTrainedModel, normalize: str) -> tuple[float, dict[str, torch.Tensor]]:
-    """The same step as anyone would write it: whole logits, autograd, one sequence at a time."""
-    token_losses, sequence_means = [], []
+def plain_reference(student: PreTrainedModel, teacher: PreTrainedModel, normalize: str) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
+    """The same step as anyone would write it: whole logits, autograd, one sequence at a time. Its metrics, and every gradient."""
+    token_losses, sequence_means, statistics = [], [], []
     for example in examples(37):
 
         def log_probs(model: PreTrainedModel, prompt: TokenIds, response: TokenIds = example.response) -> torch.Tensor:
@@ -85,21 +85,33 @@ def plain_reference(student: PreTrainedModel, teacher: PreTrainedModel, normaliz
 
         with torch.no_grad():
             teacher_log_probs = log_probs(teacher, example.teacher_prompt)
-        losses = divergence(teacher_log_probs, log_probs(student, example.student_prompt), DIVERGENCE.kind, DIVERGENCE.clip)
+        student_log_probs = log_probs(student, example.student_prompt)
+        losses = divergence(teacher_log_probs, student_log_probs, DIVERGENCE.kind, DIVERGENCE.clip)
+        statistics.append(plain_statistics(teacher_log_probs, student_log_probs.detach()))
         token_losses.append(losses)
         sequence_means.append(losses.mean())
     loss = torch.cat(token_losses).mean() if normalize == "token" else torch.stack(sequence_means).mean()
     loss.backward()
-    return float(loss.detach()), {name: p.grad for name, p in student.named_parameters() if p.grad is not None}
+    names = ("kl", "disagreement", "confidence", "teacher_entropy", "student_entropy")
+    means = dict(zip(names, torch.cat(statistics, dim=1).mean(dim=1).tolist(), strict=True))
+    metrics = {"loss": float(loss.detach()), "tokens": sum(len(example.response) for example in examples(37)), **means}
+    return metrics, {name: p.grad for name, p in student.named_parameters() if p.grad is not None}
 
 
-def megatron_steps(layouts: Sequence[Layout], folder: Path, normalize: str) -> list[float]:
-    """One distill step at each layout; leaves every gradient, as a model folder of weights, in folder/<layout>. Returns the losses."""
+def plain_statistics(teacher_TV: torch.Tensor, student_TV: torch.Tensor) -> torch.Tensor:
+    """[5, T] of log-probabilities: KL, whether the most likely tokens differ, the student's largest probability, both entropies."""
+    differ_T = (teacher_TV.argmax(-1) != student_TV.argmax(-1)).float()
+    entropies = (-(log_probs.exp() * log_probs).sum(-1) for log_probs in (teacher_TV, student_TV))
+    return torch.stack((divergence(teacher_TV, student_TV, "forward_kl"), differ_T, student_TV.exp().amax(-1), *entropies))
+
+
+def megatron_steps(layouts: Sequence[Layout], folder: Path, normalize: Normalize) -> list[StepResult]:
+    """One distill step at each layout; leaves every gradient, as a model folder of weights, in folder/<layout>."""
     dist.init_process_group("gloo")
     return [megatron_step(layout, folder, normalize) for layout in layouts]
 
 
-def megatron_step(layout: Layout, folder: Path, normalize: str) -> float:
+def megatron_step(layout: Layout, folder: Path, normalize: Normalize) -> StepResult:
     with parallel_session(layout.tensor, layout.pipeline, virtual_pipeline=layout.virtual):
         architecture = read_architecture(folder / "student")
         sizes = (layout.tensor, layout.pipeline, layout.sequence)
@@ -118,7 +130,7 @@ def megatron_step(layout: Layout, folder: Path, normalize: str) -> float:
         for parameter in model.parameters():
             parameter.data = parameter.main_grad.clone()  # pyright: ignore[reportAttributeAccessIssue]
         write_folder(folder / layout.name, model_state(model), folder / "student")
-        return result.loss
+        return result
 
 
 def gradients_by_hf_name(folder: Path, layout: Layout) -> dict[str, torch.Tensor]:
@@ -159,14 +171,15 @@ LAYOUTS = {
 @pytest.mark.parametrize(
     ("family", "tied", "normalize"), [("qwen3", True, "token"), ("qwen3", False, "sequence"), ("llama", True, "token")]
 )
-def test_loss_and_every_gradient_equal_plain_pytorch(world: int, family: str, tied: bool, normalize: str, tmp_path: Path) -> None:
+def test_metrics_and_every_gradient_equal_plain_pytorch(world: int, family: str, tied: bool, normalize: Normalize, tmp_path: Path) -> None:
     save_models(tmp_path, family, tied)
-    losses = run_distributed(megatron_steps, world, LAYOUTS[world], tmp_path, normalize)
+    results = run_distributed(megatron_steps, world, LAYOUTS[world], tmp_path, normalize)
     load = Qwen3ForCausalLM if family == "qwen3" else LlamaForCausalLM
     student, teacher = (load.from_pretrained(tmp_path / role).eval() for role in ("student", "teacher"))
-    expected_loss, expected = plain_reference(student, teacher, normalize)
+    metrics, expected = plain_reference(student, teacher, normalize)
     for index, layout in enumerate(LAYOUTS[world]):
-        assert [rank[index] for rank in losses] == pytest.approx([expected_loss] * world, rel=1e-5), layout
+        for rank in results:
+            assert {name: getattr(rank[index], name) for name in metrics} == pytest.approx(metrics, rel=1e-5), layout
         got = gradients_by_hf_name(tmp_path, layout)
         assert set(got) == set(expected)
         for name, gradient in expected.items():

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import pytest
+from megatron.core.distributed import DistributedDataParallelConfig
 from megatron.core.optimizer import OptimizerConfig
 from megatron.core.transformer import TransformerConfig
 
@@ -87,3 +88,28 @@ def test_a_type_that_yaml_cannot_spell_is_left_to_the_dataclass():
         thing: type
 
     assert build_section("ddp", Section, {}, {"thing": marker}).thing is marker
+
+
+@pytest.mark.parametrize(
+    ("section", "cls", "user", "only"),
+    [
+        ("megatron", TransformerConfig, {"context_parallel_size": 2}, "1"),
+        ("megatron", TransformerConfig, {"num_moe_experts": 2}, "null"),
+        ("megatron", TransformerConfig, {"gradient_accumulation_fusion": True}, "false"),
+        ("optimizer", OptimizerConfig, {"fp16": True}, "false"),
+        ("optimizer", OptimizerConfig, {"optimizer_cpu_offload": True}, "false"),
+        ("ddp", DistributedDataParallelConfig, {"average_in_collective": True}, "false"),
+    ],
+)
+def test_what_this_project_cannot_work_with_is_refused(section: str, cls: type, user: dict[str, object], only: str):
+    ((key, _),) = user.items()
+    message = refusal(user, cls, section, {})
+    assert message.startswith(f"{section}.{key} is ")
+    assert message.endswith(f"but this project works with {only} only; remove it from {section}")
+
+
+def test_more_recomputed_layers_than_there_are_is_refused():
+    arch = Architecture("qwen3", 32, 48, 4, 4, 2, 16, 37, 64, 1e4, 1e-6, True, True)
+    recompute = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 3}
+    with pytest.raises(ConfigError, match="recompute_num_layers is 3, but a model chunk has 2 layers; give at most 2"):
+        transformer_config(arch, 1, 2, False, "fp32", recompute)

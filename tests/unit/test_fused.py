@@ -177,6 +177,54 @@ def test_without_gradients_the_value_is_the_same() -> None:
     torch.testing.assert_close(3 * measured, value_and_gradients(distill_loss, values, ones, setting)[0], rtol=0, atol=0)
 
 
+def test_without_gradients_none_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also when the head is a parameter, as a model's is."""
+    calls: list[Any] = []
+    monkeypatch.setattr(fused, "_add_product", lambda *arguments, **_: calls.append(arguments))
+    hidden, head, teacher_hidden, teacher_head = inputs(9, 15, 4)
+    ones = torch.ones(9, dtype=torch.float64)
+    with torch.no_grad():
+        distill_loss(hidden.requires_grad_(), head.requires_grad_(), teacher_hidden, teacher_head, ones, Divergence(chunk=4))
+    assert calls == []
+
+
+def test_gradients_of_bf16_states_add_up_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+    totals: list[torch.dtype] = []
+    monkeypatch.setattr(fused, "_add_product", lambda total, *_, **__: totals.append(total.dtype))
+    value_and_gradients(distill_loss, inputs(9, 15, 4, torch.bfloat16), torch.ones(9), Divergence(chunk=4))
+    assert totals == [torch.float32] * 3
+
+
+def loss_and_hidden() -> tuple[Tensor, Tensor]:
+    """A loss, and hidden states that it has a gradient for."""
+    hidden, head, teacher_hidden, teacher_head = inputs(9, 15, 4)
+    ones = torch.ones(9, dtype=torch.float64)
+    return distill_loss(hidden.requires_grad_(), head, teacher_hidden, teacher_head, ones, Divergence())[0], hidden
+
+
+def test_a_second_backward_is_refused() -> None:
+    loss, _ = loss_and_hidden()
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="one backward only"):
+        loss.backward()
+
+
+def test_a_second_derivative_is_refused() -> None:
+    loss, hidden = loss_and_hidden()
+    factor = torch.ones((), dtype=torch.float64, requires_grad=True)
+    (gradient,) = torch.autograd.grad(factor * loss, hidden, create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiate twice"):
+        gradient.sum().backward()
+
+
+@pytest.mark.parametrize("short", ["teacher", "weights"])
+def test_roles_of_different_lengths_are_refused(short: str) -> None:
+    hidden, head, teacher_hidden, teacher_head = inputs(9, 15, 4)
+    weights = torch.ones(9 - (short == "weights"), dtype=torch.float64)
+    with pytest.raises(ValueError, match="same response tokens"):
+        distill_loss(hidden, head, teacher_hidden[: 9 - (short == "teacher")], teacher_head, weights, Divergence())
+
+
 @pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++"))), reason="torch.compile needs a C++ compiler on a CPU")
 @pytest.mark.parametrize("top_k", [0, 5])
 def test_compiled_gives_what_eager_gives(top_k: int) -> None:

@@ -76,3 +76,9 @@ def test_padding_counts_what_fills_a_missing_micro_batch() -> None:
 def test_the_lengths_of_responses_are_told_apart() -> None:
     (batch,) = micro_batches([([1], [2, 3]), ([4, 5, 6], []), ([7], [8])], 100)
     assert torch.equal(batch.response_lengths(), torch.tensor([2, 0, 1])[list(batch.members)])
+
+
+def test_an_empty_prompt_is_refused() -> None:
+    """The last token of the sequence before it would seem to predict its response."""
+    with pytest.raises(ValueError, match="a prompt is empty"):
+        micro_batches([([5], [1, 2]), ([], [3])], 100)

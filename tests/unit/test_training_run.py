@@ -10,8 +10,10 @@ from transformers import Qwen3ForCausalLM
 
 from megatron_atesd.config_load import load_config
 from megatron_atesd.data.problems import load_problems
+from megatron_atesd.distill.divergence import Divergence
 from megatron_atesd.model.parallel import parallel_session
 from megatron_atesd.records import Problem, Rollout
+from megatron_atesd.train import loop
 from megatron_atesd.train.run import TrainingRun
 from tests.end_to_end.small_run import arguments, save_inputs
 
@@ -72,6 +74,28 @@ def test_the_divergence_takes_the_rollouts_temperature_unless_it_has_its_own(
     setting: tuple[str, ...], expected: float, inputs: Path
 ) -> None:
     assert start(inputs, "--rollout.temperature=0.8", *setting).divergence.temperature == expected
+
+
+def test_the_divergence_is_what_the_settings_say(inputs: Path) -> None:
+    settings = {"divergence": "jsd", "jsd_beta": 0.3, "clip": 0.7, "temperature": 1.4, "chunk": 9, "top_k": 5, "compile": True}
+    assert start(inputs, *(f"--distill.{name}={value}" for name, value in settings.items())).divergence == Divergence(
+        "jsd", beta=0.3, clip=0.7, temperature=1.4, chunk=9, top_k=5, compile=True
+    )
+
+
+@pytest.mark.parametrize("normalize", ["token", "sequence"])
+def test_an_update_normalises_its_loss_as_the_settings_say(normalize: str, inputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class SeenError(Exception):
+        pass
+
+    def seen(*arguments: object) -> None:
+        raise SeenError(arguments[-1])
+
+    monkeypatch.setattr(loop, "distill_step", seen)
+    run = start(inputs, f"--distill.normalize={normalize}", "--data.batch=1", "--rollout.max_new_tokens=1")
+    run.service.observe(run.probe(0, run.service.propose(0), None))
+    with pytest.raises(SeenError, match=normalize):
+        loop.train_step(run, 0)
 
 
 def plain_grounding(run: TrainingRun, text: str, alpha: float) -> float:
