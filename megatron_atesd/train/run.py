@@ -32,6 +32,7 @@ from megatron_atesd.train.checks import check_prompts, check_unchanged, megatron
 from megatron_atesd.train.finite import Skipped, check_probe, check_weights
 from megatron_atesd.train.model_folder import find_hf, load_model_weights
 from megatron_atesd.train.optimizer import build_optimization
+from megatron_atesd.train.progress import Progress
 
 
 class TrainingRun:
@@ -39,6 +40,8 @@ class TrainingRun:
 
     def __init__(self, config: TrainConfig, problems: Sequence[Problem], probe_problems: Sequence[Problem]) -> None:
         self.config, self.probe_problems = config, probe_problems
+        self.progress = Progress(config.parallel.timeout_minutes)
+        self.progress.enter("the start")
         self.hf_folder = find_hf(Path(config.model.path))
         self.renderer = PromptRenderer(load_tokenizer(self.hf_folder), config.prompt, config.exposure.reveal)
         check_prompts(self.renderer, [*problems, *probe_problems])
