@@ -63,9 +63,8 @@ def _of_this_start(store: Any) -> Any:
     torchrun keeps one store over its restarts (unless TORCH_DISABLE_SHARE_RDZV_TCP_STORE is 1), in which ranks would find the addresses
     of those that are gone. Only on one node is its count of restarts the same for all ranks.
     """
-    if os.environ.get("GROUP_WORLD_SIZE") != "1":
-        return store
-    return dist.PrefixStore(f"start_{os.environ['TORCHELASTIC_RESTART_COUNT']}", store)  # pyright: ignore[reportPrivateImportUsage]
+    start = os.environ["TORCHELASTIC_RESTART_COUNT"] if os.environ.get("GROUP_WORLD_SIZE") == "1" else "0"
+    return dist.PrefixStore(f"start_{start}", store)  # pyright: ignore[reportPrivateImportUsage]
 
 
 def is_main() -> bool:

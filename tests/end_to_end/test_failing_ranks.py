@@ -28,9 +28,8 @@ def run_with_fault(inputs: Path, folder: Path, fault: str, *options: str, overri
     """Two data-parallel ranks under torchrun with these `options`."""
     run_dir, output = folder / "run", folder / "output"
     small = ("--parallel.tensor=1", f"--run.updates={UPDATES}", "--rollout.max_new_tokens=4", "--monitor.tensorboard=false")
-    with torchrun(
-        2, [*options, FAULTY_TRAIN, fault, *arguments(inputs, run_dir, *small, "--monitor.samples=0", *overrides)], output
-    ) as job:
+    settings = arguments(inputs, run_dir, *small, "--monitor.samples=0", *overrides)
+    with torchrun(2, [*options, FAULTY_TRAIN, fault, *settings], output) as job:
         wait_for(lambda: len(ranks(job)) == 2, job, output)
         everyone = family(job)
         exit_code = job.wait(TIMEOUT_SECONDS)

@@ -75,6 +75,13 @@ def test_a_student_whose_activations_are_nan_has_its_update_skipped(inputs: Path
     assert all(rollout.response_ids for rollout in rollouts)
 
 
+def test_a_teacher_whose_activations_are_nan_has_the_update_skipped(inputs: Path) -> None:
+    run = start(inputs)
+    for weight in run.teacher.weights:
+        weight.fill_(torch.nan)
+    assert train_step(run, 0)[0]["optim/skipped"] == 1.0
+
+
 def test_broken_weights_after_an_update_end_the_run(inputs: Path) -> None:
     run = start(inputs)
     exposure = run.service.propose(0)
