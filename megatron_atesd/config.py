@@ -19,11 +19,13 @@ class RunConfig:
         dir: Run directory: config, metrics, TensorBoard, checkpoints and summary.
         seed: Seed of everything random: problem order, rollouts, controller.
         updates: Number of student updates.
+        max_skipped: End the run after so many updates in a row whose loss or gradient was not finite, and which were therefore skipped.
     """
 
     dir: str = "runs/atesd"
     seed: int = 1
     updates: int = 100
+    max_skipped: int = 3
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,7 @@ NEGATIVE: Bound = ("below 0 (the entropy of a Beta distribution is at most 0), s
 BOUNDS: dict[str, Bound] = {
     "run.seed": ZERO_OR_MORE,
     "run.updates": ONE_OR_MORE,
+    "run.max_skipped": ONE_OR_MORE,
     "parallel.tensor": ONE_OR_MORE,
     "parallel.pipeline": ONE_OR_MORE,
     "parallel.virtual_pipeline": ONE_OR_MORE,

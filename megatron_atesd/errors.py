@@ -20,6 +20,10 @@ class CheckpointError(AtesdError):
     """A checkpoint or model folder is missing, incomplete or does not fit the configuration."""
 
 
+class TrainingError(AtesdError):
+    """Training cannot go on: its numbers are no longer finite."""
+
+
 class ConversionError(AtesdError):
     """A Hugging Face model cannot be represented in Megatron, or the other way round."""
 

@@ -13,9 +13,11 @@ from megatron_atesd.errors import run_command
 def main() -> None:
     config = load_config()
     validate(config, int(os.environ.get("WORLD_SIZE", "1")))
-    from megatron_atesd.train.loop import train  # megatron.core is slow to import: first be sure that the settings are good
+    from megatron_atesd.train.failure import failing_visibly  # torch and megatron.core are slow to import: first check the settings
+    from megatron_atesd.train.loop import train
 
-    train(config)
+    with failing_visibly():
+        train(config)
 
 
 if __name__ == "__main__":

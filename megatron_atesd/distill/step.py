@@ -73,6 +73,19 @@ def measure_step(
     return result
 
 
+@torch.no_grad()
+def example_losses(model: HiddenStateGPT, teacher: Teacher, examples: Sequence[Example], divergence: Divergence) -> list[float]:
+    """Mean loss a response token of each example, one after the other, on the last pipeline stage ([] elsewhere).
+
+    Collective over the ranks of one model; data-parallel ranks learn nothing of each other's.
+    """
+    teacher_hidden = _teacher_pass(model, teacher, model_batches(model, [(e.teacher_prompt, e.response) for e in examples], 1))
+    batches = model_batches(model, [(e.student_prompt, e.response) for e in examples], 1)
+    sums = run_schedule(model, batches, _student_loss(model, teacher, teacher_hidden, divergence, "token"), forward_only=True)
+    means = {member: float(total[0] / total[1]) for batch, total in zip(batches, sums, strict=False) for member in batch.members}
+    return [means[member] for member in sorted(means)]
+
+
 def _both_passes(
     wrapped: torch.nn.Module,
     model: HiddenStateGPT,

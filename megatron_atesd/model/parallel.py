@@ -34,7 +34,10 @@ def parallel_session(
     if not already:
         _init_processes(world, timedelta(minutes=timeout_minutes))
     chunks = virtual_pipeline if virtual_pipeline > 1 else None
-    parallel_state.initialize_model_parallel(tensor, pipeline, chunks, create_gloo_process_groups=torch.cuda.is_available())
+    minutes: Any = timeout_minutes  # goes into a timedelta: need not be whole
+    parallel_state.initialize_model_parallel(
+        tensor, pipeline, chunks, create_gloo_process_groups=torch.cuda.is_available(), distributed_timeout_minutes=minutes
+    )
     tensor_parallel.model_parallel_cuda_manual_seed(seed, force_reset_rng=True)
     torch.manual_seed(seed)
     yield
@@ -48,9 +51,20 @@ def _init_processes(world: int, timeout: timedelta) -> None:
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     if "RANK" in os.environ:
-        dist.init_process_group(backend, timeout=timeout)
+        store, rank, world = next(dist.rendezvous("env://", timeout=timeout))  # pyright: ignore[reportPrivateImportUsage]
+        dist.init_process_group(backend, store=_of_this_start(store), rank=rank, world_size=world, timeout=timeout)
     else:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=world, timeout=timeout)  # pyright: ignore[reportPrivateImportUsage]
+
+
+def _of_this_start(store: Any) -> Any:
+    """The part of torchrun's store that belongs to this start of the job.
+
+    torchrun keeps one store over its restarts (unless TORCH_DISABLE_SHARE_RDZV_TCP_STORE is 1), in which ranks would find the addresses
+    of those that are gone. Only on one node is its count of restarts the same for all ranks.
+    """
+    start = os.environ["TORCHELASTIC_RESTART_COUNT"] if os.environ.get("GROUP_WORLD_SIZE") == "1" else "0"
+    return dist.PrefixStore(f"start_{start}", store)  # pyright: ignore[reportPrivateImportUsage]
 
 
 def is_main() -> bool:

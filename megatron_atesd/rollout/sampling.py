@@ -35,4 +35,5 @@ def sample_tokens(logits_BV: Tensor, uniform_B: Tensor, temperature: float, top_
     mass_BK = probs_BK.cumsum(dim=-1)
     chosen_B = (mass_BK <= uniform_B[:, None] * mass_BK[:, -1:]).sum(dim=-1)
     last_B = (probs_BK > 0).sum(dim=-1) - 1
-    return ids_BK.gather(-1, torch.minimum(chosen_B, last_B)[:, None])[:, 0]
+    # Logits that are NaN give no token a probability: any token will do, the loss will be NaN and the update skipped.
+    return ids_BK.gather(-1, torch.minimum(chosen_B, last_B).clamp_min(0)[:, None])[:, 0]

@@ -3,6 +3,7 @@
 problems → rollout → exposure → teacher and student prompts → distill step → optimizer → probe → controller → monitors → checkpoint
 """
 
+import math
 import os
 import time
 from pathlib import Path
@@ -45,8 +46,12 @@ def train(config: TrainConfig) -> None:
                 monitor.log(done, metrics)
                 if config.monitor.samples and done % config.monitor.samples == 0:
                     monitor.message(describe_sample(run.renderer, rollouts[0]))
+                run.progress.enter(f"the end of update {done}")
+                if run.skipped.too_many:
+                    raise run.skipped.error(checkpoints.save(done, run.state(done), run.hf_folder))
                 if done == config.run.updates or (config.checkpoint.every and done % config.checkpoint.every == 0):
                     checkpoints.save(done, run.state(done), run.hf_folder)
+        run.progress.close()
         if is_main():
             write_summary(run_dir, config)
 
@@ -54,11 +59,13 @@ def train(config: TrainConfig) -> None:
 def train_step(run: TrainingRun, update: int) -> tuple[dict[str, float], list[Rollout]]:
     """One student update; returns its metrics and this data-parallel rank's rollouts."""
     started = time.perf_counter()
+    run.progress.enter(f"the rollout of update {update + 1}")
     problems = run.sampler.batch_at(update)
     exposure = run.service.propose(update)
     rollouts = run.rollout(problems, update)
     rolled = time.perf_counter()
 
+    run.progress.enter(f"the student's step of update {update + 1}")
     run.optimization.zero_grad()
     examples = run.examples(rollouts, exposure.alpha)
     distill = run.config.distill
@@ -71,12 +78,19 @@ def train_step(run: TrainingRun, update: int) -> tuple[dict[str, float], list[Ro
         run.config.parallel.micro_batch_tokens,
         distill.normalize,
     )
-    grad_norm, lr = run.optimization.step()
-    run.teacher.update()
+    grad_norm, lr = run.optimization.step(result.loss + result.kl)
+    skipped = math.isnan(grad_norm)
+    run.skipped.count(skipped)
+    if skipped:
+        run.keep_batch(update + 1, exposure, rollouts)
+    else:
+        run.teacher.update()
     stepped = time.perf_counter()
 
-    stats = run.probe(update + 1, exposure, result)
-    controller = run.service.observe(stats)
+    run.progress.enter(f"the probe of update {update + 1}")
+    # Of a skipped update the controller hears nothing: it drops the decisions whose look-ahead needs it.
+    stats = None if skipped else run.probe(update + 1, exposure, result)
+    controller = {} if stats is None else run.service.observe(stats)
     finished = time.perf_counter()
     metrics = {
         "distill/loss": result.loss,
@@ -85,10 +99,11 @@ def train_step(run: TrainingRun, update: int) -> tuple[dict[str, float], list[Ro
         "distill/teacher_entropy": result.teacher_entropy,
         "student/entropy": result.student_entropy,
         "student/confidence": result.confidence,
-        "probe/nll": stats.probe_nll,
+        "probe/nll": math.nan if stats is None else stats.probe_nll,
         "exposure/alpha": exposure.alpha,
         "optim/lr": lr,
         "optim/grad_norm": grad_norm,
+        "optim/skipped": float(skipped),
         "time/rollout": rolled - started,
         "time/teacher": result.teacher_seconds,
         "time/student": result.student_seconds,

@@ -17,12 +17,19 @@ from megatron_atesd.records import Rollout
 
 
 def rollout_metrics(rollouts: Sequence[Rollout], answered: Callable[[Rollout], bool]) -> dict[str, float]:
-    """Means over all ranks' rollouts: tokens, share cut at the limit, share that `answered` holds for. Collective."""
-    rows = [(len(r.response_ids), r.truncated, answered(r), 1) for r in rollouts]
+    """Means over all ranks' rollouts: tokens (the stop token is one), share cut at the limit, share that stopped at once, share that
+    `answered` holds for. Collective."""
+    rows = [(len(r.response_ids), r.truncated, is_empty(r), answered(r), 1) for r in rollouts]
     sums = torch.tensor(rows, dtype=torch.float64, device=torch.cuda.current_device()).sum(dim=0)
     dist.all_reduce(sums, group=parallel_state.get_data_parallel_group())
-    length, truncated, correct, count = sums.tolist()
-    return {"rollout/length": length / count, "rollout/truncated": truncated / count, "rollout/accuracy": correct / count}
+    *totals, count = sums.tolist()
+    names = ("rollout/length", "rollout/truncated", "rollout/empty", "rollout/accuracy")
+    return {name: total / count for name, total in zip(names, totals, strict=True)}
+
+
+def is_empty(rollout: Rollout) -> bool:
+    """Whether the response is nothing but its stop token, which it then learns to give, or not to."""
+    return len(rollout.response_ids) == 1 and not rollout.truncated
 
 
 def peak_memory_gib() -> float:

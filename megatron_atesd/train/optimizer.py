@@ -1,10 +1,12 @@
 """Megatron's optimizer around the model: DistributedDataParallel, mixed precision, clipping and the learning-rate schedule."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
+import torch.distributed as dist
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
 from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_megatron_optimizer
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
@@ -59,13 +61,32 @@ class Optimization:
         part = cast("Any", self.optimizer).chained_optimizers[0]  # one a kind of parameter: a dense model has one kind
         return part if isinstance(part, DistributedOptimizer) and isinstance(part.optimizer, torch.optim.Adam) else None
 
-    def step(self) -> tuple[float, float]:
-        """Apply the accumulated gradients; returns the gradient norm before clipping and the learning rate used."""
+    def step(self, loss: float = 0.0) -> tuple[float, float]:
+        """Apply the accumulated gradients; returns the gradient norm before clipping and the learning rate used. Collective.
+
+        When `loss` or a gradient is not finite, on any rank, nothing moves on any rank (weights, moments, learning-rate schedule) and
+        the norm that is returned is NaN.
+        """
         lr = float(self.optimizer.param_groups[0]["lr"])
+        if not math.isfinite(self._sum_of_norms(loss)):
+            return math.nan, lr
         succeeded, norm, _ = cast("tuple[bool, float | None, int | None]", self.optimizer.step())
         if succeeded:
             self.scheduler.step(increment=1)
         return float(norm or 0.0), lr
+
+    def _sum_of_norms(self, loss: float) -> float:
+        """Finite if and only if `loss` and all gradients are, on all ranks; the same on all ranks. Collective.
+
+        megatron.core applies whatever norm it finds (only a loss scaler makes it look for NaN), leaves out gradients that tensor ranks
+        share, and may decide differently on data-parallel ranks.
+        """
+        total = torch.tensor(loss, dtype=torch.float32, device=torch.cuda.current_device())
+        for chunk in self.wrapped:
+            for buffer in cast("Any", chunk).buffers:
+                total += torch.linalg.vector_norm(buffer.grad_data, dtype=torch.float32)
+        dist.all_reduce(total)
+        return total.item()
 
 
 def build_optimization(

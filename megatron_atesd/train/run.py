@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
+from megatron.core import parallel_state
 
 from megatron_atesd.config import TrainConfig
 from megatron_atesd.data.problems import last_boxed
@@ -16,7 +17,7 @@ from megatron_atesd.data.sampler import ProblemSampler, fingerprint
 from megatron_atesd.data.tokenizer import load_tokenizer
 from megatron_atesd.distill.divergence import Divergence
 from megatron_atesd.distill.likelihood import mean_nll
-from megatron_atesd.distill.step import Example, StepResult, measure_step
+from megatron_atesd.distill.step import Example, StepResult, example_losses, measure_step
 from megatron_atesd.distill.teacher import Teacher
 from megatron_atesd.errors import CheckpointError
 from megatron_atesd.exposure.service import ExposureService
@@ -28,8 +29,10 @@ from megatron_atesd.rollout.generate import generate
 from megatron_atesd.rollout.sampling import sequence_seed
 from megatron_atesd.train.checkpoint import read_folder, restore_rng, rng_states
 from megatron_atesd.train.checks import check_prompts, check_unchanged, megatron_settings
+from megatron_atesd.train.finite import Skipped, check_probe, check_weights
 from megatron_atesd.train.model_folder import find_hf, load_model_weights
 from megatron_atesd.train.optimizer import build_optimization
+from megatron_atesd.train.progress import Progress
 
 
 class TrainingRun:
@@ -37,6 +40,8 @@ class TrainingRun:
 
     def __init__(self, config: TrainConfig, problems: Sequence[Problem], probe_problems: Sequence[Problem]) -> None:
         self.config, self.probe_problems = config, probe_problems
+        self.progress = Progress(config.parallel.timeout_minutes)
+        self.progress.enter("the start")
         self.hf_folder = find_hf(Path(config.model.path))
         self.renderer = PromptRenderer(load_tokenizer(self.hf_folder), config.prompt, config.exposure.reveal)
         check_prompts(self.renderer, [*problems, *probe_problems])
@@ -44,10 +49,12 @@ class TrainingRun:
         architecture = read_architecture(self.hf_folder)
         self.model = build_model(architecture, megatron_settings(config, architecture))
         load_model_weights(self.model, Path(config.model.path))
+        check_weights(self.model.named_parameters(), Path(config.model.path))
         self.teacher = Teacher(self.model, config.distill.teacher, config.distill.ema_decay, config.distill.teacher_offload)
         self.optimization = build_optimization(self.model, config.optimizer, config.ddp, config.schedule, config.run.updates)
         self.service = ExposureService(config.exposure, config.run.updates, config.run.seed)
         self.probe_rollouts: list[Rollout] = []
+        self.skipped = Skipped(Path(config.run.dir) / "skipped", config.run.max_skipped)
 
     @cached_property
     def divergence(self) -> Divergence:
@@ -81,9 +88,12 @@ class TrainingRun:
         return [(self.renderer.student(p), self.renderer.reference(p)) for p in self.probe_problems]
 
     def probe(self, update: int, exposure: Exposure, result: StepResult | None) -> UpdateStats:
-        """What the controller learns after `update` finished updates. Collective over all ranks."""
+        """What the controller learns after `update` finished updates. Collective over all ranks.
+
+        Raises TrainingError when it is not finite.
+        """
         learned = self.config.exposure.mode == "learned"
-        return UpdateStats(
+        stats = UpdateStats(
             update=update,
             kl=result.kl if result else 0.0,
             disagreement=result.disagreement if result else 0.0,
@@ -92,6 +102,15 @@ class TrainingRun:
             grounding=self._grounding(exposure.alpha) if learned else math.nan,
             probe_kl=self._probe_kl() if learned and self.config.exposure.progress == "probe_kl" else None,
         )
+        grounding = stats.grounding if learned else None
+        check_probe({"the probe's NLL": stats.probe_nll, "its grounding": grounding, "its KL": stats.probe_kl}, update)
+        return stats
+
+    def keep_batch(self, update: int, exposure: Exposure, rollouts: Sequence[Rollout]) -> None:
+        """Write the batch of a skipped update for inspection. Collective over the ranks of one model."""
+        losses = example_losses(self.model, self.teacher, self.examples(rollouts, exposure.alpha), self.divergence)
+        if losses and parallel_state.get_tensor_model_parallel_rank() == 0:
+            self.skipped.save(update, data_parallel_place()[0], exposure.alpha, rollouts, losses)
 
     def _grounding(self, alpha: float) -> float:
         """Mean log-probability (nats per token) of the probe references under the exposed teacher.
@@ -127,6 +146,7 @@ class TrainingRun:
                 "exposure": on_every_rank(self.service.state_dict()),
                 "probe_responses": [(r.response_ids, r.truncated) for r in self.probe_rollouts],
                 "rng": rng_states(),
+                "skipped_in_a_row": self.skipped.in_a_row,
                 "config": asdict(self.config),
             }
         }
@@ -150,6 +170,8 @@ class TrainingRun:
             Rollout(problem, self.renderer.student(problem), tuple(ids), truncated)
             for problem, (ids, truncated) in zip(self.probe_problems, run["probe_responses"], strict=False)
         ]
+        check_weights([*self.model.named_parameters(), *((f"teacher tensor {i}", w) for i, w in enumerate(self.teacher.weights))], folder)
+        self.skipped.in_a_row = run.get("skipped_in_a_row", 0)
         restore_rng(run["rng"])
         return int(run["update"])
 

@@ -47,8 +47,8 @@ METRICS = {
     *("exposure/alpha", "exposure/a", "exposure/b", "exposure/mean", "exposure/entropy"),
     *("controller/reward", "controller/learning_progress", "controller/grounding", "controller/advantage", "controller/updates"),
     *("probe/nll", "student/confidence", "student/entropy", "distill/teacher_entropy", "perf/padding"),
-    *("rollout/length", "rollout/truncated", "rollout/accuracy"),
-    *("optim/lr", "optim/grad_norm"),
+    *("rollout/length", "rollout/truncated", "rollout/empty", "rollout/accuracy"),
+    *("optim/lr", "optim/grad_norm", "optim/skipped"),
     *("time/rollout", "time/teacher", "time/student", "time/probe", "time/step"),
     *("perf/tokens_per_second", "memory/peak_gib"),
 }

@@ -1,0 +1,75 @@
+"""Where each rank is. All tell it to the job's store, so that those who wait in vain can say for whom; who is late shows its stack."""
+
+import json
+import sys
+import threading
+import time
+import traceback
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch.distributed as dist
+from torch.distributed.distributed_c10d import _get_default_store
+
+_SHARE = 0.9  # of the collectives' timeout, so that a rank which holds up the others is heard before they end the job
+
+
+@dataclass(frozen=True)
+class Place:
+    """The phase a rank is in, how many it has entered, and since when (seconds since the epoch)."""
+
+    phase: str
+    number: int
+    since: float
+
+
+class Progress:
+    """This rank's place. Create it after the default process group; a phase longer than 0.9 · timeout_minutes prints its stack, once."""
+
+    def __init__(self, timeout_minutes: float) -> None:
+        self.limit = _SHARE * 60 * timeout_minutes
+        self.number = 0
+        self.timer: threading.Timer | None = None
+
+    def enter(self, phase: str) -> None:
+        """Say that a phase begins, such as `rollout of update 3`."""
+        self.close()
+        self.number += 1
+        place = Place(phase, self.number, time.time())
+        _get_default_store().set(_key(dist.get_rank()), json.dumps(asdict(place)))
+        self.timer = threading.Timer(self.limit, _show_stack, (place, threading.get_ident()))
+        self.timer.daemon = True
+        self.timer.start()
+
+    def close(self) -> None:
+        """No phase is under way any more."""
+        if self.timer is not None:
+            self.timer.cancel()
+
+
+def who_is_late() -> str:
+    """The ranks that have entered the fewest phases, by what they told the store, with where they are; for a person."""
+    if not dist.is_initialized():
+        return "not all ranks have started"
+    places = {rank: place for rank in range(dist.get_world_size()) if (place := _place_of(rank))}
+    last = min((place.number for place in places.values()), default=0)
+    late = {rank: place for rank, place in places.items() if place.number == last}
+    if len(late) == len(places):
+        return f"all ranks are in the same phase ({next(iter(places.values())).phase})" if places else "no rank has begun"
+    return "; ".join(f"rank {rank} has been in {place.phase} for {time.time() - place.since:.0f} s" for rank, place in late.items())
+
+
+def _place_of(rank: int) -> Place | None:
+    store: Any = _get_default_store()
+    return Place(**json.loads(store.get(_key(rank)))) if store.check([_key(rank)]) else None
+
+
+def _key(rank: int) -> str:
+    return f"megatron_atesd/progress/{rank}"
+
+
+def _show_stack(place: Place, thread: int) -> None:
+    frame = sys._current_frames().get(thread)
+    stack = "".join(traceback.format_stack(frame)) if frame else ""
+    text = f"rank {dist.get_rank()} has been in {place.phase} for {time.time() - place.since:.0f} s and is here:\n{stack}"
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,108 @@
+"""Updates on responses that no one wants: all empty, all cut, one token long, sampled from NaN; what is refused at the start."""
+
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import Qwen3ForCausalLM
+
+from megatron_atesd.config_load import load_config
+from megatron_atesd.data.problems import load_problems
+from megatron_atesd.errors import CheckpointError, DataError, TrainingError
+from megatron_atesd.model.parallel import parallel_session
+from megatron_atesd.rollout import generate
+from megatron_atesd.train.loop import train_step
+from megatron_atesd.train.run import TrainingRun
+from tests.end_to_end.small_run import arguments, save_inputs
+
+NO_STOP = 5
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = save_inputs(tmp_path_factory.mktemp("inputs"))
+    with parallel_session():
+        yield folder
+
+
+def start(inputs: Path, *overrides: str) -> TrainingRun:
+    config = load_config(arguments(inputs, inputs / "run", "--parallel.tensor=1", *overrides))
+    return TrainingRun(config, *(load_problems(inputs / f"{name}.jsonl") for name in ("train", "probe")))
+
+
+def always(token: Callable[[TrainingRun], int], run: TrainingRun, monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
+    """Metrics of an update whose student gives nothing but `token`."""
+    assert NO_STOP not in run.renderer.stop_ids
+    monkeypatch.setattr(generate, "sample_tokens", lambda logits_BV, *_: torch.full(logits_BV.shape[:1], token(run)))
+    return train_step(run, 0)[0]
+
+
+def stop(run: TrainingRun) -> int:
+    return run.renderer.stop_ids[0]
+
+
+def test_a_batch_of_empty_responses_trains_on_their_stop_tokens(inputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    metrics = always(stop, start(inputs), monkeypatch)
+    assert (metrics["rollout/empty"], metrics["rollout/truncated"], metrics["rollout/length"]) == (1.0, 0.0, 1.0)
+    assert metrics["distill/kl"] > 0
+    assert metrics["optim/skipped"] == 0.0
+
+
+def test_a_batch_of_cut_responses_trains_on_all_their_tokens(inputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    metrics = always(lambda _: NO_STOP, start(inputs), monkeypatch)
+    assert (metrics["rollout/empty"], metrics["rollout/truncated"], metrics["rollout/length"]) == (0.0, 1.0, 16.0)
+    assert metrics["optim/grad_norm"] > 0
+
+
+def test_a_response_cut_after_its_only_token_is_not_empty(inputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    metrics = always(lambda _: NO_STOP, start(inputs, "--rollout.max_new_tokens=1"), monkeypatch)
+    assert (metrics["rollout/empty"], metrics["rollout/truncated"], metrics["rollout/length"]) == (0.0, 1.0, 1.0)
+
+
+def test_an_update_on_empty_responses_has_finite_metrics(inputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    metrics = always(stop, start(inputs, "--distill.normalize=sequence"), monkeypatch)
+    assert [name for name, value in metrics.items() if not math.isfinite(value)] == []
+
+
+def test_a_student_whose_activations_are_nan_has_its_update_skipped(inputs: Path) -> None:
+    run = start(inputs)
+    with torch.no_grad():
+        run.model.head_weight()[0] = torch.nan
+    metrics, rollouts = train_step(run, 0)
+    assert metrics["optim/skipped"] == 1.0
+    assert all(rollout.response_ids for rollout in rollouts)
+
+
+def test_a_teacher_whose_activations_are_nan_has_the_update_skipped(inputs: Path) -> None:
+    run = start(inputs)
+    for weight in run.teacher.weights:
+        weight.fill_(torch.nan)
+    assert train_step(run, 0)[0]["optim/skipped"] == 1.0
+
+
+def test_broken_weights_after_an_update_end_the_run(inputs: Path) -> None:
+    run = start(inputs)
+    exposure = run.service.propose(0)
+    with torch.no_grad():
+        run.model.head_weight()[0] = torch.nan
+    with pytest.raises(TrainingError, match="the probe's NLL is nan after 1 updates"):
+        run.probe(1, exposure, None)
+
+
+def test_a_model_with_nan_weights_is_refused_at_the_start(inputs: Path, tmp_path: Path) -> None:
+    model = Qwen3ForCausalLM.from_pretrained(inputs / "hf")
+    with torch.no_grad():
+        model.model.norm.weight[3] = torch.nan
+    model.save_pretrained(tmp_path)
+    for path in (inputs / "hf").iterdir():
+        if not (tmp_path / path.name).exists():
+            (tmp_path / path.name).symlink_to(path)
+    with pytest.raises(CheckpointError, match=r"final_layernorm\.weight holds NaN or infinite values"):
+        start(inputs, f"--model.path={tmp_path}")
+
+
+def test_a_problem_longer_than_the_longest_prompt_is_refused_at_the_start(inputs: Path) -> None:
+    with pytest.raises(DataError, match=r"problem '.*': its teacher prompt has \d+ tokens, but prompt.max_length is 40"):
+        start(inputs, "--prompt.max_length=40")
