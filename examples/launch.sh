@@ -1,0 +1,44 @@
+#!/usr/bin/env bash
+# launch.sh RECIPE.yaml [--section.key value …]: what the launchers of this folder share.
+#
+# Within torchrun it is one rank's training process. Without, it starts torchrun on this node: of one node, or of several, which
+# it finds by these variables (Slurm's in their stead inside a Slurm job step of one task a node):
+#
+#   NNODES, NODE_RANK        nodes, and which one this is (SLURM_NNODES, SLURM_NODEID)
+#   MASTER_ADDR              host name of node 0 (first of SLURM_JOB_NODELIST); MASTER_PORT, default 29500
+#   GPUS_PER_NODE            processes a node (SLURM_GPUS_ON_NODE); default: one for each GPU
+#   MAX_RESTARTS             new starts after a failure, each from the newest valid checkpoint; default 0: they also follow a bad setting
+#   JOB_ID                   the same on all nodes, another for each job that shares MASTER_ADDR and port (SLURM_JOB_ID)
+set -euo pipefail
+train="$(dirname "${BASH_SOURCE[0]}")/../tools/train.py"
+settings=(--config "$@")
+python=${PYTHON:-python3}
+export CUDA_DEVICE_MAX_CONNECTIONS=${CUDA_DEVICE_MAX_CONNECTIONS:-1} # lets tensor-parallel communication overlap with the gradients
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+
+fail() { echo "error: $1" >&2; exit 2; }
+# Not RANK: some cluster operators set it for a whole node.
+started_by_torchrun() { [ -n "${TORCHELASTIC_RUN_ID:-}" ]; }
+asks_for_help() { for word in "$@"; do case $word in -h | --help) return 0 ;; esac; done; return 1; }
+first_slurm_host() { scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1; }
+
+if started_by_torchrun || asks_for_help "$@"; then
+    exec "$python" -u "$train" "${settings[@]}"
+fi
+
+trap '' USR1 # Slurm's warning before the time limit goes to every process: it is meant for the ranks, which save and end
+nodes=${NNODES:-${SLURM_NNODES:-1}}
+options=(--nproc-per-node "${GPUS_PER_NODE:-${SLURM_GPUS_ON_NODE:-gpu}}" --max-restarts "${MAX_RESTARTS:-0}")
+if [ "$nodes" = 1 ]; then
+    options+=(--standalone)
+else
+    node=${NODE_RANK:-${SLURM_NODEID:-}}
+    [ -n "$node" ] || fail "NNODES is $nodes, but NODE_RANK is not set; give each node its number, 0 to $((nodes - 1))"
+    master=${MASTER_ADDR:-${SLURM_JOB_NODELIST:+$(first_slurm_host)}}
+    [ -n "$master" ] || fail "NNODES is $nodes, but MASTER_ADDR is not set; give the host name of node 0 on every node"
+    options+=(--nnodes "$nodes" --node-rank "$node" --rdzv-backend c10d --rdzv-endpoint "$master:${MASTER_PORT:-29500}")
+    export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 # else a restarted rank finds the addresses of those before it
+    # Node 0 opens the meeting point, whatever names its machine goes by.
+    options+=(--rdzv-id "${JOB_ID:-${SLURM_JOB_ID:-atesd}}" --rdzv-conf "is_host=$([ "$node" = 0 ] && echo true || echo false)")
+fi
+exec "$python" -m torch.distributed.run "${options[@]}" "$train" "${settings[@]}"

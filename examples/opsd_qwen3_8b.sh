@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+''':'
+# OPSD, the baseline (α = 1), on Qwen3-8B, with the settings of opsd_qwen3_8b.yaml. From the repository root:
+#
+#   bash examples/opsd_qwen3_8b.sh [--section.key value …]                     starts torchrun itself; launch.sh says on how many nodes
+#   torchrun --nnodes 2 --nproc-per-node 8 … examples/opsd_qwen3_8b.sh         on every node; with --no-python too
+#
+# Python reads these lines as one string and goes on below it.
+exec bash "$(dirname "$0")/launch.sh" "${0%.sh}.yaml" "$@"
+'''
+import os
+import sys
+
+os.environ["PYTHON"] = sys.executable
+os.execvp("bash", ["bash", __file__, *sys.argv[1:]])
