@@ -91,9 +91,8 @@ def undisturbed_runs(inputs: Path, folder: Path) -> Undisturbed:
         other_dir = folder / name
         if dist.get_rank() == 0:
             shutil.copytree(run_dir, other_dir)
-            (other_dir / "checkpoints" / "latest").write_text("step_4\n")
         dist.barrier()
-        others[name] = other_dir, train_and_say(inputs, other_dir, *layout)
+        others[name] = other_dir, train_and_say(inputs, other_dir, "--checkpoint.resume=step_4", *layout)
     with pytest.raises(CheckpointError) as refusal:
         train_and_say(inputs, run_dir, "--checkpoint.resume=never")
     return Undisturbed(run_dir, said, others, str(refusal.value))
