@@ -52,15 +52,17 @@ class FolderSave:
     def _or_remove(self, step: Callable[[], Any]) -> Any:
         try:
             return step()
-        except CheckpointError:
+        except CheckpointError as error:
+            # torch's writer hides a full disk behind errors of its own.
+            free = on_rank_0(lambda: _free_gib(self.final), self._failing)
             if place()[0] == 0:
                 shutil.rmtree(self._partial, ignore_errors=True)
-            raise
+            raise CheckpointError(f"{error} ({free:.2f} GiB are free there)") from error
 
     def _start(self, state: dict[str, Any], hf_files: Path) -> None:
         on_rank_0(partial(_new_folder, self._partial, hf_files), self._failing)
         install_save_queue()
-        register_default_strategy(StrategyAction.SAVE_COMMON, "torch", 1, _AgreedCommonStrategy("torch", 1))
+        register_default_strategy(StrategyAction.SAVE_COMMON, "torch", 1, _AgreedCommonStrategy(self._failing))
         request = dist_checkpointing.save(state, str(self._partial / "weights"), async_sharded_save=True)
         assert request is not None
         answers, answer = Pipe(duplex=False)
@@ -89,9 +91,18 @@ class FolderSave:
 class _AgreedCommonStrategy(TorchCommonSaveStrategy):
     """megatron.core lets rank 0 write common.pt while the others go on; should it fail, they hear of it here."""
 
+    def __init__(self, failing: str) -> None:
+        super().__init__("torch", 1)
+        self._failing = failing
+
     def save_common(self, common_state_dict: Any, checkpoint_dir: str | Path) -> None:
         write = partial(super().save_common, common_state_dict, checkpoint_dir)
-        agreed(write, f"{Path(checkpoint_dir).parent} cannot be saved")
+        agreed(write, self._failing)
+
+
+def _free_gib(path: Path) -> float:
+    there = next(parent for parent in path.absolute().parents if parent.exists())
+    return shutil.disk_usage(there).free / 2**30
 
 
 def _new_folder(folder: Path, hf_files: Path) -> None:
