@@ -38,11 +38,11 @@ def check_before_work(config: TrainConfig, world_size: int) -> tuple[list[Proble
 
 
 def check_writable(run_dir: Path) -> None:
-    """Make the run directory. Raises ConfigError when it cannot be made, or no file can be written in it."""
+    """Raise ConfigError when no file can be written in the run directory, or in the nearest folder above it that exists."""
+    there = next(folder for folder in (run_dir.absolute(), *run_dir.absolute().parents) if folder.exists())
     try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=run_dir) as file:
-            file.write(b"room")
+        with tempfile.TemporaryFile(dir=there):
+            pass
     except OSError as error:
         raise ConfigError(f"run.dir is {run_dir}, which cannot be written to ({error.strerror}); give a folder to write to") from None
 

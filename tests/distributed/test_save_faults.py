@@ -192,8 +192,8 @@ def test_a_failed_save_is_told_alike_on_all_ranks(outcomes: list[Outcome], fault
     first, second = [outcome.refusals[fault] for outcome in outcomes]
     assert first == second
     assert "step_2 cannot be saved: " in first
-    assert fault == "tensors_of_rank_1" or "No space left on device" in first  # torch hides the cause when it writes a tensor
-    assert "GiB are free there" in first
+    # torch hides the cause when it writes a tensor
+    assert ("GiB are free there" if fault == "tensors_of_rank_1" else "No space left on device") in first
     assert "earlier checkpoints are untouched" in first
 
 
@@ -206,7 +206,7 @@ def test_a_failed_save_leaves_the_earlier_checkpoint_and_nothing_else(outcomes: 
 def test_with_on_error_continue_a_failed_save_is_counted_and_told(outcomes: list[Outcome]) -> None:
     for outcome in outcomes:
         assert outcome.counted == 1.0
-        assert [text for text in outcome.said if "step_1 cannot be saved: No space left" in text and "training goes on" in text]
+        assert [text for text in outcome.said if "step_1 cannot be saved: [Errno 28] No space left" in text and "training goes on" in text]
 
 
 def test_the_last_save_of_a_job_must_not_fail(outcomes: list[Outcome]) -> None:
