@@ -13,12 +13,14 @@ from megatron_atesd.distill.step import distill_step
 from megatron_atesd.errors import CheckpointError
 from megatron_atesd.model.parallel import is_main, parallel_session
 from megatron_atesd.records import Rollout
+from megatron_atesd.train.agreement import on_rank_0
 from megatron_atesd.train.checks import check_before_work
 from megatron_atesd.train.metrics import describe_sample, peak_memory_gib, rollout_metrics, write_summary
 from megatron_atesd.train.monitor import Monitor
 from megatron_atesd.train.preemption import StopRequest
 from megatron_atesd.train.run import TrainingRun
 from megatron_atesd.train.run_checkpoints import Saver, choose, step_folders
+from megatron_atesd.train.saving import recover
 
 
 def train(config: TrainConfig) -> None:
@@ -29,6 +31,7 @@ def train(config: TrainConfig) -> None:
     if resume == "never" and (steps := step_folders(checkpoints)):
         raise CheckpointError(f"{run_dir} already holds {steps[0].name}; set checkpoint.resume to auto or choose another run.dir")
     with parallel_session(parallel.tensor, parallel.pipeline, config.run.seed, parallel.timeout_minutes, parallel.virtual_pipeline):
+        on_rank_0(lambda: recover(checkpoints), f"{checkpoints} cannot be put in order")
         chosen = choose(checkpoints, "auto" if resume == "never" else resume)
         run = TrainingRun(config, problems, probe_problems)
         start = 0 if chosen.folder is None else run.load(chosen.folder)
