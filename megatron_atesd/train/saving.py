@@ -113,6 +113,7 @@ def _new_folder(folder: Path, hf_files: Path) -> None:
 def _write_and_sum(write: Callable[..., None], folder: Path, rank: int, answer: Connection, *arguments: Any) -> None:
     """In the writing process: this rank's files, then their checksums to the rank."""
     end_with_parent()
+    os.register_at_fork(after_in_child=end_with_parent)  # megatron.core's helpers, which could wait for this process for ever
     write(*arguments)
     answer.send(checksums(folder, [path.relative_to(folder).as_posix() for path in folder.glob(f"weights/__{rank}_*.distcp")]))
 
