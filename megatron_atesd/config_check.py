@@ -1,6 +1,7 @@
 """Rules that single settings and settings together must keep; every broken one is reported, in one message."""
 
 import math
+import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -85,6 +86,7 @@ BOUNDS: dict[str, Bound] = {
     "schedule.min_lr": ZERO_OR_MORE,
     "checkpoint.every": ZERO_OR_MORE,
     "checkpoint.keep": ZERO_OR_MORE,
+    "checkpoint.keep_every": ZERO_OR_MORE,
     "monitor.figure_every": ZERO_OR_MORE,
     "monitor.samples": ZERO_OR_MORE,
 }
@@ -102,6 +104,7 @@ def validate(config: TrainConfig, world_size: int = 1, model: ModelShape | None 
             *_file_problems(config),
             *_method_problems(config),
             *_schedule_problems(config),
+            *_checkpoint_problems(config),
         ]
         problems += [] if model is None else _shape_problems(config, model)
     refuse(problems)
@@ -229,6 +232,12 @@ def _schedule_problems(config: TrainConfig) -> Iterator[str]:
         )
     if isinstance(lr, int | float) and schedule.min_lr > lr:
         yield f"schedule.min_lr is {schedule.min_lr}, must not exceed optimizer.lr {lr}; lower it"
+
+
+def _checkpoint_problems(config: TrainConfig) -> Iterator[str]:
+    resume = config.checkpoint.resume
+    if resume not in ("auto", "never") and not re.fullmatch(r"step_\d+", resume):
+        yield f"checkpoint.resume is {resume}, must be auto, never, or the name of a checkpoint such as step_100"
 
 
 def _shape_problems(config: TrainConfig, model: ModelShape) -> Iterator[str]:

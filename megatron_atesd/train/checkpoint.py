@@ -1,32 +1,24 @@
-"""Checkpoints of a whole run, independent of TP × PP × DP (megatron.core dist_checkpointing, format torch_dist).
+"""Model folders and checkpoints, independent of TP × PP × DP (megatron.core dist_checkpointing, format torch_dist).
 
-A model folder, and each `checkpoints/step_N/`, is `weights/` (torch_dist) beside `hf/` (config.json, tokenizer, generation config).
-A checkpoint is written under a temporary name, fsynced and renamed; then `latest` moves to it.
+A model folder, and each `checkpoints/step_N/`, is `weights/` (torch_dist) beside `hf/` (config.json, tokenizer, generation config) and
+SHA256SUMS.
 """
 
-import os
-import shutil
-from collections.abc import Mapping
+import sys
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing import ShardedTensor
-from megatron.core.dist_checkpointing.core import CheckpointingException
-from megatron.core.tensor_parallel.random import CudaRNGStatesTracker, get_cuda_rng_tracker
-from torch.distributed.checkpoint.api import CheckpointException
 
 from megatron_atesd.errors import CheckpointError
 from megatron_atesd.model.qwen3 import HiddenStateGPT
-from megatron_atesd.train.hf_files import copy_hf_files
-from megatron_atesd.train.save_queue import install_save_queue
+from megatron_atesd.train.agreement import STORAGE_ERRORS, agreed, describe, place
+from megatron_atesd.train.manifest import MANIFEST, check_files, read_manifest
+from megatron_atesd.train.saving import FolderSave
 
 MODEL_PREFIX = "model."
-# What megatron.core and torch raise for files that are missing, cut short or of another model.
-_UNREADABLE = (CheckpointingException, CheckpointException, UnpicklingError, EOFError, OSError, KeyError, RuntimeError, ValueError)
 
 
 def model_state(model: HiddenStateGPT) -> dict[str, Any]:
@@ -35,22 +27,37 @@ def model_state(model: HiddenStateGPT) -> dict[str, Any]:
 
 
 def write_folder(final: Path, state: dict[str, Any], hf_files: Path) -> None:
-    """Write `final` whole or not at all: weights/ from the sharded `state`, hf/ = `hf_files` without its weights. Collective."""
-    partial = final.with_name(final.name + ".partial")
-    if dist.get_rank() == 0:
-        shutil.rmtree(partial, ignore_errors=True)
-        (partial / "weights").mkdir(parents=True)
-        copy_hf_files(hf_files, partial / "hf")
-    dist.barrier()
-    install_save_queue()
-    dist_checkpointing.save(state, str(partial / "weights"))
-    dist.barrier()
-    if dist.get_rank() == 0:
-        _sync_tree(partial)
-        shutil.rmtree(final, ignore_errors=True)
-        os.replace(partial, final)
-        _sync(final.parent)
-    dist.barrier()
+    """Write `final` whole or not at all: weights/ from the sharded `state`, hf/ = `hf_files` without its weights. Collective.
+
+    Raises CheckpointError, on all ranks, when it cannot be written.
+    """
+    FolderSave(final, state, hf_files).finished(wait=True)
+
+
+def check_folder(folder: Path) -> None:
+    """Hold every file of `folder` to SHA256SUMS, shared out over the ranks. Collective.
+
+    Raises CheckpointError, on all ranks, naming what is missing or damaged.
+    """
+
+    def check_share() -> None:
+        rank, size = place()
+        sums = read_manifest(folder)
+        largest_first = sorted(sums, key=lambda name: (-(folder / name).stat().st_size, name))
+        check_files(folder, {name: sums[name] for name in largest_first[rank::size]})
+
+    agreed(check_share, f"{folder} cannot be read")
+
+
+def check_model_folder(folder: Path) -> None:
+    """`check_folder`, except that a Megatron folder without checksums passes with a word on stderr (older versions wrote none).
+
+    A Hugging Face folder never has them.
+    """
+    if (folder / MANIFEST).exists():
+        check_folder(folder)
+    elif (folder / "weights").is_dir() and place()[0] == 0:
+        print(f"{folder} has no {MANIFEST}: it is used without a check for damage", file=sys.stderr, flush=True)
 
 
 def read_folder(folder: Path, state: dict[str, Any]) -> dict[str, Any]:
@@ -65,8 +72,8 @@ def read_folder(folder: Path, state: dict[str, Any]) -> dict[str, Any]:
         )
     try:
         loaded = dist_checkpointing.load(state, str(weights))
-    except _UNREADABLE as error:
-        raise CheckpointError(f"{folder}: cannot be loaded: {' '.join(str(error).split())[:400]}") from error
+    except STORAGE_ERRORS as error:
+        raise CheckpointError(f"{folder}: cannot be loaded: {describe(error)}") from error
     assert isinstance(loaded, dict)  # a tuple only for strict modes that report
     return loaded
 
@@ -75,88 +82,6 @@ def stored_dtypes(folder: Path) -> set[torch.dtype]:
     """The types in which the model weights of `folder` are stored. Raises CheckpointError when there are none."""
     try:
         tensors = dist_checkpointing.load_tensors_metadata(str(folder / "weights"))
-    except _UNREADABLE as error:
-        raise CheckpointError(f"{folder}: cannot be read: {' '.join(str(error).split())[:400]}") from error
+    except STORAGE_ERRORS as error:
+        raise CheckpointError(f"{folder}: cannot be read: {describe(error)}") from error
     return {tensor.dtype for name, tensor in tensors.items() if isinstance(tensor, ShardedTensor) and name.startswith(MODEL_PREFIX)}
-
-
-class RunCheckpoints:
-    """The checkpoints of one run directory."""
-
-    def __init__(self, run_dir: Path, keep: int) -> None:
-        self.folder, self.keep = run_dir / "checkpoints", keep
-
-    def latest(self) -> Path | None:
-        """The newest complete checkpoint, by the `latest` file; None when there is none."""
-        pointer = self.folder / "latest"
-        if not pointer.is_file():
-            return None
-        target = self.folder / pointer.read_text().strip()
-        if not target.is_dir():
-            raise CheckpointError(
-                f"{pointer} names {target.name}, which is missing; write the name of an existing step_N into it or delete it"
-            )
-        return target
-
-    def save(self, update: int, state: dict[str, Any], hf_files: Path) -> Path:
-        """Write step_<update>, move `latest`, drop checkpoints older than the newest `keep`. Collective."""
-        target = self.folder / f"step_{update}"
-        if dist.get_rank() == 0:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        write_folder(target, state, hf_files)
-        if dist.get_rank() == 0:
-            self._point(target.name)
-            self._drop_old()
-        return target
-
-    def _point(self, name: str) -> None:
-        temporary = self.folder / "latest.partial"
-        temporary.write_text(name + "\n")
-        _sync(temporary)
-        os.replace(temporary, self.folder / "latest")
-        _sync(self.folder)
-
-    def _drop_old(self) -> None:
-        steps = sorted(self.folder.glob("step_*[0-9]"), key=lambda path: int(path.name.removeprefix("step_")))
-        for old in steps[: -self.keep] if self.keep else []:
-            shutil.rmtree(old)
-
-
-def rng_states() -> list[Mapping[str, Any]]:
-    """Every rank's random-number states, in rank order (equal list on all ranks). Collective."""
-    mine = {"torch": torch.get_rng_state(), "tracker": _tracker().get_states()}
-    if torch.cuda.is_available():
-        mine["cuda"] = torch.cuda.get_rng_state()
-    gathered: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(gathered, mine)
-    return gathered
-
-
-def restore_rng(states: list[Mapping[str, Any]]) -> None:
-    """Put this rank's states back; with another world size the seeds of the start stay in force."""
-    if len(states) != dist.get_world_size():
-        return
-    mine = states[dist.get_rank()]
-    torch.set_rng_state(mine["torch"])
-    _tracker().set_states(mine["tracker"])
-    if torch.cuda.is_available() and "cuda" in mine:
-        torch.cuda.set_rng_state(mine["cuda"])
-
-
-def _tracker() -> CudaRNGStatesTracker:
-    tracker = get_cuda_rng_tracker()
-    assert tracker is not None
-    return tracker
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _sync_tree(folder: Path) -> None:
-    for path in [*folder.rglob("*"), folder]:
-        _sync(path)

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -31,7 +32,19 @@ def check_before_work(config: TrainConfig, world_size: int) -> tuple[list[Proble
     megatron_settings(config, architecture)
     optimizer_settings(DTYPES[config.model.dtype], config.optimizer, config.ddp, config.schedule)
     check_compiler(config.distill.compile)
-    return load_data(config)
+    data = load_data(config)
+    check_writable(Path(config.run.dir))
+    return data
+
+
+def check_writable(run_dir: Path) -> None:
+    """Raise ConfigError when no file can be written in the run directory, or in the nearest folder above it that exists."""
+    there = next(folder for folder in (run_dir.absolute(), *run_dir.absolute().parents) if folder.exists())
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise ConfigError(f"run.dir is {run_dir}, which cannot be written to ({error.strerror}); give a folder to write to") from None
 
 
 def check_compiler(wanted: bool) -> None:

@@ -14,43 +14,55 @@ from megatron_atesd.distill.step import distill_step
 from megatron_atesd.errors import CheckpointError
 from megatron_atesd.model.parallel import is_main, parallel_session
 from megatron_atesd.records import Rollout
-from megatron_atesd.train.checkpoint import RunCheckpoints
+from megatron_atesd.train.agreement import on_rank_0
 from megatron_atesd.train.checks import check_before_work
 from megatron_atesd.train.metrics import describe_sample, peak_memory_gib, rollout_metrics, write_summary
 from megatron_atesd.train.monitor import Monitor
+from megatron_atesd.train.preemption import StopRequest
 from megatron_atesd.train.run import TrainingRun
+from megatron_atesd.train.run_checkpoints import Saver, choose, step_folders
+from megatron_atesd.train.saving import recover
 
 
 def train(config: TrainConfig) -> None:
-    """Train from `config`, or go on from the newest checkpoint of its run directory, to the last update."""
+    """Train from `config`, or go on from the newest valid checkpoint of its run directory, to the last update or until asked to stop."""
     problems, probe_problems = check_before_work(config, int(os.environ.get("WORLD_SIZE", "1")))
     parallel, run_dir = config.parallel, Path(config.run.dir)
-    checkpoints = RunCheckpoints(run_dir, config.checkpoint.keep)
-    newest = checkpoints.latest()
-    if newest is not None and config.checkpoint.resume == "never":
-        raise CheckpointError(f"{run_dir} already holds {newest.name}; set checkpoint.resume to auto or choose another run.dir")
+    checkpoints, resume = run_dir / "checkpoints", config.checkpoint.resume
+    if resume == "never" and (steps := step_folders(checkpoints)):
+        raise CheckpointError(f"{run_dir} already holds {steps[0].name}; set checkpoint.resume to auto or choose another run.dir")
     with parallel_session(parallel.tensor, parallel.pipeline, config.run.seed, parallel.timeout_minutes, parallel.virtual_pipeline):
+        on_rank_0(lambda: recover(checkpoints), f"{checkpoints} cannot be put in order")
+        chosen = choose(checkpoints, "auto" if resume == "never" else resume)
         run = TrainingRun(config, problems, probe_problems)
-        start = 0 if newest is None else run.load(newest)
+        start = 0 if chosen.folder is None else run.load(chosen.folder)
         if is_main():
             run_dir.mkdir(parents=True, exist_ok=True)
             save_config(config, run_dir / "config.yaml")
-        with Monitor(run_dir, config.run.updates, config.monitor, is_main(), start) as monitor:
-            if newest is not None:
-                monitor.message(f"resumed from {newest} after {start} updates")
+        with Monitor(run_dir, config.run.updates, config.monitor, is_main(), start) as monitor, StopRequest() as stop:
+            saver = Saver(checkpoints, config.checkpoint, monitor.message)
+            if chosen.folder is not None:
+                monitor.message(f"resumed from {chosen.folder} after {start} updates ({chosen.why})")
             else:
                 run.service.observe(run.probe(0, run.service.propose(0), None))
             for update in range(start, config.run.updates):
                 metrics, rollouts = train_step(run, update)
                 done = update + 1
-                monitor.log(done, metrics)
+                monitor.log(done, metrics | saver.metrics())
                 if config.monitor.samples and done % config.monitor.samples == 0:
                     monitor.message(describe_sample(run.renderer, rollouts[0]))
                 run.progress.enter(f"the end of update {done}")
+                asked = stop.agreed()
+                last = bool(asked) or run.skipped.too_many or done == config.run.updates
+                if last or (config.checkpoint.every and done % config.checkpoint.every == 0):
+                    saver.save(done, run.state(done), run.hf_folder, last)
+                else:
+                    saver.finish(wait=False)
                 if run.skipped.too_many:
-                    raise run.skipped.error(checkpoints.save(done, run.state(done), run.hf_folder))
-                if done == config.run.updates or (config.checkpoint.every and done % config.checkpoint.every == 0):
-                    checkpoints.save(done, run.state(done), run.hf_folder)
+                    raise run.skipped.error(checkpoints / f"step_{done}")
+                if asked and done < config.run.updates:
+                    monitor.message(f"stopped by {asked} after update {done}: step_{done} is saved; start the same command to go on")
+                    return
         run.progress.close()
         if is_main():
             write_summary(run_dir, config)

@@ -5,7 +5,8 @@ from pathlib import Path
 from checkpoints_convert.weights import load_hf_weights
 from megatron_atesd.errors import CheckpointError
 from megatron_atesd.model.qwen3 import HiddenStateGPT
-from megatron_atesd.train.checkpoint import MODEL_PREFIX, RunCheckpoints, model_state, read_folder
+from megatron_atesd.train.checkpoint import MODEL_PREFIX, check_model_folder, model_state, read_folder
+from megatron_atesd.train.run_checkpoints import choose
 
 
 def find_hf(folder: Path) -> Path:
@@ -23,14 +24,15 @@ def find_hf(folder: Path) -> Path:
 
 
 def find_model_folder(path: Path) -> Path:
-    """The Megatron model folder that `path` means: itself (also a checkpoint step_N), or the newest checkpoint of a run directory.
+    """The Megatron model folder that `path` means: itself (also a checkpoint step_N), or the newest valid checkpoint of a run
+    directory; its files are checked.
 
-    Raises CheckpointError when there is none.
+    Raises CheckpointError when there is none, or a file of it is damaged.
     """
     if (path / "weights").is_dir():
+        check_model_folder(path)
         return path
-    run_dir = path.parent if path.name == "checkpoints" else path
-    newest = RunCheckpoints(run_dir, keep=0).latest()
+    newest = choose(path if path.name == "checkpoints" else path / "checkpoints").folder
     if newest is None:
         raise CheckpointError(f"{path}: neither a Megatron model folder (weights/ and hf/) nor a run directory with a checkpoint")
     return newest

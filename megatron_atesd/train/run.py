@@ -27,12 +27,13 @@ from megatron_atesd.model.qwen3 import build_model, read_architecture
 from megatron_atesd.records import Exposure, Problem, Rollout, UpdateStats
 from megatron_atesd.rollout.generate import generate
 from megatron_atesd.rollout.sampling import sequence_seed
-from megatron_atesd.train.checkpoint import read_folder, restore_rng, rng_states
+from megatron_atesd.train.checkpoint import check_model_folder, read_folder
 from megatron_atesd.train.checks import check_prompts, check_unchanged, megatron_settings
 from megatron_atesd.train.finite import Skipped, check_probe, check_weights
 from megatron_atesd.train.model_folder import find_hf, load_model_weights
 from megatron_atesd.train.optimizer import build_optimization
 from megatron_atesd.train.progress import Progress
+from megatron_atesd.train.random_states import restore_rng, rng_states
 
 
 class TrainingRun:
@@ -48,6 +49,7 @@ class TrainingRun:
         self.sampler = ProblemSampler(problems, config.data.batch, config.run.seed, *data_parallel_place())
         architecture = read_architecture(self.hf_folder)
         self.model = build_model(architecture, megatron_settings(config, architecture))
+        check_model_folder(Path(config.model.path))
         load_model_weights(self.model, Path(config.model.path))
         check_weights(self.model.named_parameters(), Path(config.model.path))
         self.teacher = Teacher(self.model, config.distill.teacher, config.distill.ema_decay, config.distill.teacher_offload)

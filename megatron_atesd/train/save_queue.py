@@ -5,6 +5,7 @@ ends by itself. A rank that is killed (out of memory, a node that goes down) wou
 """
 
 import os
+import signal
 from multiprocessing import get_context, parent_process
 from multiprocessing.managers import SyncManager
 from threading import Thread
@@ -16,11 +17,19 @@ def install_save_queue() -> None:
 
     if filesystem_async._results_queue is None:
         manager = SyncManager(ctx=get_context("spawn"))
-        manager.start(initializer=_end_with_parent)
+        manager.start(initializer=_serve_until_the_end)
         filesystem_async._results_queue = manager.Queue()
 
 
-def _end_with_parent() -> None:
+def _serve_until_the_end() -> None:
+    """A signal that asks the job to save and stop reaches this process too (torchrun signals a rank's whole process group)."""
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    end_with_parent()
+
+
+def end_with_parent() -> None:
+    """End this process as soon as the one that started it has ended."""
     Thread(target=_wait_for_parent, daemon=True).start()
 
 

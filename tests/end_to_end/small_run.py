@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}
 TRAIN = str(ROOT / "tools" / "train.py")
 TIMEOUT_SECONDS = 120.0
+PROBLEMS = 24  # three updates of eight are an epoch
 
 
 def save_inputs(folder: Path) -> Path:
@@ -31,7 +32,7 @@ def save_inputs(folder: Path) -> Path:
     torch.manual_seed(0)
     shape = Qwen3Config.from_pretrained(folder / "hf", num_hidden_layers=4, layer_types=["full_attention"] * 4)
     Qwen3ForCausalLM(shape).save_pretrained(folder / "hf")
-    for name, problems in chain_splits({"train": 64, "probe": 8}, seed=1).items():
+    for name, problems in chain_splits({"train": PROBLEMS, "probe": 8}, seed=1).items():
         save_problems(problems, folder / f"{name}.jsonl")
     return folder
 

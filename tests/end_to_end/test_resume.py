@@ -1,7 +1,10 @@
 """A run that is killed, whole or a rank at a time, and started again by the same command, equals the run that nothing happened to."""
 
+import os
 import shutil
-from contextlib import redirect_stdout
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
@@ -11,13 +14,18 @@ import psutil
 import pytest
 import torch
 import torch.distributed as dist
+from megatron.core import parallel_state
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from megatron_atesd.config_load import load_config
 from megatron_atesd.errors import CheckpointError
+from megatron_atesd.records import Problem, Rollout
+from megatron_atesd.train.agreement import agreed
 from megatron_atesd.train.loop import train
+from megatron_atesd.train.run import TrainingRun
 from tests.distributed.launch import run_distributed
 from tests.end_to_end.small_run import (
+    PROBLEMS,
     TIMEOUT_SECONDS,
     TRAIN,
     arguments,
@@ -61,6 +69,8 @@ class Undisturbed:
     run_dir: Path
     said: str
     others: dict[str, tuple[Path, str]]
+    seen: dict[str, dict[int, list[str]]]  # ids of the problems that each run rolled out in each update, over all its ranks
+    preempted: tuple[Path, str, str]  # directory of a run with background saves; said before and after its second start
     refusal: str
 
 
@@ -85,18 +95,57 @@ def train_and_say(inputs: Path, run_dir: Path, *overrides: str) -> str:
 def undisturbed_runs(inputs: Path, folder: Path) -> Undisturbed:
     """On two ranks. One start of two processes serves all runs."""
     dist.init_process_group("gloo")
-    run_dir, others = folder / "unbroken", {}
-    said = train_and_say(inputs, run_dir)
+    run_dir, others, seen = folder / "unbroken", {}, {}
+    with watched_rollouts() as seen["unbroken"]:
+        said = train_and_say(inputs, run_dir)
     for name, layout in OTHER_LAYOUTS.items():
         other_dir = folder / name
         if dist.get_rank() == 0:
             shutil.copytree(run_dir, other_dir)
-            (other_dir / "checkpoints" / "latest").write_text("step_4\n")
         dist.barrier()
-        others[name] = other_dir, train_and_say(inputs, other_dir, *layout)
+        with watched_rollouts() as seen[name]:
+            others[name] = other_dir, train_and_say(inputs, other_dir, "--checkpoint.resume=step_4", *layout)
     with pytest.raises(CheckpointError) as refusal:
         train_and_say(inputs, run_dir, "--checkpoint.resume=never")
-    return Undisturbed(run_dir, said, others, str(refusal.value))
+    return Undisturbed(run_dir, said, others, seen, preempted_run(inputs, folder / "preempted"), str(refusal.value))
+
+
+@contextmanager
+def watched_rollouts() -> Iterator[dict[int, list[str]]]:
+    """Ids of the problems by update, from every rank, each data-parallel share once; filled on leaving."""
+    rollout, mine, everything = TrainingRun.rollout, dict[int, list[str]](), dict[int, list[str]]()
+
+    def watched(run: TrainingRun, problems: Sequence[Problem], update: int) -> list[Rollout]:
+        if update >= 0 and is_first_of_replica():
+            mine[update] = [problem.id for problem in problems]
+        return rollout(run, problems, update)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TrainingRun, "rollout", watched)
+        yield everything
+    for of_rank in agreed(lambda: mine, "rollouts"):
+        for update, ids in of_rank.items():
+            everything.setdefault(update, []).extend(ids)
+
+
+def is_first_of_replica() -> bool:
+    stages = parallel_state.get_tensor_model_parallel_rank(), parallel_state.get_pipeline_model_parallel_rank()
+    return stages == (0, 0)
+
+
+def preempted_run(inputs: Path, run_dir: Path) -> tuple[Path, str, str]:
+    """Rank 1 alone gets SIGUSR1 amid update 3; then the same command again."""
+    rollout, arguments = TrainingRun.rollout, (inputs, run_dir, "--checkpoint.background=true")
+
+    def signalled(run: TrainingRun, problems: Sequence[Problem], update: int) -> list[Rollout]:
+        if update == 2 and dist.get_rank() == 1:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return rollout(run, problems, update)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TrainingRun, "rollout", signalled)
+        first = train_and_say(*arguments)
+    return run_dir, first, train_and_say(*arguments)
 
 
 @pytest.fixture(scope="module")
@@ -161,9 +210,34 @@ def test_each_update_had_an_exposure_of_its_own(undisturbed: Undisturbed) -> Non
 
 def test_final_state_of_a_killed_run_equals_the_unbroken_runs_bit_for_bit(killed: Killed, undisturbed: Undisturbed, tmp_path: Path) -> None:
     """Weights, teacher, optimizer, controller, schedule and random states."""
-    states = [checkpoint_state(run.run_dir / "checkpoints" / "step_6", tmp_path / "all.pt") for run in (killed, undisturbed)]
+    assert_same_final_state(killed.run_dir, undisturbed.run_dir, tmp_path)
+
+
+def assert_same_final_state(run_dir: Path, other_dir: Path, scratch: Path, settings: frozenset[str] = frozenset()) -> None:
+    """settings: names of settings that may differ."""
+    states = [checkpoint_state(folder / "checkpoints" / "step_6", scratch / "all.pt") for folder in (run_dir, other_dir)]
     assert states[0].keys() == states[1].keys()
-    assert [name for name in states[0] if differ(states[0][name], states[1][name])] == []
+    assert {name for name in states[0] if differ(states[0][name], states[1][name])} == {f"/plain/run/config/{name}" for name in settings}
+
+
+def test_a_preempted_run_says_what_it_saved(undisturbed: Undisturbed) -> None:
+    run_dir, first, second = undisturbed.preempted
+    assert "stopped by SIGUSR1 after update 3: step_3 is saved" in first
+    assert f"resumed from {run_dir / 'checkpoints' / 'step_3'} after 3 updates" in second
+
+
+def test_a_preempted_run_that_saves_in_the_background_ends_as_the_unbroken_one(undisturbed: Undisturbed, tmp_path: Path) -> None:
+    assert_same_final_state(undisturbed.preempted[0], undisturbed.run_dir, tmp_path, frozenset({"checkpoint/background"}))
+
+
+@pytest.mark.parametrize("layout", OTHER_LAYOUTS)
+def test_over_a_change_of_layout_every_problem_is_seen_once_an_epoch(undisturbed: Undisturbed, layout: str) -> None:
+    """An epoch is three updates; the change comes amid the second one."""
+    ids = undisturbed.seen["unbroken"] | undisturbed.seen[layout]
+    assert sorted(undisturbed.seen[layout]) == [4, 5]
+    epochs = [sorted(ids[update] + ids[update + 1] + ids[update + 2]) for update in (0, 3)]
+    assert epochs[0] == epochs[1]
+    assert len(set(epochs[0])) == len(epochs[0]) == PROBLEMS
 
 
 def differ(one: Any, other: Any) -> bool:

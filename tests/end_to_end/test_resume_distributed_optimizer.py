@@ -29,17 +29,15 @@ def unbroken_and_resumed(inputs: Path, folder: Path) -> None:
     train(load_config(arguments(inputs, folder / "unbroken", *SETTINGS)))
     if dist.get_rank() == 0:
         shutil.copytree(folder / "unbroken", folder / "resumed")
-        shutil.rmtree(folder / "resumed" / "checkpoints" / "step_4")
-        (folder / "resumed" / "checkpoints" / "latest").write_text("step_2\n")
     dist.barrier()
-    train(load_config(arguments(inputs, folder / "resumed", *SETTINGS, "--distill.teacher_offload=false")))
+    train(load_config(arguments(inputs, folder / "resumed", *SETTINGS, "--checkpoint.resume=step_2", "--distill.teacher_offload=false")))
 
 
 def test_a_resumed_run_ends_in_the_unbroken_runs_state_bit_for_bit(tmp_path: Path) -> None:
     run_distributed(unbroken_and_resumed, 2, save_inputs(tmp_path), tmp_path)
     states = [checkpoint_state(tmp_path / run / "checkpoints" / "step_4", tmp_path / "all.pt") for run in ("unbroken", "resumed")]
-    setting = "/plain/run/config/distill/teacher_offload"
-    assert [state.pop(setting) for state in states] == [True, False]
+    assert [state.pop("/plain/run/config/distill/teacher_offload") for state in states] == [True, False]
+    assert [state.pop("/plain/run/config/checkpoint/resume") for state in states] == ["auto", "step_2"]
     unbroken, resumed = states
     assert unbroken.keys() == resumed.keys()
     tensors = {name for name, value in unbroken.items() if isinstance(value, torch.Tensor)}

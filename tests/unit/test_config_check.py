@@ -42,6 +42,7 @@ def refusal(paths: list[str]):
         (1, ["exposure.entropy_floor=-1.5"]),
         (1, ["schedule.decay=wsd", "schedule.decay_updates=30"]),
         (1, ["run.updates=2"]),
+        (1, ["checkpoint.resume=step_100"]),
     ],
 )
 def test_sound_settings_pass(paths: list[str], world_size: int, settings: list[str]):
@@ -57,6 +58,7 @@ def test_every_number_has_a_bound():
     ("setting", "rule"),
     [
         ("run.updates=0", "run.updates is 0, must be 1 or more"),
+        ("checkpoint.resume=latest", "checkpoint.resume is latest, must be auto, never, or the name of a checkpoint such as step_100"),
         ("parallel.virtual_pipeline=0", "parallel.virtual_pipeline is 0, must be 1 or more"),
         ("exposure.fixed=1.5", "exposure.fixed is 1.5, must be from 0 to 1"),
         ("exposure.fixed=.nan", "exposure.fixed is nan, must be from 0 to 1"),

@@ -18,10 +18,12 @@ from transformers import GPT2Config, GPT2LMHeadModel, Qwen2Config, Qwen2ForCausa
 from checkpoints_convert import hf_to_megatron, megatron_to_hf, weights
 from checkpoints_convert.command import single_process, whole_model
 from checkpoints_convert.weights import load_hf_weights
+from megatron_atesd.config import CheckpointConfig
 from megatron_atesd.errors import CheckpointError, ConfigError, ConversionError
 from megatron_atesd.model.qwen3 import read_architecture
-from megatron_atesd.train.checkpoint import RunCheckpoints, model_state
+from megatron_atesd.train.checkpoint import model_state
 from megatron_atesd.train.model_folder import find_hf, load_model_weights
+from megatron_atesd.train.run_checkpoints import Saver
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "checkpoints_convert"
 
@@ -162,7 +164,7 @@ def test_a_full_output_is_kept_unless_forced(source: Path, tmp_path: Path):
         hf_to_megatron.main(arguments)
     assert (tmp_path / "out" / "thesis.txt").read_text() == "mine"
     hf_to_megatron.main([*arguments, "--force"])
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["hf", "weights"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["SHA256SUMS", "hf", "weights"]
 
 
 @pytest.mark.parametrize("out", ["hf", "hf/megatron", "."])
@@ -182,11 +184,11 @@ def test_a_run_directory_means_its_newest_checkpoint(source: Path, tmp_path: Pat
     with single_process():
         model = whole_model(read_architecture(source), "fp32")
         load_hf_weights(model, source)
-        checkpoints = RunCheckpoints(tmp_path / "run", keep=0)
+        checkpoints = Saver(tmp_path / "run" / "checkpoints", CheckpointConfig(keep=0), print)
         for update in (1, 2):
             with torch.no_grad():
                 model.chunks[0].decoder.final_layernorm.weight.fill_(update)  # pyright: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue, reportCallIssue]
-            checkpoints.save(update, {"model": model_state(model), "run": {"update": update}}, source)
+            checkpoints.save(update, {"model": model_state(model), "run": {"update": update}}, source, last=True)
     for argument, expected in (("run", 2.0), ("run/checkpoints/step_1", 1.0)):
         megatron_to_hf.main(["--megatron", str(tmp_path / argument), "--out", str(tmp_path / "back"), "--force"])
         assert set(read_tensors(tmp_path / "back")["model.norm.weight"].tolist()) == {expected}
@@ -203,7 +205,7 @@ def test_damaged_megatron_weights(source: Path, tmp_path: Path):
     hf_to_megatron.main(["--hf", str(source), "--out", str(tmp_path / "megatron")])
     for file in (tmp_path / "megatron" / "weights").glob("*.distcp"):
         os.truncate(file, 500)
-    with pytest.raises(CheckpointError, match="cannot be loaded"):
+    with pytest.raises(CheckpointError, match="its checksum differs"):
         megatron_to_hf.main(["--megatron", str(tmp_path / "megatron"), "--out", str(tmp_path / "back")])
     assert not (tmp_path / "back").exists()
 
