@@ -63,7 +63,7 @@ def prepare(task: Evaluation, world_size: int) -> Prepared:
         architecture, parallel.tensor, parallel.pipeline, False, settings.model.dtype, settings.megatron, parallel.virtual_pipeline
     )
     problems = load_problems(task.data, settings.data.on_error)
-    renderer = PromptRenderer(load_tokenizer(hf), settings.prompt, settings.exposure.reveal)
+    renderer = PromptRenderer(load_tokenizer(hf, architecture.vocabulary), settings.prompt, settings.exposure.reveal)
     prompts = [renderer.student(problem) for problem in problems]
     check_room(problems, prompts, settings.rollout.max_new_tokens, architecture.max_positions)
     make_writable(task.out)

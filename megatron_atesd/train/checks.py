@@ -15,6 +15,7 @@ from megatron_atesd.config import TrainConfig
 from megatron_atesd.config_check import ModelShape, validate
 from megatron_atesd.data.problems import check_disjoint, load_problems
 from megatron_atesd.data.prompts import PromptRenderer
+from megatron_atesd.data.tokenizer import load_tokenizer
 from megatron_atesd.errors import CheckpointError, ConfigError
 from megatron_atesd.model.qwen3 import DTYPES, Architecture, read_architecture, transformer_config
 from megatron_atesd.records import Problem
@@ -25,12 +26,14 @@ from megatron_atesd.train.optimizer import optimizer_settings
 def check_before_work(config: TrainConfig, world_size: int) -> tuple[list[Problem], list[Problem]]:
     """Training and probe problems, once every rule holds that can be checked without weights or process groups."""
     validate(config, world_size, None)
-    architecture = read_architecture(find_hf(Path(config.model.path)))
+    hf = find_hf(Path(config.model.path))
+    architecture = read_architecture(hf)
     shape = ModelShape(architecture.heads, architecture.query_groups, architecture.layers, architecture.ffn, architecture.max_positions)
     validate(config, world_size, shape)
     megatron_settings(config, architecture)
     optimizer_settings(DTYPES[config.model.dtype], config.optimizer, config.ddp, config.schedule)
     check_compiler(config.distill.compile)
+    PromptRenderer(load_tokenizer(hf, architecture.vocabulary), config.prompt)  # refuses what cannot make prompts
     return load_data(config)
 
 
