@@ -22,6 +22,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from megatron_atesd.errors import CheckpointError
 from megatron_atesd.model.qwen3 import HiddenStateGPT
 from megatron_atesd.train.hf_files import copy_hf_files
+from megatron_atesd.train.safe_pickle import check_metadata, guarded
 from megatron_atesd.train.save_queue import install_save_queue
 
 MODEL_PREFIX = "model."
@@ -64,7 +65,8 @@ def read_folder(folder: Path, state: dict[str, Any]) -> dict[str, Any]:
             f"{folder}: no Megatron weights here (weights/metadata.json); convert with checkpoints_convert/hf_to_megatron.py"
         )
     try:
-        loaded = dist_checkpointing.load(state, str(weights))
+        with guarded(weights):
+            loaded = dist_checkpointing.load(state, str(weights))
     except _UNREADABLE as error:
         raise CheckpointError(f"{folder}: cannot be loaded: {' '.join(str(error).split())[:400]}") from error
     assert isinstance(loaded, dict)  # a tuple only for strict modes that report
@@ -73,6 +75,7 @@ def read_folder(folder: Path, state: dict[str, Any]) -> dict[str, Any]:
 
 def stored_dtypes(folder: Path) -> set[torch.dtype]:
     """The types in which the model weights of `folder` are stored. Raises CheckpointError when there are none."""
+    check_metadata(folder / "weights")
     try:
         tensors = dist_checkpointing.load_tensors_metadata(str(folder / "weights"))
     except _UNREADABLE as error:
