@@ -105,19 +105,16 @@ def test_code_in_a_tensor(folder: Path) -> None:
 
 
 def test_code_in_an_object_beside_the_tensors(folder: Path) -> None:
-    """torch reads these with weights_only=False; one record is enough to make a tensor such an object."""
-    (file := folder / "weights" / "__9_9.distcp").touch()
+    """torch reads these (every layer has some) with weights_only=False."""
+    file = folder / "weights" / "__9_9.distcp"
     torch.save(Payload(folder.parent / "touched"), file)
 
-    def make_object(metadata: Any) -> None:
-        name, tensor = next((n, t) for n, t in metadata.state_dict_metadata.items() if n.startswith("model.") and hasattr(t, "size"))
-        metadata.state_dict_metadata[name] = BytesStorageMetadata()
-        metadata.state_dict_metadata[name].size = tensor.size
+    def point_at_payload(metadata: Any) -> None:
         for index, record in metadata.storage_data.items():
-            if index.fqn == name or "_extra_state" in index.fqn:
+            if isinstance(metadata.state_dict_metadata[index.fqn], BytesStorageMetadata):
                 record.relative_path, record.offset, record.length = file.name, 0, file.stat().st_size
 
-    edit_metadata(folder, make_object)
+    edit_metadata(folder, point_at_payload)
     assert "cannot be loaded" in refusal(folder)
 
 
