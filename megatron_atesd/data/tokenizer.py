@@ -1,9 +1,10 @@
 """The tokenizer that travels with a model folder: loading it, and whether its ids and the model's embedding rows fit each other."""
 
-import json
+import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from megatron_atesd.data.hf_json import read_json_object
 from megatron_atesd.errors import DataError
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def load_tokenizer(folder: Path, vocabulary: int) -> "PreTrainedTokenizerBase":
 
 def check_tokenizer(folder: Path, vocabulary: int) -> None:
     """As `load_tokenizer`, for a folder that may come without a tokenizer: then only the ids that its configs name are checked."""
-    if any((folder / name).exists() for name in TOKENIZER_FILES):
+    if any(os.path.lexists(folder / name) for name in TOKENIZER_FILES):  # a link that leads nowhere is a tokenizer that was lost
         load_tokenizer(folder, vocabulary)
     else:
         check_token_ids(folder, vocabulary)
@@ -46,7 +47,7 @@ def check_tokenizer(folder: Path, vocabulary: int) -> None:
 def check_token_ids(folder: Path, vocabulary: int) -> None:
     """Raise DataError for a start, end or padding id in config.json or generation_config.json that is no row of the vocabulary."""
     for path in (folder / "config.json", folder / "generation_config.json"):
-        values = _json_object(path) if path.exists() else {}
+        values = read_json_object(path) if os.path.lexists(path) else {}
         for key in _TOKEN_IDS:
             given = values.get(key)
             if (key, given) != _NO_PADDING and not _are_rows(given, vocabulary):
@@ -76,13 +77,3 @@ def _load(folder: Path) -> "PreTrainedTokenizerBase":
         raise DataError(
             f"{folder}: the tokenizer ({files}) cannot be loaded without trust_remote_code: {reason}; download it again"
         ) from error
-
-
-def _json_object(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{path}: cannot be read as JSON ({error}); download it again") from error
-    if not isinstance(values, dict):
-        raise DataError(f"{path}: must be a JSON object, is a {type(values).__name__}; download it again")
-    return values
