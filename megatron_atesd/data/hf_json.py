@@ -1,4 +1,4 @@
-"""Reading the small JSON files of a Hugging Face folder."""
+"""Reading the small JSON files of a model folder."""
 
 import json
 from pathlib import Path

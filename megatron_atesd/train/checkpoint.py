@@ -8,26 +8,21 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing import ShardedTensor
-from megatron.core.dist_checkpointing.core import CheckpointingException
 from megatron.core.tensor_parallel.random import CudaRNGStatesTracker, get_cuda_rng_tracker
-from torch.distributed.checkpoint.api import CheckpointException
 
 from megatron_atesd.errors import CheckpointError
 from megatron_atesd.model.qwen3 import HiddenStateGPT
 from megatron_atesd.train.hf_files import copy_hf_files
-from megatron_atesd.train.safe_pickle import check_metadata, guarded
+from megatron_atesd.train.safe_pickle import guarded
 from megatron_atesd.train.save_queue import install_save_queue
 
 MODEL_PREFIX = "model."
-# What megatron.core and torch raise for files that are missing, cut short or of another model.
-_UNREADABLE = (CheckpointingException, CheckpointException, UnpicklingError, EOFError, OSError, KeyError, RuntimeError, ValueError)
 
 
 def model_state(model: HiddenStateGPT) -> dict[str, Any]:
@@ -64,22 +59,16 @@ def read_folder(folder: Path, state: dict[str, Any]) -> dict[str, Any]:
         raise CheckpointError(
             f"{folder}: no Megatron weights here (weights/metadata.json); convert with checkpoints_convert/hf_to_megatron.py"
         )
-    try:
-        with guarded(weights):
-            loaded = dist_checkpointing.load(state, str(weights))
-    except _UNREADABLE as error:
-        raise CheckpointError(f"{folder}: cannot be loaded: {' '.join(str(error).split())[:400]}") from error
+    with guarded(weights):
+        loaded = dist_checkpointing.load(state, str(weights))
     assert isinstance(loaded, dict)  # a tuple only for strict modes that report
     return loaded
 
 
 def stored_dtypes(folder: Path) -> set[torch.dtype]:
     """The types in which the model weights of `folder` are stored. Raises CheckpointError when there are none."""
-    check_metadata(folder / "weights")
-    try:
+    with guarded(folder / "weights"):
         tensors = dist_checkpointing.load_tensors_metadata(str(folder / "weights"))
-    except _UNREADABLE as error:
-        raise CheckpointError(f"{folder}: cannot be read: {' '.join(str(error).split())[:400]}") from error
     return {tensor.dtype for name, tensor in tensors.items() if isinstance(tensor, ShardedTensor) and name.startswith(MODEL_PREFIX)}
 
 

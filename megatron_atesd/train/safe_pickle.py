@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata
 
-from megatron_atesd.errors import CheckpointError
+from megatron_atesd.data.hf_json import read_json_object
+from megatron_atesd.errors import AtesdError, CheckpointError
 
 _FORCE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 # Everything that torch's writer puts into .metadata, besides the types of tensors: plain records, and a look-up of layouts by name.
@@ -39,12 +41,20 @@ _ALLOWED = {
 
 @contextmanager
 def guarded(weights: Path) -> Iterator[None]:
-    """Check `weights`/.metadata, and hold torch.load to weights_only inside. Raises CheckpointError as `check_metadata` does."""
+    """For reading the torch_dist folder `weights`: its small files have been checked inside, and torch.load is held to weights_only.
+
+    Whatever goes wrong inside is raised as a CheckpointError that names `weights`.
+    """
+    read_json_object(weights / "metadata.json")
     check_metadata(weights)
     before = os.environ.get(_FORCE)
     os.environ[_FORCE] = "1"
     try:
         yield
+    except AtesdError:
+        raise
+    except (Exception, CheckpointException) as error:  # damaged files raise whatever torch's and megatron.core's readers stumble over
+        raise CheckpointError(f"{weights}: cannot be loaded: {_reason(error)}; use another checkpoint") from error
     finally:
         if before is None:
             del os.environ[_FORCE]
@@ -53,21 +63,31 @@ def guarded(weights: Path) -> Iterator[None]:
 
 
 def check_metadata(weights: Path) -> None:
-    """Raise CheckpointError unless `weights`/.metadata holds records of torch only, and names no file outside of `weights`."""
+    """Raise CheckpointError unless `weights`/.metadata has records of torch only, and the files that it names are there, at full size."""
     path = weights / ".metadata"
     try:
         with path.open("rb") as file:
             metadata = _RecordsOnly(file).load()
-        tensors, names = metadata.state_dict_metadata, {str(record.relative_path) for record in metadata.storage_data.values()}
+        tensors, ends = metadata.state_dict_metadata, [(r.relative_path, r.offset + r.length) for r in metadata.storage_data.values()]
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
     except Exception as error:  # damaged bytes raise whatever the instruction that they happen to spell raises
         raise CheckpointError(f"{path}: missing or damaged ({error}); use another checkpoint") from error
     if not isinstance(metadata, Metadata) or not isinstance(tensors, dict):
         raise CheckpointError(f"{path}: holds no list of tensors; use another checkpoint")
-    for name in sorted(names):
+    for name, size in dict(sorted(ends)).items():  # of each file the last end
         if name != Path(name).name:
             raise CheckpointError(f"{path}: names {name!r}, which is no file of this folder; do not use this checkpoint")
+        if not (weights / name).is_file() or (weights / name).stat().st_size < size:
+            raise CheckpointError(f"{weights / name}: missing or cut short; use another checkpoint")
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, CheckpointException):  # one error a rank, each with its traceback
+        error = next(iter(error.failures.values()))[0]
+    if isinstance(error, pickle.UnpicklingError):  # torch's own text goes on to recommend loading it without the check
+        return "a file of it is damaged, or holds something else than plain values"
+    return " ".join(str(error).split())[:400] or type(error).__name__
 
 
 class _RecordsOnly(pickle.Unpickler):
