@@ -199,7 +199,7 @@ def test_damaged_megatron_weights(source: Path, tmp_path: Path):
     hf_to_megatron.main(["--hf", str(source), "--out", str(tmp_path / "megatron")])
     for file in (tmp_path / "megatron" / "weights").glob("*.distcp"):
         os.truncate(file, 500)
-    with pytest.raises(CheckpointError, match="missing or cut short|cannot be loaded"):
+    with pytest.raises(CheckpointError, match=r"missing or cut short|cannot be loaded"):
         megatron_to_hf.main(["--megatron", str(tmp_path / "megatron"), "--out", str(tmp_path / "back")])
     assert not (tmp_path / "back").exists()
 
