@@ -18,6 +18,7 @@ from megatron_atesd.data.prompts import PromptRenderer
 from megatron_atesd.data.tokenizer import load_tokenizer
 from megatron_atesd.errors import CheckpointError, ConfigError
 from megatron_atesd.model.qwen3 import DTYPES, Architecture, read_architecture, transformer_config
+from megatron_atesd.output_folder import check_writable
 from megatron_atesd.records import Problem
 from megatron_atesd.train.model_folder import find_hf
 from megatron_atesd.train.optimizer import optimizer_settings
@@ -34,7 +35,10 @@ def check_before_work(config: TrainConfig, world_size: int) -> tuple[list[Proble
     optimizer_settings(DTYPES[config.model.dtype], config.optimizer, config.ddp, config.schedule)
     check_compiler(config.distill.compile)
     PromptRenderer(load_tokenizer(hf, architecture.vocabulary), config.prompt)  # refuses what cannot make prompts
-    return load_data(config)
+    data = load_data(config)
+    if os.environ.get("RANK", "0") == "0":
+        check_writable("run.dir", Path(config.run.dir))
+    return data
 
 
 def check_compiler(wanted: bool) -> None:
