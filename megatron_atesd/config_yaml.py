@@ -22,7 +22,9 @@ class SettingsLoader(yaml.SafeLoader):
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
             alias = self.get_event()
-            raise yaml.composer.ComposerError(None, None, f"alias *{alias.anchor} is not supported: write the value out", alias.start_mark)
+            raise yaml.MarkedYAMLError(
+                problem=f"alias *{alias.anchor} is not supported: write the value out", problem_mark=alias.start_mark
+            )
         return super().compose_node(parent, index)
 
 
