@@ -68,14 +68,15 @@ def check_metadata(weights: Path) -> None:
     try:
         with path.open("rb") as file:
             metadata = _RecordsOnly(file).load()
-        tensors, ends = metadata.state_dict_metadata, [(r.relative_path, r.offset + r.length) for r in metadata.storage_data.values()]
+        tensors, records = metadata.state_dict_metadata, metadata.storage_data.values()
+        ends = sorted((str(record.relative_path), int(record.offset) + int(record.length)) for record in records)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
     except Exception as error:  # damaged bytes raise whatever the instruction that they happen to spell raises
         raise CheckpointError(f"{path}: missing or damaged ({error}); use another checkpoint") from error
     if not isinstance(metadata, Metadata) or not isinstance(tensors, dict):
         raise CheckpointError(f"{path}: holds no list of tensors; use another checkpoint")
-    for name, size in dict(sorted(ends)).items():  # of each file the last end
+    for name, size in dict(ends).items():  # of each file the last end
         if name != Path(name).name:
             raise CheckpointError(f"{path}: names {name!r}, which is no file of this folder; do not use this checkpoint")
         if not (weights / name).is_file() or (weights / name).stat().st_size < size:
