@@ -35,11 +35,13 @@ def convert(source: Path, out: Path, asked_dtype: str = "keep", tolerance: float
     from checkpoints_convert.source import HfWeights
     from checkpoints_convert.verify import verify
     from checkpoints_convert.weights import load_hf_weights
+    from megatron_atesd.data.tokenizer import check_tokenizer
     from megatron_atesd.model.qwen3 import read_architecture
     from megatron_atesd.train.checkpoint import model_state, write_folder
     from megatron_atesd.train.model_folder import load_model_weights
 
     architecture = read_architecture(source)
+    check_tokenizer(source, architecture.vocabulary)
     weights = HfWeights(source)
     weights.check(architecture)
     dtype = choose_dtype(asked_dtype, {tensor.dtype for tensor in weights.tensors.values()}, source)

@@ -43,6 +43,7 @@ def convert(source: Path, out: Path, asked_dtype: str = "keep", tolerance: float
 
     from checkpoints_convert.verify import verify
     from checkpoints_convert.weights import hf_tensors
+    from megatron_atesd.data.tokenizer import check_tokenizer
     from megatron_atesd.model.qwen3 import read_architecture
     from megatron_atesd.train.checkpoint import stored_dtypes
     from megatron_atesd.train.hf_files import copy_hf_files
@@ -50,6 +51,7 @@ def convert(source: Path, out: Path, asked_dtype: str = "keep", tolerance: float
 
     hf_files = find_hf(source)
     architecture = read_architecture(hf_files)
+    check_tokenizer(hf_files, architecture.vocabulary)
     dtype = choose_dtype(asked_dtype, map(str, stored_dtypes(source)), source)
     say(f"reading {source}: {architecture.family}, {architecture.layers} layers, writing {dtype}")
     model = whole_model(architecture, dtype)

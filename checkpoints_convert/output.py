@@ -14,7 +14,7 @@ from megatron_atesd.errors import ConversionError
 
 def check_output(out: Path, source: Path, force: bool) -> None:
     """Refuse, before any work, an output that would overwrite something: raises ConversionError."""
-    target, origin = out.resolve(), source.resolve()
+    target, origin = (Path(os.path.realpath(path)) for path in (out, source))  # resolve() raises for a link round in a circle
     if target == origin or target in origin.parents or origin in target.parents:
         raise ConversionError(f"--out {out} and the model in {source} lie in one another; choose another folder")
     if out.exists() and not out.is_dir():

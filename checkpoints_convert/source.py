@@ -1,6 +1,6 @@
 """The safetensors files of a Hugging Face folder: names and shapes are held to the table first, values are read slice by slice."""
 
-import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +8,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from checkpoints_convert.table import EMBEDDING, HEAD, name_table
+from megatron_atesd.data.hf_json import read_json_object
 from megatron_atesd.errors import ConversionError
 from megatron_atesd.model.qwen3 import Architecture
 
@@ -26,9 +27,17 @@ class SourceTensor:
 
     def __getitem__(self, part: Any) -> Tensor:
         try:
-            return self._slice[part]
+            values = self._slice[part]
         except (SafetensorError, OSError) as error:
             raise ConversionError(f"{self.file}: {self.name} cannot be read ({error}); download the file again") from error
+        check_finite(values, f"{self.file}: {self.name}")
+        return values
+
+
+def check_finite(values: Tensor, where: str) -> None:
+    """Raise ConversionError when a weight is NaN or infinite: such a model computes nothing. Costs one fast pass over `values`."""
+    if values.numel() and not all(extreme.isfinite() for extreme in values.aminmax()):  # NaN is passed on; isfinite is far slower
+        raise ConversionError(f"{where} holds NaN or infinite weights: the model is damaged; use another copy or an earlier checkpoint")
 
 
 class HfWeights:
@@ -37,17 +46,22 @@ class HfWeights:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.tensors: dict[str, SourceTensor] = {}
-        for file in weight_files(folder):
+        files = weight_files(folder)
+        for file in files:
             handle = _open(file)
             for name in handle.keys():  # noqa: SIM118 - a safetensors handle is no mapping
                 if name in self.tensors:
                     raise ConversionError(f"{file}: tensor {name} is also in {self.tensors[name].file.name}; remove one of the files")
                 self.tensors[name] = SourceTensor(name, file, handle)
+        for name, file in _weight_map(folder).items() if files[0].name != SINGLE else ():
+            if name not in self.tensors or self.tensors[name].file.name != file:
+                raise ConversionError(f"{folder / INDEX}: says that {name} is in {file}, where it is not; download index and weights again")
 
     def check(self, arch: Architecture) -> None:
         """Hold names, shapes and types to the name table. Raises ConversionError naming the first tensor that does not fit."""
-        expected = {name: shape for entry in name_table(arch) for name, shape in entry.sources.items()}
-        for name, shape in expected.items():
+        expected: dict[str, tuple[int, ...]] = {}
+        for name, shape in (source for entry in name_table(arch) for source in entry.sources.items()):
+            expected[name] = shape
             if name not in self.tensors:
                 raise ConversionError(f"{self.folder}: tensor {name} is missing; config.json promises it, download the weights again")
             self._check_tensor(self.tensors[name], shape)
@@ -71,10 +85,13 @@ class HfWeights:
 
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of the model, as transformers chooses them: model.safetensors, else those that the index names."""
+    for path in (folder / SINGLE, folder / INDEX):
+        if os.path.lexists(path) and not path.is_file():
+            raise ConversionError(f"{path}: is a folder, or a link that leads nowhere; put the file itself there")
     if (folder / SINGLE).is_file():
         return [folder / SINGLE]
     if (folder / INDEX).is_file():
-        return [folder / name for name in _indexed(folder / INDEX)]
+        return [folder / name for name in sorted(set(_weight_map(folder).values()))]
     if any(folder.glob("*.bin")) or any(folder.glob("*.pth")):
         raise ConversionError(
             f"{folder}: the weights are pickled (.bin), which may run foreign code; load them once with transformers and "
@@ -83,11 +100,16 @@ def weight_files(folder: Path) -> list[Path]:
     raise ConversionError(f"{folder}: no weights here; expected {SINGLE} or {INDEX}")
 
 
-def _indexed(index: Path) -> list[str]:
-    try:
-        return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError, TypeError, OSError) as error:
-        raise ConversionError(f"{index}: not a safetensors index ({error}); download it again") from error
+def _weight_map(folder: Path) -> dict[str, str]:
+    """Tensor → name of its file in this folder, as the index says."""
+    index = folder / INDEX
+    weight_map = read_json_object(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ConversionError(f"{index}: not a safetensors index, it has no weight_map; download it again")
+    for name, file in weight_map.items():
+        if not isinstance(file, str) or Path(file).name != file:
+            raise ConversionError(f"{index}: {name} is in {file!r}, which is no file name of this folder; download the index again")
+    return weight_map
 
 
 def _open(file: Path) -> Any:

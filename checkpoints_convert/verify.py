@@ -9,6 +9,7 @@ from torch import Tensor
 
 from checkpoints_convert.command import TOLERANCE, whole_model
 from checkpoints_convert.output import say
+from megatron_atesd.data.tokenizer import TOKENIZER_FILES, load_tokenizer
 from megatron_atesd.errors import ConversionError
 from megatron_atesd.model.qwen3 import HiddenStateGPT
 from megatron_atesd.model.vocabulary import whole_logits
@@ -47,22 +48,17 @@ def compare(model: HiddenStateGPT, folder: Path) -> float:
 def _sequences(model: HiddenStateGPT, folder: Path) -> Iterator[Tensor]:
     """Token ids [1, S] to compare on."""
     vocabulary, longest = model.arch.vocabulary, min(LONGEST, model.arch.max_positions)
-    text = [token for token in _text_ids(folder) if token < vocabulary][:longest]
+    text = _text_ids(folder, vocabulary)[:longest]
     if text:
         yield torch.tensor([text])
     generator = torch.Generator().manual_seed(0)
     yield torch.randint(vocabulary, (1, longest), generator=generator)
 
 
-def _text_ids(folder: Path) -> list[int]:
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")):
+def _text_ids(folder: Path, vocabulary: int) -> list[int]:
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         return []
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)(TEXT)["input_ids"]
-    except (ValueError, OSError, KeyError, TypeError) as error:
-        raise ConversionError(f"{folder}: the tokenizer cannot be loaded ({error}); repair it, or move its files away") from error
+    return load_tokenizer(folder, vocabulary).encode(TEXT)
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ import torch
 from megatron.core import parallel_state
 from torch import Tensor
 
-from checkpoints_convert.source import HfWeights
+from checkpoints_convert.source import HfWeights, check_finite
 from checkpoints_convert.table import EMBEDDING, HEAD, Entry, name_table
 from checkpoints_convert.tensors import join, split, take
 from megatron_atesd.errors import ConversionError
@@ -36,7 +36,7 @@ def load_hf_weights(model: HiddenStateGPT, folder: Path) -> None:
 def hf_tensors(model: HiddenStateGPT) -> Iterator[tuple[str, Tensor]]:
     """Every Hugging Face name with its tensor, in the parameters' dtype, contiguous and with memory of its own.
 
-    Raises ConversionError when the model is divided (TP or PP above 1) or has a parameter that Hugging Face does not know.
+    Raises ConversionError when the model is divided (TP or PP above 1) has an unknown parameter, or a weight that is no number.
     """
     config = model.config
     if config.tensor_model_parallel_size * config.pipeline_model_parallel_size != 1:
@@ -45,7 +45,9 @@ def hf_tensors(model: HiddenStateGPT) -> Iterator[tuple[str, Tensor]]:
     for entry in name_table(model.arch):
         name = next(name for name in entry.megatron if name in parameters)
         parts = split(parameters.pop(name).detach(), entry.operation, model.arch.query_groups, model.arch.head_size, model.arch.vocabulary)
-        yield from zip(entry.sources, parts, strict=True)
+        for source, part in zip(entry.sources, parts, strict=True):
+            check_finite(part, source)
+            yield source, part
     if parameters:
         raise ConversionError(f"Megatron parameter {next(iter(parameters))} has no counterpart in a Hugging Face {model.arch.family} model")
 

@@ -1,5 +1,6 @@
 """Building megatron.core's own config dataclasses from the pass-through sections `megatron:`, `optimizer:` and `ddp:`."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, TypeVar, get_type_hints
@@ -57,8 +58,8 @@ def build_section(name: str, cls: type[T], fixed: Mapping[str, Any], user: Mappi
     """The dataclass `cls` from the values that other settings decide (`fixed`) and those of section `name` (`user`).
 
     Raises ConfigError for an unknown key of `user` (with the nearest valid one), a key that `fixed` decides (naming the setting to change
-    instead), a value of a wrong type where YAML can spell the type, one that this project cannot work with, and whatever `cls` itself
-    refuses.
+    instead), a value that is infinite or of a wrong type where YAML can spell the type, one that this project cannot work with, and
+    whatever `cls` itself refuses.
     """
     settable = {f.name for f in fields(cls) if f.init}  # pyright: ignore[reportArgumentType]
     assert fixed.keys() <= settable, fixed.keys() - settable
@@ -71,6 +72,8 @@ def build_section(name: str, cls: type[T], fixed: Mapping[str, Any], user: Mappi
             raise ConfigError(f"unknown setting {name}.{key}: {cls.__name__} has no such field{did_you_mean(f'{name}.{key}', known)}")
         if not accepts(hints.get(key, Any), value):
             raise ConfigError(f"{name}.{key} is {spell(value)}, must be {describe(hints[key])}")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"{name}.{key} is {spell(value)}, must be finite")
         only = UNSUPPORTED.get(name, {})
         if key in only and value != only[key]:
             raise ConfigError(f"{name}.{key} is {spell(value)}, but this project works with {spell(only[key])} only; remove it from {name}")

@@ -14,11 +14,25 @@ IGNORED_SECTIONS = frozenset({"versions"})  # what save_config adds for the read
 
 
 class SettingsLoader(yaml.SafeLoader):
-    """Safe loader that reads 1e-5 as a number, as YAML 1.2 does (YAML 1.1 wants 1.0e-5)."""
+    """Safe loader that reads 1e-5 as a number, as YAML 1.2 does (YAML 1.1 wants 1.0e-5).
+
+    It knows no aliases: settings have no use for them, and a few lines of nested ones stand for gigabytes.
+    """
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            alias = self.get_event()
+            raise yaml.MarkedYAMLError(
+                problem=f"alias *{alias.anchor} is not supported: write the value out", problem_mark=alias.start_mark
+            )
+        return super().compose_node(parent, index)
 
 
 class SettingsDumper(yaml.SafeDumper):
-    """Its counterpart: quotes a text that the loader would read as a number."""
+    """Its counterpart: quotes a text that the loader would read as a number, and writes no aliases."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
 
 
 _EXPONENT = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
@@ -50,6 +64,8 @@ def read_settings(path: Path) -> dict[str, dict[str, Any]]:
         raise ConfigError(f"{path}:{line}: not valid YAML: {error.problem or error.context}") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    except (RecursionError, ValueError) as error:  # nested too deeply; a date or number that cannot be
+        raise ConfigError(f"{path}: a value cannot be read ({error}); correct it") from None
 
 
 def _read_text(path: Path) -> str:
@@ -68,6 +84,9 @@ def _entries(path: Path, node: yaml.Node, prefix: str) -> list[Entry]:
     if not isinstance(node, yaml.MappingNode):
         what = f"section {prefix.rstrip('.')}" if prefix else "the file"
         raise ConfigError(f"{path}:{node.start_mark.line + 1}: {what} must be a mapping of names to values")
+    for key, _ in node.value:
+        if not isinstance(key, yaml.ScalarNode):
+            raise ConfigError(f"{path}:{key.start_mark.line + 1}: a name must be plain text, not a list or mapping")
     found = [Entry(f"{prefix}{key.value}", value, f"{path}:{key.start_mark.line + 1}") for key, value in node.value]
     names = [entry.name for entry in found]
     for index, entry in enumerate(found):
@@ -95,6 +114,8 @@ def _value(loader: SettingsLoader, entry: Entry) -> Any:
     if entry.name not in known:
         raise ConfigError(f"{entry.where}: unknown setting {entry.name}{did_you_mean(entry.name, known)}")
     value, hint = loader.construct_object(entry.node, deep=True), known[entry.name].hint
+    if isinstance(value, str) and "\0" in value:
+        raise ConfigError(f"{entry.where}: {entry.name} has a NUL character; remove it")
     if not accepts(hint, value):
         raise ConfigError(f"{entry.where}: {entry.name} is {spell(value)}, must be {describe(hint)}")
     return value

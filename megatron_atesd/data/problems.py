@@ -7,6 +7,7 @@ import json
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +17,8 @@ from megatron_atesd.records import Problem
 _FIELDS = ("id", "problem", "solution", "answer")
 _BRACES = re.compile(r"(?P<box>\\boxed\s*\{)|\\.|\{|\}", re.DOTALL)
 _SHOWN_REASONS = 10
+_LONGEST_LINE = 16 * 2**20  # bytes; hundreds of times the longest worked solution, and still quick to refuse
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def last_boxed_span(text: str) -> tuple[int, int, str] | None:
@@ -112,14 +115,29 @@ def _lines(path: Path) -> list[bytes]:
 
 
 def _decode(line: bytes) -> object:
+    if len(line) > _LONGEST_LINE:
+        raise DataError(f"{len(line)} bytes in one line, at most {_LONGEST_LINE} can be a problem: one JSON object a line")
     try:
-        return json.loads(line.decode("utf-8"))
+        text = line.decode("utf-8")
+        return refuse_half_characters(text, json.loads(text))
     except UnicodeDecodeError as error:
         raise DataError(f"not valid UTF-8 at byte {error.start}: save the file as UTF-8") from None
     except json.JSONDecodeError as error:
         raise DataError(f"not valid JSON ({error.msg}, column {error.colno})") from None
+    except ValueError as error:
+        raise DataError(f"not usable JSON ({error})") from None
     except RecursionError:
         raise DataError("not usable JSON (nested too deeply)") from None
+
+
+def refuse_half_characters(text: str, decoded: Any) -> Any:
+    """What the JSON `text` was decoded to. Raises DataError when it has half a surrogate pair, which nothing can encode or write."""
+    if _SURROGATE.search(text):
+        try:
+            json.dumps(decoded, ensure_ascii=False).encode("utf-8")
+        except UnicodeEncodeError:
+            raise DataError("a \\ud800…\\udfff without its other half is no character: remove it") from None
+    return decoded
 
 
 def _report_skipped(path: Path, reasons: Sequence[str], kept: int) -> None:
@@ -131,15 +149,22 @@ def _report_skipped(path: Path, reasons: Sequence[str], kept: int) -> None:
 
 
 def save_problems(problems: Sequence[Problem], path: str | Path) -> None:
-    """Write problems as JSONL; `load_problems` gives them back equal, metadata included."""
+    """Write problems as JSONL; `load_problems` gives them back equal, metadata included. An old file stays until all is written."""
     path = Path(path)
+    special = path.exists() and not path.is_file()  # a device or pipe can only be written to
+    partial = path if special else path.with_name(path.name + ".partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("w", encoding="utf-8", newline="\n") as file:
+        with partial.open("w", encoding="utf-8", newline="\n") as file:
             for p in problems:
                 record = {"id": p.id, "problem": p.problem, "solution": p.solution, "answer": p.answer, **p.metadata}
                 file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        if not special:
+            partial.replace(path)
     except OSError as error:
+        if not special:
+            with suppress(OSError):
+                partial.unlink()
         raise DataError(f"cannot write {path} ({error.strerror}): choose another --out") from None
 
 

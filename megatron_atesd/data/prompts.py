@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from megatron_atesd.config import PromptConfig
 from megatron_atesd.data.reveal import Revealed, Rounding, reference_text, reveal, split_reference
+from megatron_atesd.data.tokenizer import id_limit
 from megatron_atesd.errors import ConfigError, DataError
 from megatron_atesd.records import Problem, TeacherContext
 
@@ -24,6 +25,7 @@ _MARK = "@@response@@"  # only ever rendered, never encoded
 class PromptRenderer:
     """Renders both roles' prompts, and references as responses, through the tokenizer's own chat template.
 
+    `id_limit`: ids from here on stand for no text (embedding rows beyond the tokenizer).
     `stop_ids`: the ids that end a response: the template's end-of-turn token first, and the tokenizer's eos if it is another.
     """
 
@@ -32,6 +34,7 @@ class PromptRenderer:
         if not tokenizer.chat_template:
             raise ConfigError("the tokenizer has no chat template: use an instruct model's tokenizer, or set tokenizer.chat_template")
         self._tokenizer: Any = tokenizer
+        self.id_limit = id_limit(tokenizer)
         self._prompt = prompt
         self._reveal: Rounding = reveal
         self._end_of_turn = self._find_end_of_turn()
@@ -93,7 +96,10 @@ class PromptRenderer:
         return self._tokenizer.eos_token_id
 
     def _render(self, turns: list[dict[str, str]], **switches: bool) -> str:
-        return self._tokenizer.apply_chat_template(turns, tokenize=False, **switches)
+        try:
+            return self._tokenizer.apply_chat_template(turns, tokenize=False, **switches)
+        except Exception as error:  # a template is a small foreign program (run in a sandbox): it may raise anything
+            raise ConfigError(f"the tokenizer's chat template cannot be rendered ({error}): repair chat_template.jinja") from error
 
     def _encode(self, text: str) -> tuple[int, ...]:
         return tuple(self._tokenizer.encode(text, add_special_tokens=False))

@@ -1,6 +1,5 @@
 """What an evaluation needs before any process group or model exists, and what it refuses by then."""
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from megatron_atesd.data.tokenizer import load_tokenizer
 from megatron_atesd.errors import ConfigError
 from megatron_atesd.model.packing import TokenIds
 from megatron_atesd.model.qwen3 import Architecture, read_architecture, transformer_config
+from megatron_atesd.output_folder import make_writable
 from megatron_atesd.records import Problem
 from megatron_atesd.train.model_folder import find_hf, find_model_folder
 
@@ -63,10 +63,10 @@ def prepare(task: Evaluation, world_size: int) -> Prepared:
         architecture, parallel.tensor, parallel.pipeline, False, settings.model.dtype, settings.megatron, parallel.virtual_pipeline
     )
     problems = load_problems(task.data, settings.data.on_error)
-    renderer = PromptRenderer(load_tokenizer(hf), settings.prompt, settings.exposure.reveal)
+    renderer = PromptRenderer(load_tokenizer(hf, architecture.vocabulary), settings.prompt, settings.exposure.reveal)
     prompts = [renderer.student(problem) for problem in problems]
     check_room(problems, prompts, settings.rollout.max_new_tokens, architecture.max_positions)
-    make_writable(task.out)
+    make_writable("--out", task.out)
     return Prepared(folder, architecture, megatron, renderer, problems, prompts)
 
 
@@ -91,13 +91,3 @@ def check_room(problems: Sequence[Problem], prompts: Sequence[TokenIds], max_new
             f"--max-new-tokens {max_new_tokens} plus the {length} tokens of the longest student prompt (problem {longest!r}) is "
             f"{max_new_tokens + length}, must not exceed the model's {max_positions} positions; {remedy}"
         )
-
-
-def make_writable(folder: Path) -> None:
-    """Make the folder of the results. Raises ConfigError when it cannot be made, or no file can be written in it."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise ConfigError(f"--out is {folder}, which cannot be written to ({error.strerror}); give a folder to write to") from None

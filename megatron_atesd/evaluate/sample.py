@@ -51,7 +51,8 @@ def answer_problems(
     split = sum(sample < 0 for _, sample in mine)
     for part in (*_pieces(mine[:split], size), *_pieces(mine[split:], size)):
         seeds = [sequence_seed("evaluate", seed, problems[p].id, s) for p, s in part]
-        responses = generate(model, [prompts[p] for p, _ in part], seeds, renderer.stop_ids, greedy if part[0][1] < 0 else config)
+        sampling = greedy if part[0][1] < 0 else config
+        responses = generate(model, [prompts[p] for p, _ in part], seeds, renderer.stop_ids, sampling, renderer.id_limit)
         for (p, s), r in zip(part, responses, strict=True):
             answered.append(Answered(p, s, renderer.decode(r.ids), len(r.ids), r.truncated))
         progress(len(answered), len(mine))

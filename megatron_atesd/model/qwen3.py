@@ -10,8 +10,9 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from megatron_atesd.config_sections import build_section
+from megatron_atesd.data.hf_json import read_json_object
 from megatron_atesd.errors import ConfigError, ConversionError
-from megatron_atesd.model.architecture import Architecture
+from megatron_atesd.model.architecture import Architecture, check_numbers, check_sizes
 from megatron_atesd.model.chunk import ModelChunk
 from megatron_atesd.model.layers import CacheSlot
 
@@ -25,16 +26,19 @@ def read_architecture(folder: Path) -> Architecture:
     """
     from transformers import AutoConfig
 
-    if not (folder / "config.json").is_file():
+    config = folder / "config.json"
+    if not config.is_file():
         raise ConversionError(f"{folder}: no config.json here; give a Hugging Face model folder")
+    values = read_json_object(config)
+    if values.get("model_type") not in ("qwen3", "llama"):
+        raise ConversionError(f"{config}: model_type {values.get('model_type')!r} is not supported; use qwen3 or llama")
+    check_sizes(config, values)
     try:
-        hf = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except (ValueError, OSError, KeyError) as error:
-        raise ConversionError(f"{folder / 'config.json'}: cannot be read as a transformers config: {error}") from error
-    if hf.model_type not in ("qwen3", "llama"):
-        raise ConversionError(f"{folder / 'config.json'}: model_type {hf.model_type!r} is not supported; use qwen3 or llama")
+        hf: Any = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # a value of a wrong type raises whatever transformers' own checks raise
+        raise ConversionError(f"{config}: not a transformers config: {error}; download it again") from error
     _refuse_unsupported(folder, hf)
-    return Architecture(
+    architecture = Architecture(
         family=hf.model_type,
         hidden=hf.hidden_size,
         ffn=hf.intermediate_size,
@@ -44,11 +48,13 @@ def read_architecture(folder: Path) -> Architecture:
         head_size=getattr(hf, "head_dim", None) or hf.hidden_size // hf.num_attention_heads,
         vocabulary=hf.vocab_size,
         max_positions=hf.max_position_embeddings,
-        rope_base=float(_rope(hf).get("rope_theta", 10_000.0)),
+        rope_base=_rope(hf).get("rope_theta", 10_000.0),
         norm_eps=hf.rms_norm_eps,
         tied=bool(hf.tie_word_embeddings),
         qk_norm=hf.model_type == "qwen3",
     )
+    check_numbers(config, architecture)
+    return architecture
 
 
 def _rope(hf: Any) -> Mapping[str, Any]:

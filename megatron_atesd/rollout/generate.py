@@ -25,11 +25,17 @@ class Response:
 
 
 def generate(
-    model: HiddenStateGPT, prompts: Sequence[Sequence[int]], seeds: Sequence[int], stop_ids: Sequence[int], config: RolloutConfig
+    model: HiddenStateGPT,
+    prompts: Sequence[Sequence[int]],
+    seeds: Sequence[int],
+    stop_ids: Sequence[int],
+    config: RolloutConfig,
+    id_limit: int | None = None,
 ) -> list[Response]:
     """One response a prompt, in order; called with equal arguments on every rank of a model-parallel group, and equal there.
 
-    A response depends on its own prompt and seed, not on the others of its batch.
+    A response depends on its own prompt and seed, not on the others of its batch. Ids from `id_limit` on are never sampled: models have
+    more embedding rows than their tokenizer has ids.
     """
     size = config.batch or len(prompts)
     responses: list[Response] = []
@@ -38,7 +44,7 @@ def generate(
     with torch.no_grad(), model.without_sequence_parallel():
         for start in range(0, len(prompts), size):
             part = slice(start, start + size)
-            responses += _Batch(model, prompts[part], seeds[part], stop_ids, config).run()
+            responses += _Batch(model, prompts[part], seeds[part], stop_ids, config, id_limit).run()
     model.train(was_training)
     return responses
 
@@ -47,9 +53,15 @@ class _Batch:
     """One batch on its way: the live rows shrink as responses finish."""
 
     def __init__(
-        self, model: HiddenStateGPT, prompts: Sequence[Sequence[int]], seeds: Sequence[int], stop_ids: Sequence[int], config: RolloutConfig
+        self,
+        model: HiddenStateGPT,
+        prompts: Sequence[Sequence[int]],
+        seeds: Sequence[int],
+        stop_ids: Sequence[int],
+        config: RolloutConfig,
+        id_limit: int | None,
     ) -> None:
-        self.model, self.config, self.stop_ids = model, config, set(stop_ids)
+        self.model, self.config, self.stop_ids, self.id_limit = model, config, set(stop_ids), id_limit
         self.device = torch.device(torch.cuda.current_device())
         self.prompts = prompts
         self.uniform_BK = uniforms(seeds, config.max_new_tokens)
@@ -80,7 +92,7 @@ class _Batch:
     def _next_ids(self, hidden_BH: Tensor | None, step: int) -> Tensor:
         ids_B = torch.zeros(len(self.rows), dtype=torch.long, device=self.device)
         if hidden_BH is not None:
-            logits_BV = whole_logits(self.model, hidden_BH)
+            logits_BV = whole_logits(self.model, hidden_BH)[:, : self.id_limit]
             uniform_B = self.uniform_BK[self.rows, step].to(self.device)
             ids_B = sample_tokens(logits_BV, uniform_B, self.config.temperature, self.config.top_p, self.config.top_k)
         broadcast_from_last_stage(ids_B)

@@ -14,8 +14,9 @@ from megatron.core.dist_checkpointing import ShardedTensor
 
 from megatron_atesd.errors import CheckpointError
 from megatron_atesd.model.qwen3 import HiddenStateGPT
-from megatron_atesd.train.agreement import STORAGE_ERRORS, agreed, describe, place
+from megatron_atesd.train.agreement import agreed, place
 from megatron_atesd.train.manifest import MANIFEST, check_files, read_manifest
+from megatron_atesd.train.safe_pickle import guarded
 from megatron_atesd.train.saving import FolderSave
 
 MODEL_PREFIX = "model."
@@ -70,18 +71,14 @@ def read_folder(folder: Path, state: dict[str, Any]) -> dict[str, Any]:
         raise CheckpointError(
             f"{folder}: no Megatron weights here (weights/metadata.json); convert with checkpoints_convert/hf_to_megatron.py"
         )
-    try:
+    with guarded(weights):
         loaded = dist_checkpointing.load(state, str(weights))
-    except STORAGE_ERRORS as error:
-        raise CheckpointError(f"{folder}: cannot be loaded: {describe(error)}") from error
     assert isinstance(loaded, dict)  # a tuple only for strict modes that report
     return loaded
 
 
 def stored_dtypes(folder: Path) -> set[torch.dtype]:
     """The types in which the model weights of `folder` are stored. Raises CheckpointError when there are none."""
-    try:
+    with guarded(folder / "weights"):
         tensors = dist_checkpointing.load_tensors_metadata(str(folder / "weights"))
-    except STORAGE_ERRORS as error:
-        raise CheckpointError(f"{folder}: cannot be read: {describe(error)}") from error
     return {tensor.dtype for name, tensor in tensors.items() if isinstance(tensor, ShardedTensor) and name.startswith(MODEL_PREFIX)}

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,8 +15,10 @@ from megatron_atesd.config import TrainConfig
 from megatron_atesd.config_check import ModelShape, validate
 from megatron_atesd.data.problems import check_disjoint, load_problems
 from megatron_atesd.data.prompts import PromptRenderer
+from megatron_atesd.data.tokenizer import load_tokenizer
 from megatron_atesd.errors import CheckpointError, ConfigError
 from megatron_atesd.model.qwen3 import DTYPES, Architecture, read_architecture, transformer_config
+from megatron_atesd.output_folder import check_writable
 from megatron_atesd.records import Problem
 from megatron_atesd.train.model_folder import find_hf
 from megatron_atesd.train.optimizer import optimizer_settings
@@ -26,25 +27,18 @@ from megatron_atesd.train.optimizer import optimizer_settings
 def check_before_work(config: TrainConfig, world_size: int) -> tuple[list[Problem], list[Problem]]:
     """Training and probe problems, once every rule holds that can be checked without weights or process groups."""
     validate(config, world_size, None)
-    architecture = read_architecture(find_hf(Path(config.model.path)))
+    hf = find_hf(Path(config.model.path))
+    architecture = read_architecture(hf)
     shape = ModelShape(architecture.heads, architecture.query_groups, architecture.layers, architecture.ffn, architecture.max_positions)
     validate(config, world_size, shape)
     megatron_settings(config, architecture)
     optimizer_settings(DTYPES[config.model.dtype], config.optimizer, config.ddp, config.schedule)
     check_compiler(config.distill.compile)
+    PromptRenderer(load_tokenizer(hf, architecture.vocabulary), config.prompt)  # refuses what cannot make prompts
     data = load_data(config)
-    check_writable(Path(config.run.dir))
+    if os.environ.get("RANK", "0") == "0":
+        check_writable("run.dir", Path(config.run.dir))
     return data
-
-
-def check_writable(run_dir: Path) -> None:
-    """Raise ConfigError when no file can be written in the run directory, or in the nearest folder above it that exists."""
-    there = next(folder for folder in (run_dir.absolute(), *run_dir.absolute().parents) if folder.exists())
-    try:
-        with tempfile.TemporaryFile(dir=there):
-            pass
-    except OSError as error:
-        raise ConfigError(f"run.dir is {run_dir}, which cannot be written to ({error.strerror}); give a folder to write to") from None
 
 
 def check_compiler(wanted: bool) -> None:

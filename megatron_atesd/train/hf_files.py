@@ -8,13 +8,16 @@ LARGEST = 64 * 2**20  # bytes; the tokenizers of today stay below 40 MiB
 
 
 def copy_hf_files(source: Path, target: Path) -> None:
-    """Copy everything of `source` into the new folder `target`, except weights, hidden files and files above 64 MiB. Links are followed."""
+    """Copy everything of `source` into the new folder `target`, except weights, hidden files and files above 64 MiB.
+
+    Links to files are followed, as a download cache has them. Links to folders are left out: they may lead round in a circle.
+    """
 
     def left_out(folder: str, names: list[str]) -> list[str]:
-        return [name for name in names if name.startswith(".") or name.endswith(WEIGHT_SUFFIXES) or _is_large(Path(folder) / name)]
+        return [name for name in names if name.startswith(".") or name.endswith(WEIGHT_SUFFIXES) or _is_left_out(Path(folder) / name)]
 
     shutil.copytree(source, target, ignore=left_out, ignore_dangling_symlinks=True)
 
 
-def _is_large(path: Path) -> bool:
-    return path.is_file() and path.stat().st_size > LARGEST
+def _is_left_out(path: Path) -> bool:
+    return path.stat().st_size > LARGEST if path.is_file() else path.is_symlink() and path.is_dir()

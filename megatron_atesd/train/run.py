@@ -44,10 +44,10 @@ class TrainingRun:
         self.progress = Progress(config.parallel.timeout_minutes)
         self.progress.enter("the start")
         self.hf_folder = find_hf(Path(config.model.path))
-        self.renderer = PromptRenderer(load_tokenizer(self.hf_folder), config.prompt, config.exposure.reveal)
+        architecture = read_architecture(self.hf_folder)
+        self.renderer = PromptRenderer(load_tokenizer(self.hf_folder, architecture.vocabulary), config.prompt, config.exposure.reveal)
         check_prompts(self.renderer, [*problems, *probe_problems])
         self.sampler = ProblemSampler(problems, config.data.batch, config.run.seed, *data_parallel_place())
-        architecture = read_architecture(self.hf_folder)
         self.model = build_model(architecture, megatron_settings(config, architecture))
         check_model_folder(Path(config.model.path))
         load_model_weights(self.model, Path(config.model.path))
@@ -68,7 +68,7 @@ class TrainingRun:
         """One student response a problem; the seed of each is made of run seed, update and problem."""
         prompts = [self.renderer.student(problem) for problem in problems]
         seeds = [sequence_seed(self.config.run.seed, update, problem.id) for problem in problems]
-        responses = generate(self.model, prompts, seeds, self.renderer.stop_ids, self.config.rollout)
+        responses = generate(self.model, prompts, seeds, self.renderer.stop_ids, self.config.rollout, self.renderer.id_limit)
         return [Rollout(p, prompt, r.ids, r.truncated) for p, prompt, r in zip(problems, prompts, responses, strict=True)]
 
     def examples(self, rollouts: Sequence[Rollout], alpha: float) -> list[Example]:

@@ -88,7 +88,7 @@ def test_a_shard_that_the_index_names_but_is_missing(tmp_path: Path):
 def test_a_broken_index(source: Path):
     (source / "model.safetensors").rename(source / "model-00001.safetensors")
     (source / "model.safetensors.index.json").write_text('{"weight_map": [')
-    assert "not a safetensors index" in refusal(source)
+    assert "index.json: cannot be read as JSON" in refusal(source)
 
 
 def test_pickled_weights_only(source: Path):
@@ -141,19 +141,15 @@ def test_an_equal_redundant_head_and_old_rotary_buffers_are_accepted(source: Pat
     assert torch.equal(read_tensors(tmp_path / "back")["model.embed_tokens.weight"], head)
 
 
-def test_verify_catches_one_weight_that_went_wrong(source: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("change", [0.5, float("nan")])
+def test_verify_catches_one_weight_that_went_wrong(source: Path, change: float, monkeypatch: pytest.MonkeyPatch):
     def load_and_tamper(model: Any, folder: Path) -> None:
         load_hf_weights(model, folder)
         with torch.no_grad():
-            model.chunks[0].decoder.layers[1].mlp.linear_fc2.weight[3, 5] += 0.5
+            model.chunks[0].decoder.layers[1].mlp.linear_fc2.weight[3, 5] += change
 
     monkeypatch.setattr(weights, "load_hf_weights", load_and_tamper)
     assert "verification failed: logits differ by up to" in refusal(source, "--verify")
-
-
-def test_verify_catches_weights_that_are_not_numbers(source: Path):
-    rewrite(source, model__norm__weight=torch.full((32,), torch.nan))
-    assert "logits differ by up to nan" in refusal(source, "--verify")
 
 
 def test_a_full_output_is_kept_unless_forced(source: Path, tmp_path: Path):

@@ -166,6 +166,19 @@ def test_a_hostile_answer_is_wrong_and_the_next_one_is_graded(hurried: Grader, a
     assert hurried.grade([(boxed(answer), "0.5"), (boxed("1/2"), "0.5")]) == [False, True]
 
 
+def test_an_answer_is_never_run_as_code(hurried: Grader, tmp_path: Path):
+    touched = tmp_path / "touched"
+    calls = [f"__import__('os').mkdir('{touched}')", f"open('{touched}', 'w')", f"eval(\"open('{touched}', 'w')\")"]
+    forms = ["{}", r"\mathrm{{{}}}", r"\text{{{}}}", "{}+1", "1, {}", "lambda: {}", "Symbol({})"]
+    assert not any(hurried.grade([(boxed(form.format(call)), "0.5") for form in forms for call in calls]))
+    assert not touched.exists()
+
+
+@pytest.mark.parametrize("answer", ["1" + "\u0301" * 250, "\u202e\u200f1/2\u202c", "１０^９^９", "%s%n" * 70, "\ud800"], ids=range(5))
+def test_odd_characters_are_wrong_and_harmless(hurried: Grader, answer: str):
+    assert hurried.grade([(boxed(answer), "0.5"), (boxed("1/2"), "0.5")]) == [False, True]
+
+
 def test_a_response_of_a_million_braces_is_graded_at_once(grader: Grader):
     started = time.monotonic()
     assert grader.grade([(r"\boxed{" * 100_000 + "{" * 500_000 + "}" * 300_000, "7")]) == [False]

@@ -74,6 +74,8 @@ def test_json_records_and_columns_are_read(tmp_path: Path, document: object, mon
         ('[{"problem": "p"}]', "raw.json: record 1: `solution` is missing"),
         ('{"problem": ["p"], "solution": []}', "its columns differ in length"),
         ("{", "is not one JSON document"),
+        ("[" * 100_000, "is not one JSON document"),
+        ('[{"problem": "\\udc00", "solution": "s", "answer": "1"}]', "without its other half is no character"),
         ("3", "expected an array of records or an object of columns"),
         ("[]", "holds no record"),
     ],

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from megatron_atesd.data.problems import load_problems, normalised, problem_from_record
+from megatron_atesd.data.problems import load_problems, normalised, problem_from_record, refuse_half_characters
 from megatron_atesd.errors import DataError
 from megatron_atesd.records import Problem
 
@@ -40,10 +40,11 @@ def _checked(path: Path, rows: Iterable[object]) -> list[Problem]:
 
 def _json_rows(path: Path) -> list[Any]:
     try:
-        data = json.loads(path.read_text(encoding="utf-8-sig"))
+        text = path.read_text(encoding="utf-8-sig")
+        data = refuse_half_characters(text, json.loads(text))
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror}): check the path") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is not one JSON document ({error}): name JSON lines .jsonl") from None
     if isinstance(data, list):
         return data
