@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,10 @@ from megatron.core import parallel_state
 from safetensors.torch import save_file
 from transformers import GPT2Config, GPT2LMHeadModel, Qwen2Config, Qwen2ForCausalLM
 
-from checkpoints_convert import hf_to_megatron, megatron_to_hf, weights
+from checkpoints_convert import hf_to_megatron, megatron_to_hf, stream
 from checkpoints_convert.command import single_process, whole_model
+from checkpoints_convert.table import Operation
+from checkpoints_convert.tensors import join
 from checkpoints_convert.weights import load_hf_weights
 from megatron_atesd.errors import CheckpointError, ConfigError, ConversionError
 from megatron_atesd.model.qwen3 import read_architecture
@@ -128,7 +130,7 @@ def test_a_redundant_head_that_differs_from_the_tied_embedding(source: Path):
 
 def test_mixed_types_want_a_decision(source: Path):
     rewrite(source, model__norm__weight=torch.ones(32, dtype=torch.bfloat16))
-    assert "weights are stored as BF16, F32; choose --dtype" in refusal(source)
+    assert "weights are stored as bf16, fp32; choose --dtype" in refusal(source)
 
 
 def test_an_equal_redundant_head_and_old_rotary_buffers_are_accepted(source: Path, tmp_path: Path):
@@ -140,12 +142,13 @@ def test_an_equal_redundant_head_and_old_rotary_buffers_are_accepted(source: Pat
 
 
 def test_verify_catches_one_weight_that_went_wrong(source: Path, monkeypatch: pytest.MonkeyPatch):
-    def load_and_tamper(model: Any, folder: Path) -> None:
-        load_hf_weights(model, folder)
-        with torch.no_grad():
-            model.chunks[0].decoder.layers[1].mlp.linear_fc2.weight[3, 5] += 0.5
+    def join_and_tamper(parts: Sequence[torch.Tensor], operation: Operation, groups: int) -> torch.Tensor:
+        weight = join(parts, operation, groups).clone()
+        if weight.shape == (32, 48):
+            weight[3, 5] += 0.5
+        return weight
 
-    monkeypatch.setattr(weights, "load_hf_weights", load_and_tamper)
+    monkeypatch.setattr(stream, "join", join_and_tamper)
     assert "verification failed: logits differ by up to" in refusal(source, "--verify")
 
 
@@ -162,7 +165,7 @@ def test_a_full_output_is_kept_unless_forced(source: Path, tmp_path: Path):
         hf_to_megatron.main(arguments)
     assert (tmp_path / "out" / "thesis.txt").read_text() == "mine"
     hf_to_megatron.main([*arguments, "--force"])
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["hf", "weights"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["SHA256SUMS", "hf", "weights"]
 
 
 @pytest.mark.parametrize("out", ["hf", "hf/megatron", "."])
