@@ -32,6 +32,7 @@ def finished_folder(out: Path) -> Iterator[Path]:
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
         yield staging
+        sync_tree(staging)
         if out.is_dir():
             shutil.rmtree(out)
         os.replace(staging, out)
@@ -39,6 +40,16 @@ def finished_folder(out: Path) -> Iterator[Path]:
         raise ConversionError(f"{out} cannot be written: {error}") from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def sync_tree(folder: Path) -> None:
+    """Return when everything in `folder` is on the disk."""
+    for path in [*folder.rglob("*"), folder]:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def say(message: str) -> None:
