@@ -1,11 +1,13 @@
 """Where a conversion writes: a folder beside the target that takes its name only when everything is finished, checks included."""
 
+import io
 import os
 import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 
@@ -40,6 +42,21 @@ def finished_folder(out: Path) -> Iterator[Path]:
         raise ConversionError(f"{out} cannot be written: {error}") from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+class SlicedFile(io.BufferedWriter):
+    """A new file. Large writes reach it in slices: Linux may need several times as long for one write of many megabytes."""
+
+    SLICE_BYTES = 2**20
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        super().__init__(io.FileIO(path, "w"))
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data).cast("B")
+        for start in range(0, len(view), self.SLICE_BYTES):
+            super().write(view[start : start + self.SLICE_BYTES])
+        return len(view)
 
 
 def sync_tree(folder: Path) -> None:

@@ -4,15 +4,17 @@ A file is 8 bytes (length of the header, little-endian), the header (JSON: type,
 """
 
 import json
+import os
 from collections.abc import Mapping
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
 from torch import Tensor
 
+from checkpoints_convert.output import SlicedFile
 from checkpoints_convert.source import FLOATS, INDEX
 
 _NAMES = {dtype: name for name, dtype in FLOATS.items()}
@@ -25,8 +27,8 @@ class SafetensorsFolder:
     """
 
     def __init__(self, folder: Path, tensors: Mapping[str, Tensor], shard_bytes: int) -> None:
-        self._places: dict[str, tuple[BinaryIO, int, int]] = {}  # file, position of the next byte, end
-        self._files: list[BinaryIO] = []
+        self._places: dict[str, tuple[SlicedFile, int, int]] = {}  # file, position of the next byte, end
+        self._files: list[SlicedFile] = []
         plan = split_torch_state_dict_into_shards(dict(tensors), max_shard_size=shard_bytes)
         for file, names in plan.filename_to_tensors.items():
             self._start(folder / file, {name: tensors[name] for name in names})
@@ -42,10 +44,12 @@ class SafetensorsFolder:
             header[name] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": place}
         text = json.dumps(header).encode()
         text += b" " * (-len(text) % 8)  # the values begin at a multiple of 8
-        file = path.open("wb")
+        file = SlicedFile(path)
         self._files.append(file)
         file.write(len(text).to_bytes(8, "little") + text)
         base = file.tell()
+        if hasattr(os, "posix_fallocate"):  # a disk that is too small shows before the work
+            os.posix_fallocate(file.fileno(), 0, base + sum(tensor.nbytes for tensor in tensors.values()))
         self._places |= {name: (file, base + end - tensors[name].nbytes, base + end) for name, end in ends.items()}
 
     def append(self, name: str, rows: Tensor) -> None:

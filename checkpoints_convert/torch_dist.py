@@ -4,7 +4,9 @@ The format is torch.distributed.checkpoint's (.metadata and .distcp files) with 
 """
 
 import io
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -15,11 +17,12 @@ import torch
 from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
 from torch import Tensor
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
-from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.filesystem import FileSystem, FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorProperties, TensorStorageMetadata
 from torch.distributed.checkpoint.planner import LoadPlan, SavePlan, TensorWriteData, WriteItem, WriteItemType
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
+from checkpoints_convert.output import SlicedFile
 from megatron_atesd.errors import CheckpointError
 
 _UNREADABLE = (UnpicklingError, EOFError, OSError, KeyError, RuntimeError, ValueError, AttributeError)
@@ -43,6 +46,7 @@ def write_chunks(folder: Path, chunks: Sequence[Chunk], empty_objects: Sequence[
     # One file and one thread: each further thread would hold a chunk of its own.
     # The steps are those of torch.distributed.checkpoint.save, which wraps what goes wrong inside into an exception of its own.
     writer = FileSystemWriter(folder, single_file_per_rank=True, sync_files=False, thread_count=1)
+    writer.fs = _Files()
     planner = _ChunkPlanner(chunks, empty_objects)
     writer.set_up_storage_writer(is_coordinator=True)
     plans, metadata = planner.create_global_plan([writer.prepare_local_plan(planner.create_local_plan())])
@@ -50,6 +54,13 @@ def write_chunks(folder: Path, chunks: Sequence[Chunk], empty_objects: Sequence[
     writer.finish(metadata, [writer.write_data(plan, planner).wait()])
     torch.save({}, folder / "common.pt")
     save_config(CheckpointingConfig("torch_dist", 1), str(folder))
+
+
+class _Files(FileSystem):
+    @contextmanager
+    def create_stream(self, path: str | os.PathLike[str], mode: str) -> Iterator[io.IOBase]:
+        with SlicedFile(path) as stream:  # the writer only ever makes new files
+            yield stream
 
 
 class _ChunkPlanner(DefaultSavePlanner):
