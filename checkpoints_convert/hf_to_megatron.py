@@ -48,8 +48,9 @@ def convert(source: Path, out: Path, asked_dtype: str = "keep", tolerance: float
     say(f"reading {source}: {architecture.family}, {architecture.layers} layers, writing {dtype_name(dtype)}")
     with finished_folder(out) as staging:
         copy_hf_files(source, staging / "hf")
-        write_megatron(weights, architecture, staging / "weights", MODEL_PREFIX, dtype)
-        write_manifest(staging, checksums(staging, listed_files(staging)))
+        digests = write_megatron(weights, architecture, staging / "weights", MODEL_PREFIX, dtype)
+        known = {f"weights/{name}": digest for name, digest in digests.items()}
+        write_manifest(staging, known | checksums(staging, set(listed_files(staging)) - known.keys()))
         if tolerance is not None:
             verify(staging, MODEL_PREFIX, source, dtype, tolerance)
     say(f"finished: {out}")

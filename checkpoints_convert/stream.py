@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from checkpoints_convert.ahead import made_ahead
 from checkpoints_convert.layout import Piece, extra_states, pieces, stored_key, stored_shapes
 from checkpoints_convert.progress import progress
 from checkpoints_convert.safetensors_out import SafetensorsFolder
@@ -19,9 +20,10 @@ from megatron_atesd.errors import CheckpointError, ConversionError
 from megatron_atesd.model.architecture import Architecture
 
 
-def write_megatron(source: HfWeights, arch: Architecture, folder: Path, prefix: str, dtype: torch.dtype) -> None:
+def write_megatron(source: HfWeights, arch: Architecture, folder: Path, prefix: str, dtype: torch.dtype) -> dict[str, str]:
     """Write the torch_dist checkpoint `folder`, as megatron.core would from a model whose state has that `prefix`.
 
+    Returns the SHA-256 of its large files, by name.
     source: checked against the table. Raises ConversionError when a value cannot be read, or a tied model's second head differs.
     """
     parts = [piece for entry in name_table(arch) for piece in pieces(entry, arch)]
@@ -29,7 +31,7 @@ def write_megatron(source: HfWeights, arch: Architecture, folder: Path, prefix: 
     with progress("writing Megatron weights", total) as advance:
         make = partial(_parameter_piece, source, arch, dtype, advance)
         chunks = [Chunk(prefix + p.key, p.size, p.offsets, p.sizes, dtype, partial(make, p)) for p in parts]
-        write_chunks(folder, chunks, [prefix + name for name in extra_states(arch)])
+        return write_chunks(folder, chunks, [prefix + name for name in extra_states(arch)])
 
 
 def _parameter_piece(source: HfWeights, arch: Architecture, dtype: torch.dtype, advance: Callable[[int], None], piece: Piece) -> Tensor:
@@ -67,13 +69,16 @@ def write_hf(stored: StoredTensors, arch: Architecture, folder: Path, dtype: tor
     shapes = {name: shape for entry in name_table(arch) for name, shape in entry.sources.items()}
     out = SafetensorsFolder(folder, {name: torch.empty(shape, dtype=dtype, device="meta") for name, shape in shapes.items()}, shard_bytes)
     with progress("writing Hugging Face weights", sum(map(prod, shapes.values())) * dtype.itemsize) as advance:
-        for piece in _stored_pieces(stored, arch):
-            rows = stored.read(piece.key, piece.offsets, piece.sizes).reshape(piece.shape).to(dtype)
+        for piece, rows in made_ahead(partial(_stored_piece, stored, dtype, piece) for piece in _stored_pieces(stored, arch)):
             parts = unpack_qkv(rows, arch.query_groups, arch.head_size) if piece.entry.operation == "qkv" else (rows,)
             for name, part in zip(piece.sources, parts, strict=True):
                 out.append(name, part)
             advance(rows.nbytes)
     out.close()
+
+
+def _stored_piece(stored: StoredTensors, dtype: torch.dtype, piece: Piece) -> tuple[Piece, Tensor]:
+    return piece, stored.read(piece.key, piece.offsets, piece.sizes).reshape(piece.shape).to(dtype)
 
 
 def _stored_pieces(stored: StoredTensors, arch: Architecture) -> Iterator[Piece]:

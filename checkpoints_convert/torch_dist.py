@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from pathlib import Path
 from pickle import UnpicklingError
@@ -22,10 +23,11 @@ from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata
 from torch.distributed.checkpoint.planner import LoadPlan, SavePlan, TensorWriteData, WriteItem, WriteItemType
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
-from checkpoints_convert.output import SlicedFile
+from checkpoints_convert.ahead import made_ahead
+from checkpoints_convert.output import HashedFile
 from megatron_atesd.errors import CheckpointError
 
-_UNREADABLE = (UnpicklingError, EOFError, OSError, KeyError, RuntimeError, ValueError, AttributeError)
+_UNREADABLE = (UnpicklingError, AssertionError, EOFError, OSError, KeyError, RuntimeError, ValueError, AttributeError)
 
 
 @dataclass(frozen=True)
@@ -40,13 +42,17 @@ class Chunk:
     make: Callable[[], Tensor]
 
 
-def write_chunks(folder: Path, chunks: Sequence[Chunk], empty_objects: Sequence[str]) -> None:
-    """Write the checkpoint `folder`: the chunks in their order, one in memory at a time, and an empty object under each other name."""
+def write_chunks(folder: Path, chunks: Sequence[Chunk], empty_objects: Sequence[str]) -> dict[str, str]:
+    """Write the checkpoint `folder`: the chunks in their order, two in memory at a time, and an empty object under each other name.
+
+    Returns the SHA-256 (hexadecimal) of the files with tensors, by name.
+    """
     folder.mkdir(parents=True)
     # One file and one thread: each further thread would hold a chunk of its own.
     # The steps are those of torch.distributed.checkpoint.save, which wraps what goes wrong inside into an exception of its own.
-    writer = FileSystemWriter(folder, single_file_per_rank=True, sync_files=False, thread_count=1)
-    writer.fs = _Files()
+    # Without copying ahead to the host, which is for tensors on a GPU, items keep their order.
+    writer = FileSystemWriter(folder, single_file_per_rank=True, sync_files=False, thread_count=1, per_thread_copy_ahead=0)
+    writer.fs = files = _Files()
     planner = _ChunkPlanner(chunks, empty_objects)
     writer.set_up_storage_writer(is_coordinator=True)
     plans, metadata = planner.create_global_plan([writer.prepare_local_plan(planner.create_local_plan())])
@@ -54,21 +60,29 @@ def write_chunks(folder: Path, chunks: Sequence[Chunk], empty_objects: Sequence[
     writer.finish(metadata, [writer.write_data(plan, planner).wait()])
     torch.save({}, folder / "common.pt")
     save_config(CheckpointingConfig("torch_dist", 1), str(folder))
+    return {name: digest for name, digest in files.digests.items() if (folder / name).is_file()}  # not of .metadata's temporary name
 
 
 class _Files(FileSystem):
+    """Makes new files and knows their SHA-256 afterwards, by name."""
+
+    def __init__(self) -> None:
+        self.digests: dict[str, str] = {}
+
     @contextmanager
     def create_stream(self, path: str | os.PathLike[str], mode: str) -> Iterator[io.IOBase]:
-        with SlicedFile(path) as stream:  # the writer only ever makes new files
+        with HashedFile(path) as stream:
             yield stream
+        self.digests[Path(path).name] = stream.sha256.hexdigest()
 
 
 class _ChunkPlanner(DefaultSavePlanner):
-    """Plans from descriptions; the values come into being in resolve_data, which the writer calls item by item."""
+    """Plans from descriptions; the values come into being for resolve_data, which the writer calls item by item."""
 
     def __init__(self, chunks: Sequence[Chunk], empty_objects: Sequence[str]) -> None:
         super().__init__(flatten_state_dict=False)
         self._chunks = {_index(chunk): chunk for chunk in chunks}
+        self._made = made_ahead([partial(_made, chunk) for chunk in chunks])
         self._empty_objects = empty_objects
 
     def create_local_plan(self) -> SavePlan:
@@ -78,10 +92,15 @@ class _ChunkPlanner(DefaultSavePlanner):
 
     def resolve_data(self, write_item: WriteItem) -> Tensor | io.BytesIO:
         if write_item.type == WriteItemType.SHARD:
-            chunk = self._chunks[write_item.index]
-            return chunk.make().reshape(chunk.sizes)
+            chunk, tensor = next(self._made)
+            assert chunk is self._chunks[write_item.index]
+            return tensor.reshape(chunk.sizes)
         torch.save([None], nothing := io.BytesIO())  # as megatron.core stores an object without content
         return nothing
+
+
+def _made(chunk: Chunk) -> tuple[Chunk, Tensor]:
+    return chunk, chunk.make()
 
 
 def _index(chunk: Chunk) -> MetadataIndex:

@@ -6,7 +6,7 @@ python tools/bench_convert.py --hidden 4096 --ffn 12288 --heads 32 --layers 36 -
 Makes a random bf16 model (default 2.2 GB: Qwen3-0.6B with 60 layers), then, each in a process of its own: a plain copy of its file,
 Hugging Face → Megatron, Megatron → Hugging Face. A copy and a conversion end when their bytes are on the disk (fsync).
 peak: largest resident memory of the process (VmHWM), with the libraries; before: the same when the libraries are loaded and nothing
-is read. seconds: without the start of the process. Hugging Face → Megatron also makes SHA-256 checksums, inside its time.
+is read. seconds: without the start of the process. They include SHA-256 checksums: made to Megatron, checked from Megatron.
 Targets: peak ≤ 1.1 × size + 500 MB, speed ≥ 50 % of the copy. Before each run, the pages of the files that it reads are dropped from
 the page cache, so all read from the disk.
 """
@@ -101,7 +101,9 @@ def drop_pages(folder: Path) -> None:
 
 def timed(task: Callable[[Path, Path], None], source: Path, target: Path) -> dict[str, float]:
     """Seconds and peak resident bytes of `task`, which this process must not have done before."""
-    import checkpoints_convert.verify  # noqa: F401 - loads every library that a conversion needs
+    from transformers import AutoConfig  # noqa: F401 - with the next line, every library that a conversion needs
+
+    import checkpoints_convert.verify  # noqa: F401
 
     before, start = peak_bytes(), time.perf_counter()
     task(source, target)

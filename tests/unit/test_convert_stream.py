@@ -89,6 +89,17 @@ def test_a_converted_folder_ends_with_checksums_that_fit(tmp_path: Path):
     check_files(tmp_path / "megatron", read_manifest(tmp_path / "megatron"))
 
 
+def test_one_wrong_bit_in_a_converted_folder_is_noticed(tmp_path: Path):
+    hf_to_megatron.convert(save_model(tmp_path / "hf"), tmp_path / "megatron")
+    (file,) = (tmp_path / "megatron" / "weights").glob("*.distcp")
+    data = bytearray(file.read_bytes())
+    data[data.rindex(read_tensors(tmp_path / "hf")["model.norm.weight"].numpy().tobytes())] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(CheckpointError, match=r"__0_0\.distcp: its checksum differs"):
+        megatron_to_hf.convert(tmp_path / "megatron", tmp_path / "back")
+    assert not (tmp_path / "back").exists()
+
+
 def test_the_header_of_a_file_is_padded_to_eight_bytes_and_says_pt(tmp_path: Path):
     hf_to_megatron.convert(save_model(tmp_path / "hf"), tmp_path / "megatron")
     megatron_to_hf.convert(tmp_path / "megatron", tmp_path / "back")
