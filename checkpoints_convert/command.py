@@ -8,13 +8,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+
 from megatron_atesd.errors import ConfigError, ConversionError
 
 if TYPE_CHECKING:
     from megatron_atesd.model.qwen3 import Architecture, HiddenStateGPT
 
 TOLERANCE = 1e-4
-_STORED = {"F32": "fp32", "torch.float32": "fp32", "BF16": "bf16", "torch.bfloat16": "bf16"}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def command_parser(description: str, source: str, source_help: str, out_help: str) -> argparse.ArgumentParser:
@@ -24,7 +26,7 @@ def command_parser(description: str, source: str, source_help: str, out_help: st
     add(f"--{source}", dest="source", type=Path, required=True, metavar="DIR", help=source_help)
     add("--out", type=Path, required=True, metavar="DIR", help=out_help)
     add("--dtype", choices=("fp32", "bf16", "keep"), default="keep", help="type of the written weights (default: as stored)")
-    add("--verify", action="store_true", help="compare the logits of both sides in fp32; keep the result only if they agree")
+    add("--verify", action="store_true", help="compare the logits of both sides in fp32 on text; keep the result only if they agree")
     add("--tolerance", type=float, default=TOLERANCE, metavar="X", help=f"largest logit difference allowed (default {TOLERANCE:g})")
     add("--force", action="store_true", help="replace a non-empty --out")
     return parser
@@ -50,14 +52,19 @@ def whole_model(architecture: "Architecture", dtype: str) -> "HiddenStateGPT":
     return build_model(architecture, transformer_config(architecture, 1, 1, False, dtype, {"perform_initialization": False}))
 
 
-def choose_dtype(asked: str, stored: Iterable[str], source: Path) -> str:
-    """fp32 or bf16: what was asked for, or for keep the one type that all tensors are stored in.
+def choose_dtype(asked: str, stored: Iterable[torch.dtype], source: Path) -> torch.dtype:
+    """What was asked for (a name of DTYPES), or for keep the one type that all tensors are stored in.
 
     Raises ConversionError when they are stored in several types, or in another one.
     """
     if asked != "keep":
-        return asked
-    kinds = sorted(set(stored))
-    if len(kinds) != 1 or kinds[0] not in _STORED:
-        raise ConversionError(f"{source}: weights are stored as {', '.join(kinds)}; choose --dtype fp32 or --dtype bf16")
-    return _STORED[kinds[0]]
+        return DTYPES[asked]
+    names = sorted(dtype_name(dtype) for dtype in set(stored))
+    if len(names) != 1 or names[0] not in DTYPES:
+        raise ConversionError(f"{source}: weights are stored as {', '.join(names)}; choose --dtype fp32 or --dtype bf16")
+    return DTYPES[names[0]]
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """As in DTYPES; torch's own name for another type."""
+    return next((name for name, known in DTYPES.items() if known == dtype), str(dtype))

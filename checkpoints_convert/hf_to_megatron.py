@@ -2,13 +2,14 @@
 
 python checkpoints_convert/hf_to_megatron.py --hf DIR --out DIR [--dtype fp32|bf16|keep] [--verify]
 
-The result is weights/ (megatron.core torch_dist) beside hf/ (config, tokenizer, chat template and the other small files).
+The result is weights/ (megatron.core torch_dist) beside hf/ (config, tokenizer, chat template and the other small files) and
+SHA256SUMS. Weights pass through memory a few tensors at a time; only --verify builds models, one after the other, in fp32.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from checkpoints_convert.command import choose_dtype, command_parser, single_process, whole_model
+from checkpoints_convert.command import choose_dtype, command_parser, dtype_name, single_process
 from checkpoints_convert.output import check_output, finished_folder, say
 from megatron_atesd.errors import run_command
 
@@ -27,33 +28,33 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def convert(source: Path, out: Path, asked_dtype: str = "keep", tolerance: float | None = None) -> None:
-    """Write the Megatron model folder `out`, whole or not at all; inside `parallel_session` of one process.
+    """Write the Megatron model folder `out`, whole or not at all.
 
-    tolerance: also read the result back and compare logits with transformers; None does not.
+    tolerance: also read the result back and compare logits with transformers, inside `parallel_session` of one process; None does not.
     Raises ConversionError when `source` is no such model, is damaged, or the logits differ.
     """
     from checkpoints_convert.source import HfWeights
+    from checkpoints_convert.stream import write_megatron
     from checkpoints_convert.verify import verify
-    from checkpoints_convert.weights import load_hf_weights
     from megatron_atesd.data.tokenizer import check_tokenizer
     from megatron_atesd.model.qwen3 import read_architecture
-    from megatron_atesd.train.checkpoint import model_state, write_folder
-    from megatron_atesd.train.model_folder import load_model_weights
+    from megatron_atesd.train.checkpoint import MODEL_PREFIX
+    from megatron_atesd.train.hf_files import copy_hf_files
+    from megatron_atesd.train.manifest import checksums, listed_files, write_manifest
 
     architecture = read_architecture(source)
     check_tokenizer(source, architecture.vocabulary)
     weights = HfWeights(source)
     weights.check(architecture)
-    dtype = choose_dtype(asked_dtype, {tensor.dtype for tensor in weights.tensors.values()}, source)
-    say(f"reading {source}: {architecture.family}, {architecture.layers} layers, writing {dtype}")
-    model = whole_model(architecture, dtype)
-    load_hf_weights(model, source)
+    dtype = choose_dtype(asked_dtype, weights.dtypes(), source)
+    say(f"reading {source}: {architecture.family}, {architecture.layers} layers, writing {dtype_name(dtype)}")
     with finished_folder(out) as staging:
-        write_folder(staging, model_state(model), source)
+        copy_hf_files(source, staging / "hf")
+        digests = write_megatron(weights, architecture, staging / "weights", MODEL_PREFIX, dtype)
+        known = {f"weights/{name}": digest for name, digest in digests.items()}
+        write_manifest(staging, known | checksums(staging, set(listed_files(staging)) - known.keys()))
         if tolerance is not None:
-            model = whole_model(architecture, dtype)  # what was written is compared, not what was in memory
-            load_model_weights(model, staging)
-            verify(model, source, tolerance)
+            verify(staging, MODEL_PREFIX, source, dtype, tolerance)
     say(f"finished: {out}")
 
 

@@ -1,20 +1,25 @@
 """Megatron model folder, training checkpoint or run directory → Hugging Face model folder, for transformers, vLLM and others.
 
-python checkpoints_convert/megatron_to_hf.py --megatron DIR --out DIR [--dtype fp32|bf16|keep] [--verify]
+python checkpoints_convert/megatron_to_hf.py --megatron DIR --out DIR [--weights student|teacher] [--dtype fp32|bf16|keep] [--verify]
 
 The result is config.json, the tokenizer and the other small files that came with the model, and safetensors in shards of at most 5 GB.
+Weights pass through memory a few tensors at a time; only --verify builds models, one after the other, in fp32.
 """
 
 import json
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from checkpoints_convert.command import choose_dtype, command_parser, single_process, whole_model
+from checkpoints_convert.command import choose_dtype, command_parser, dtype_name, single_process
 from checkpoints_convert.output import check_output, finished_folder, say
-from megatron_atesd.errors import run_command
+from megatron_atesd.errors import CheckpointError, run_command
+
+if TYPE_CHECKING:
+    from checkpoints_convert.torch_dist import StoredTensors
 
 SHARD_BYTES = 5 * 10**9
-_HF_DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -24,52 +29,87 @@ def main(argv: Sequence[str] | None = None) -> None:
         "model folder (weights/ and hf/), checkpoint step_N, or run directory",
         "new Hugging Face model folder",
     )
+    parser.add_argument(
+        "--weights",
+        choices=("student", "teacher"),
+        default="student",
+        help="which weights of a training checkpoint; teacher: the initial ones or the EMA average, in fp32 unless --dtype says otherwise",
+    )
     arguments = parser.parse_args(argv)
     from megatron_atesd.train.model_folder import find_model_folder  # slow to import: --help does not wait for it
 
     source = find_model_folder(arguments.source)
     check_output(arguments.out, source, arguments.force)
     with single_process():
-        convert(source, arguments.out, arguments.dtype, arguments.tolerance if arguments.verify else None)
+        convert(source, arguments.out, arguments.dtype, arguments.tolerance if arguments.verify else None, arguments.weights)
 
 
-def convert(source: Path, out: Path, asked_dtype: str = "keep", tolerance: float | None = None, shard_bytes: int = SHARD_BYTES) -> None:
-    """Write the Hugging Face folder `out` of the model folder `source`, whole or not at all; inside `parallel_session` of one process.
+def convert(
+    source: Path,
+    out: Path,
+    asked_dtype: str = "keep",
+    tolerance: float | None = None,
+    weights: str = "student",
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """Write the Hugging Face folder `out` of the model folder `source`, whole or not at all.
 
-    tolerance: also compare logits with transformers on the result; None does not.
-    Raises CheckpointError when `source` cannot be loaded, ConversionError when the logits differ.
+    tolerance: also compare logits with transformers on the result, inside `parallel_session` of one process; None does not.
+    Raises CheckpointError when `source` cannot be read or lacks the `weights`, ConversionError when the logits differ.
     """
-    from huggingface_hub import save_torch_state_dict
-
+    from checkpoints_convert.stream import check_stored, write_hf
     from checkpoints_convert.verify import verify
-    from checkpoints_convert.weights import hf_tensors
     from megatron_atesd.data.tokenizer import check_tokenizer
     from megatron_atesd.model.qwen3 import read_architecture
-    from megatron_atesd.train.checkpoint import stored_dtypes
     from megatron_atesd.train.hf_files import copy_hf_files
-    from megatron_atesd.train.model_folder import find_hf, load_model_weights
+    from megatron_atesd.train.model_folder import find_hf
 
     hf_files = find_hf(source)
     architecture = read_architecture(hf_files)
     check_tokenizer(hf_files, architecture.vocabulary)
-    dtype = choose_dtype(asked_dtype, map(str, stored_dtypes(source)), source)
-    say(f"reading {source}: {architecture.family}, {architecture.layers} layers, writing {dtype}")
-    model = whole_model(architecture, dtype)
-    load_model_weights(model, source)
+    stored = _stored(source, weights)
+    check_stored(stored, architecture)
+    dtype = choose_dtype(asked_dtype, stored.dtypes(), source)
+    say(f"reading {source}: {weights}, {architecture.family}, {architecture.layers} layers, writing {dtype_name(dtype)}")
     with finished_folder(out) as staging:
         copy_hf_files(hf_files, staging)
-        _set_dtype(staging / "config.json", dtype)
-        save_torch_state_dict(dict(hf_tensors(model)), staging, max_shard_size=shard_bytes, metadata={"format": "pt"})
+        _set_dtype(staging / "config.json", str(dtype).removeprefix("torch."))
+        with ThreadPoolExecutor(1) as pool:
+            checking = pool.submit(_check_sums, source)  # reads the same files at the same time
+            write_hf(stored, architecture, staging, dtype, shard_bytes)
+            checking.result()
         if tolerance is not None:
-            verify(model, staging, tolerance)
+            verify(source, stored.prefix, staging, dtype, tolerance)
     say(f"finished: {out}")
+
+
+def _check_sums(source: Path) -> None:
+    """Raises CheckpointError when a file of `source` differs from its list of checksums; folders of older versions have none."""
+    from megatron_atesd.train.manifest import MANIFEST, check_files, read_manifest
+
+    if (source / MANIFEST).exists():
+        check_files(source, read_manifest(source))
+
+
+def _stored(source: Path, weights: str) -> "StoredTensors":
+    from checkpoints_convert.torch_dist import StoredTensors
+    from megatron_atesd.distill.teacher import PREFIX as TEACHER_PREFIX
+    from megatron_atesd.train.checkpoint import MODEL_PREFIX
+
+    stored = StoredTensors(source / "weights", TEACHER_PREFIX if weights == "teacher" else MODEL_PREFIX)
+    if weights == "teacher" and not stored.shapes():
+        raise CheckpointError(
+            f"{source}: holds no teacher: it is a converted model, or distill.teacher was live, whose weights are the student's; "
+            "export --weights student"
+        )
+    return stored
 
 
 def _set_dtype(config: Path, dtype: str) -> None:
     """State the type of the weights under the key that the config already uses (older configs: torch_dtype, which all versions read)."""
     values = json.loads(config.read_text(encoding="utf-8"))
     keys = [key for key in ("dtype", "torch_dtype") if key in values] or ["torch_dtype"]
-    values |= dict.fromkeys(keys, _HF_DTYPES[dtype])
+    values |= dict.fromkeys(keys, dtype)
     config.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -13,7 +14,7 @@ from megatron_atesd.errors import ConversionError
 from megatron_atesd.model.qwen3 import Architecture
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-FLOATS = ("F32", "F16", "BF16")
+FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 NOT_WEIGHTS = ("rotary_emb.inv_freq",)  # computed from the config; old checkpoints carry it
 
 
@@ -21,13 +22,15 @@ class SourceTensor:
     """One tensor in a file: shape and dtype are known, the values are read when it is sliced."""
 
     def __init__(self, name: str, file: Path, handle: Any) -> None:
-        self._slice = handle.get_slice(name)
+        part = handle.get_slice(name)
         self.name, self.file = name, file
-        self.shape, self.dtype = tuple(self._slice.get_shape()), str(self._slice.get_dtype())
+        self.shape, self.dtype = tuple(part.get_shape()), str(part.get_dtype())
 
     def __getitem__(self, part: Any) -> Tensor:
         try:
-            values = self._slice[part]
+            # Opened for each read: one mapping for all would keep every page that was ever touched in memory.
+            with safe_open(self.file, framework="pt") as handle:
+                values = handle.get_slice(self.name)[part]
         except (SafetensorError, OSError) as error:
             raise ConversionError(f"{self.file}: {self.name} cannot be read ({error}); download the file again") from error
         check_finite(values, f"{self.file}: {self.name}")
@@ -71,6 +74,17 @@ class HfWeights:
                     f"{tensor.file}: tensor {name} is not part of a {arch.family} model as config.json describes it; "
                     "convert a folder whose config.json and weights belong together"
                 )
+
+    def dtypes(self) -> set[torch.dtype]:
+        """The types in which the checked tensors are stored."""
+        return {FLOATS[tensor.dtype] for tensor in self.tensors.values()}
+
+    def head_differs(self) -> ConversionError:
+        """What to raise for a tied model whose second head is not its embedding."""
+        return ConversionError(
+            f"{self.tensors[HEAD].file}: config.json says tie_word_embeddings, but {HEAD} differs from {EMBEDDING}; "
+            "set tie_word_embeddings to false in config.json, or remove the tensor"
+        )
 
     def _check_tensor(self, tensor: SourceTensor, shape: tuple[int, ...]) -> None:
         where = f"{tensor.file}: {tensor.name}"

@@ -48,6 +48,17 @@ class Entry:
     operation: Operation
     sources: dict[str, tuple[int, ...]]
 
+    @property
+    def stored(self) -> str:
+        """The spelling in checkpoints, whichever spec the model has: Transformer Engine's; the embedding's for a tied head."""
+        return self.megatron[0] if self.operation == "vocabulary" else self.megatron[-1]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the undivided Megatron parameter: its sources above one another."""
+        shapes = list(self.sources.values())
+        return sum(shape[0] for shape in shapes), *shapes[0][1:]
+
 
 def name_table(arch: Architecture) -> Iterator[Entry]:
     """Every parameter of the model, from the embedding to the head."""

@@ -11,16 +11,18 @@ from checkpoints_convert.command import TOLERANCE, whole_model
 from checkpoints_convert.output import say
 from megatron_atesd.data.tokenizer import TOKENIZER_FILES, load_tokenizer
 from megatron_atesd.errors import ConversionError
-from megatron_atesd.model.qwen3 import HiddenStateGPT
+from megatron_atesd.model.architecture import Architecture
+from megatron_atesd.model.qwen3 import read_architecture
 from megatron_atesd.model.vocabulary import whole_logits
+from megatron_atesd.train.checkpoint import read_folder
 
 TEXT = "A train leaves at 8:15 and needs 2 hours 50 minutes, so it arrives at 11:05. The answer is \\boxed{11:05}."
 LONGEST = 64  # tokens of a sequence
 
 
-def verify(model: HiddenStateGPT, folder: Path, tolerance: float = TOLERANCE) -> None:
-    """Raises ConversionError when the logits of `model` and `folder` differ by more than `tolerance` anywhere."""
-    difference = compare(model, folder)
+def verify(megatron: Path, prefix: str, hf: Path, dtype: torch.dtype, tolerance: float = TOLERANCE) -> None:
+    """Raises ConversionError when the logits of both folders differ by more than `tolerance` anywhere; see `compare`."""
+    difference = compare(megatron, prefix, hf, dtype)
     if not difference <= tolerance:  # also for nan
         raise ConversionError(
             f"verification failed: logits differ by up to {difference:.3g}, more than --tolerance {tolerance:g}; nothing was kept. "
@@ -28,15 +30,16 @@ def verify(model: HiddenStateGPT, folder: Path, tolerance: float = TOLERANCE) ->
         )
 
 
-def compare(model: HiddenStateGPT, folder: Path) -> float:
-    """Largest absolute difference of the logits of `model` (TP = PP = 1) and of transformers on `folder`; reports it with top-1 agreement.
+def compare(megatron: Path, prefix: str, hf: Path, dtype: torch.dtype) -> float:
+    """Largest absolute difference of the logits of the weights `prefix` of a Megatron folder and of transformers on the folder `hf`.
 
-    Both sides compute in fp32, from weights rounded to the parameter type of `model`, on a short text (when the folder has a tokenizer)
-    and on random ids. Needs memory for one more copy of the weights in fp32.
+    Reports it with top-1 agreement. Both sides compute in fp32, from weights rounded to `dtype`, on a text (when the folder has a
+    tokenizer) and on random ids; one model after the other is in memory. Inside `parallel_session` of one process.
     """
-    sequences = list(_sequences(model, folder))
-    theirs = _transformers_logits(model, folder, sequences)
-    ours = _megatron_logits(model, sequences)
+    architecture = read_architecture(hf)
+    sequences = list(_sequences(hf, architecture))
+    theirs = _transformers_logits(hf, dtype, sequences)
+    ours = _megatron_logits(megatron, prefix, architecture, dtype, sequences)
     differences = [float((a - b).abs().max()) for a, b in zip(ours, theirs, strict=True)]
     agreeing = sum(int((a.argmax(-1) == b.argmax(-1)).sum()) for a, b in zip(ours, theirs, strict=True))
     positions = sum(ids.shape[1] for ids in sequences)
@@ -45,9 +48,9 @@ def compare(model: HiddenStateGPT, folder: Path) -> float:
     return largest
 
 
-def _sequences(model: HiddenStateGPT, folder: Path) -> Iterator[Tensor]:
+def _sequences(folder: Path, architecture: Architecture) -> Iterator[Tensor]:
     """Token ids [1, S] to compare on."""
-    vocabulary, longest = model.arch.vocabulary, min(LONGEST, model.arch.max_positions)
+    vocabulary, longest = architecture.vocabulary, min(LONGEST, architecture.max_positions)
     text = _text_ids(folder, vocabulary)[:longest]
     if text:
         yield torch.tensor([text])
@@ -62,25 +65,29 @@ def _text_ids(folder: Path, vocabulary: int) -> list[int]:
 
 
 @torch.no_grad()
-def _transformers_logits(model: HiddenStateGPT, folder: Path, sequences: list[Tensor]) -> list[Tensor]:
+def _transformers_logits(folder: Path, dtype: torch.dtype, sequences: list[Tensor]) -> list[Tensor]:
     from transformers import AutoModelForCausalLM
 
     try:
         reference: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False).eval()
     except (ValueError, OSError, KeyError, RuntimeError) as error:
         raise ConversionError(f"{folder}: transformers cannot load the model ({error})") from error
-    for parameter in reference.parameters():  # parameters only: the rotary frequencies stay in fp32
-        parameter.copy_(parameter.to(model.config.params_dtype))
+    _round(reference, dtype)
     device = torch.cuda.current_device()
     reference.to(device)
     return [reference(ids.to(device)).logits[0].float().cpu() for ids in sequences]
 
 
 @torch.no_grad()
-def _megatron_logits(model: HiddenStateGPT, sequences: list[Tensor]) -> list[Tensor]:
-    if model.config.params_dtype != torch.float32:
-        twin = whole_model(model.arch, "fp32")
-        twin.load_state_dict(model.state_dict())
-        model = twin
+def _megatron_logits(folder: Path, prefix: str, architecture: Architecture, dtype: torch.dtype, sequences: list[Tensor]) -> list[Tensor]:
+    model = whole_model(architecture, "fp32")
+    loaded = read_folder(folder, model.sharded_state_dict(prefix=prefix))
+    model.load_state_dict({name.removeprefix(prefix): value for name, value in loaded.items() if name.startswith(prefix)})
+    _round(model, dtype)
     device = torch.cuda.current_device()
     return [whole_logits(model, model(ids.to(device), None, None)[0]).cpu() for ids in sequences]
+
+
+def _round(model: torch.nn.Module, dtype: torch.dtype) -> None:
+    for parameter in model.parameters():  # parameters only: the rotary frequencies stay in fp32
+        parameter.copy_(parameter.to(dtype))

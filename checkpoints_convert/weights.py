@@ -66,7 +66,4 @@ def _check_redundant_head(source: HfWeights, shape: tuple[int, ...], size: int, 
     """A tied model may carry its head a second time: this rank's rows of it must equal the embedding's."""
     head, embedding = (take(source.tensors[name], shape, "vocabulary", size, rank) for name in (HEAD, EMBEDDING))
     if not torch.equal(head.to(embedding.dtype), embedding):
-        raise ConversionError(
-            f"{source.tensors[HEAD].file}: config.json says tie_word_embeddings, but {HEAD} differs from {EMBEDDING}; "
-            "set tie_word_embeddings to false in config.json, or remove the tensor"
-        )
+        raise source.head_differs()

@@ -23,21 +23,22 @@ from megatron_atesd.train.checkpoint import model_state, write_folder
 from megatron_atesd.train.model_folder import find_hf, load_model_weights
 
 LAYOUTS = [(2, 1), (1, 2), (2, 2)]  # TP × PP; data parallelism takes the rest of four processes
+RELOADED = [(1, 1), (4, 1), (1, 2)]  # of what was saved at 2 × 2
 IDS = [3, 14, 15, 9, 2, 6, 53, 58]
 KINDS = ["qwen3 tied", "llama untied"]
 
 
 def save_model(folder: Path, kind: str) -> Path:
-    """A vocabulary of 61 needs padding at TP=2; four layers divide over two stages."""
+    """A vocabulary of 61 needs padding at TP=2 and more of it at TP=4; four layers divide over two stages."""
     torch.manual_seed(0)
     sizes: dict[str, Any] = {
         "vocab_size": 61,
         "hidden_size": 32,
         "intermediate_size": 48,
         "num_hidden_layers": 4,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 16,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "head_dim": 8,
         "max_position_embeddings": 64,
         "tie_word_embeddings": kind.endswith(" tied"),
     }
@@ -91,6 +92,9 @@ def visit_layouts(folder: Path) -> dict[str, Any]:
                     seen[f"{kind} {tensor}x{pipeline} {source}"] = logits(model)
                     seen[f"{kind} {tensor}x{pipeline} {source} padding"] = padding(model)
                 write_folder(folder / kind / f"saved_{tensor}x{pipeline}", model_state(model), folder / kind / "hf")
+        for tensor, pipeline in RELOADED:
+            with parallel_session(tensor, pipeline), torch.no_grad():
+                seen[f"{kind} {tensor}x{pipeline} reloaded"] = logits(load(folder / kind / "saved_2x2", tensor, pipeline))
     dist.destroy_process_group()
     return seen
 
@@ -101,7 +105,7 @@ def visited(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[s
     with single_process():
         for kind in KINDS:
             hf_to_megatron.convert(save_model(folder / kind / "hf", kind), folder / kind / "megatron")
-    return folder, run_distributed(visit_layouts, 4, folder)
+    return folder, run_distributed(visit_layouts, 4, folder, timeout=300.0)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -109,12 +113,35 @@ def visited(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[s
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 def test_logits_are_those_of_transformers(visited: tuple[Path, list[dict[str, Any]]], kind: str, source: str, layout: tuple[int, int]):
     folder, ranks = visited
-    with torch.no_grad():
-        expected = AutoModelForCausalLM.from_pretrained(folder / kind / "hf")(torch.tensor([IDS])).logits[0]
-    measured = [rank[f"{kind} {layout[0]}x{layout[1]} {source}"] for rank in ranks]
-    last_stages = [value for value in measured if value is not None]
+    last_stages = measured(ranks, kind, layout, source)
     assert len(last_stages) == 4 // layout[1]
-    assert max(float((value - expected).abs().max()) for value in last_stages) <= 1e-5
+    assert difference(last_stages, folder / kind / "hf") <= 1e-5
+
+
+def measured(ranks: list[dict[str, Any]], kind: str, layout: tuple[int, int], source: str) -> list[Tensor]:
+    """The logits of every last stage."""
+    values = [rank[f"{kind} {layout[0]}x{layout[1]} {source}"] for rank in ranks]
+    return [value for value in values if value is not None]
+
+
+def difference(logits: list[Tensor], folder: Path) -> float:
+    """Largest, to those of transformers."""
+    with torch.no_grad():
+        expected = AutoModelForCausalLM.from_pretrained(folder)(torch.tensor([IDS])).logits[0]
+    return max(float((value - expected).abs().max()) for value in logits)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("layout", RELOADED, ids=str)
+def test_saved_at_two_by_two_and_loaded_at_another_layout(visited: tuple[Path, list[dict[str, Any]]], kind: str, layout: tuple[int, int]):
+    folder, ranks = visited
+    assert difference(measured(ranks, kind, layout, "reloaded"), folder / kind / "hf") <= 1e-5
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_undivided_layers_give_the_same_bits_in_one_stage_and_in_two(visited: tuple[Path, list[dict[str, Any]]], kind: str):
+    one, two = (measured(visited[1], kind, layout, "reloaded")[0] for layout in ((1, 1), (1, 2)))
+    assert torch.equal(one, two)
 
 
 @pytest.mark.parametrize("source", ["hf", "megatron"])

@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,10 @@ from megatron.core import parallel_state
 from safetensors.torch import save_file
 from transformers import GPT2Config, GPT2LMHeadModel, Qwen2Config, Qwen2ForCausalLM
 
-from checkpoints_convert import hf_to_megatron, megatron_to_hf, weights
+from checkpoints_convert import hf_to_megatron, megatron_to_hf, stream
 from checkpoints_convert.command import single_process, whole_model
+from checkpoints_convert.table import Operation
+from checkpoints_convert.tensors import join
 from checkpoints_convert.weights import load_hf_weights
 from megatron_atesd.config import CheckpointConfig
 from megatron_atesd.errors import CheckpointError, ConfigError, ConversionError
@@ -130,7 +132,7 @@ def test_a_redundant_head_that_differs_from_the_tied_embedding(source: Path):
 
 def test_mixed_types_want_a_decision(source: Path):
     rewrite(source, model__norm__weight=torch.ones(32, dtype=torch.bfloat16))
-    assert "weights are stored as BF16, F32; choose --dtype" in refusal(source)
+    assert "weights are stored as bf16, fp32; choose --dtype" in refusal(source)
 
 
 def test_an_equal_redundant_head_and_old_rotary_buffers_are_accepted(source: Path, tmp_path: Path):
@@ -143,12 +145,13 @@ def test_an_equal_redundant_head_and_old_rotary_buffers_are_accepted(source: Pat
 
 @pytest.mark.parametrize("change", [0.5, float("nan")])
 def test_verify_catches_one_weight_that_went_wrong(source: Path, change: float, monkeypatch: pytest.MonkeyPatch):
-    def load_and_tamper(model: Any, folder: Path) -> None:
-        load_hf_weights(model, folder)
-        with torch.no_grad():
-            model.chunks[0].decoder.layers[1].mlp.linear_fc2.weight[3, 5] += change
+    def join_and_tamper(parts: Sequence[torch.Tensor], operation: Operation, groups: int) -> torch.Tensor:
+        weight = join(parts, operation, groups).clone()
+        if weight.shape == (32, 48):
+            weight[3, 5] += change
+        return weight
 
-    monkeypatch.setattr(weights, "load_hf_weights", load_and_tamper)
+    monkeypatch.setattr(stream, "join", join_and_tamper)
     assert "verification failed: logits differ by up to" in refusal(source, "--verify")
 
 

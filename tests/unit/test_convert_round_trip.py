@@ -13,10 +13,8 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from checkpoints_convert import hf_to_megatron, megatron_to_hf
-from checkpoints_convert.command import single_process, whole_model
+from checkpoints_convert.command import single_process
 from checkpoints_convert.verify import TEXT, compare
-from checkpoints_convert.weights import load_hf_weights
-from megatron_atesd.model.qwen3 import read_architecture
 
 CASES: dict[str, dict[str, Any]] = {
     "tied": {},
@@ -26,6 +24,7 @@ CASES: dict[str, dict[str, Any]] = {
     "a group a head, odd head size": {"num_key_value_heads": 4, "head_dim": 6},
     "one head, wide": {"num_attention_heads": 1, "num_key_value_heads": 1, "hidden_size": 40, "intermediate_size": 7},
     "bf16": {"dtype": torch.bfloat16},
+    "fp16": {"dtype": torch.float16},
     "bf16 untied llama": {"family": "llama", "dtype": torch.bfloat16, "tie_word_embeddings": False},
 }
 
@@ -46,11 +45,10 @@ def test_every_bit_comes_back(tmp_path: Path, case: str):
 
 @pytest.mark.parametrize("case", CASES)
 def test_logits_equal_those_of_transformers(tmp_path: Path, case: str):
-    source = save_model(tmp_path, **CASES[case])
+    source = save_model(tmp_path / "hf", **CASES[case])
     with single_process():
-        model = whole_model(read_architecture(source), "bf16" if CASES[case].get("dtype") else "fp32")
-        load_hf_weights(model, source)
-        assert compare(model, source) <= 1e-5
+        hf_to_megatron.convert(source, tmp_path / "megatron")
+        assert compare(tmp_path / "megatron", "model.", source, CASES[case].get("dtype", torch.float32)) <= 1e-5
 
 
 def test_shards_and_index_are_read_and_written(tmp_path: Path):
@@ -88,15 +86,13 @@ def test_a_chosen_dtype_rounds_the_weights_and_is_stated_in_the_config(tmp_path:
 
 
 def test_logits_are_compared_on_text_when_there_is_a_tokenizer(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    source = save_model(tmp_path)
+    source = save_model(tmp_path / "hf")
     vocabulary = {"?": 0} | {word: number for number, word in enumerate(["A", "train", "answer"], start=1)}
     words = Tokenizer(WordLevel(vocabulary, unk_token="?"))
     words.pre_tokenizer = WhitespaceSplit()  # pyright: ignore[reportAttributeAccessIssue]
     PreTrainedTokenizerFast(tokenizer_object=words).save_pretrained(source)
     with single_process():
-        model = whole_model(read_architecture(source), "fp32")
-        load_hf_weights(model, source)
-        compare(model, source)
+        hf_to_megatron.convert(source, tmp_path / "megatron", tolerance=1e-5)
     assert f"of {len(TEXT.split()) + 64} positions" in capsys.readouterr().err
 
 
