@@ -1,0 +1,62 @@
+"""What the fault harness looks at: equal states, finished and unfinished checkpoints."""
+
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from megatron_atesd.faults.chaos import invalid, saving
+from megatron_atesd.faults.state import differences, metrics, reproducible
+from megatron_atesd.train.manifest import checksums, listed_files, write_manifest
+
+STATE = {"/weight": torch.tensor([0.0, 1.0, float("nan")]), "/update": 3, "/reward": float("nan")}
+
+
+def test_equal_states_have_no_differences() -> None:
+    assert differences(STATE, {name: value.clone() if isinstance(value, torch.Tensor) else value for name, value in STATE.items()}) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("/weight", torch.tensor([-0.0, 1.0, float("nan")])),
+        ("/weight", torch.tensor([0.0, 1.0, float("nan")], dtype=torch.float64)),
+        ("/update", 4),
+        ("/update", 3.0),
+        ("/reward", 0.0),
+    ],
+)
+def test_one_bit_or_another_type_is_a_difference(path: str, value: object) -> None:
+    assert differences(STATE, STATE | {path: value}) == [path]
+
+
+def test_what_only_one_state_has_is_a_difference() -> None:
+    assert differences(STATE, STATE | {"/more": 1}) == ["/more"]
+    assert differences(STATE | {"/more": 1}, STATE) == ["/more"]
+
+
+def test_only_a_save_that_began_since_counts_as_going_on(tmp_path: Path) -> None:
+    for name in ("step_1.partial", "step_2.partial", "step_3"):
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+    (tmp_path / "checkpoints" / "latest.partial").write_text("step_3\n")
+    now = time.time()
+    os.utime(tmp_path / "checkpoints" / "step_1.partial", (now - 100, now - 100))
+    assert saving(tmp_path, now - 50) == {"step_2.partial"}
+
+
+def test_a_checkpoint_is_invalid_once_a_file_changes(tmp_path: Path) -> None:
+    (tmp_path / "common.pt").write_bytes(b"state")
+    write_manifest(tmp_path, checksums(tmp_path, listed_files(tmp_path)))
+    assert invalid(tmp_path) == ""
+    (tmp_path / "common.pt").write_bytes(b"stale")
+    assert "common.pt: its checksum differs" in invalid(tmp_path)
+
+
+def test_metrics_are_compared_without_time_and_memory(tmp_path: Path) -> None:
+    assert metrics(tmp_path) == []
+    line = {"update": 1, "distill/kl": 0.5, "time/step": 3.0, "perf/padding": 0.1, "memory/peak_gib": 2.0}
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    assert [reproducible(found) for found in metrics(tmp_path)] == [{"update": 1, "distill/kl": 0.5}]
