@@ -8,7 +8,6 @@ Weights pass through memory a few tensors at a time; only --verify builds models
 
 import json
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -74,21 +73,10 @@ def convert(
     with finished_folder(out) as staging:
         copy_hf_files(hf_files, staging)
         _set_dtype(staging / "config.json", str(dtype).removeprefix("torch."))
-        with ThreadPoolExecutor(1) as pool:
-            checking = pool.submit(_check_sums, source)  # reads the same files at the same time
-            write_hf(stored, architecture, staging, dtype, shard_bytes)
-            checking.result()
+        write_hf(stored, architecture, staging, dtype, shard_bytes)
         if tolerance is not None:
             verify(source, stored.prefix, staging, dtype, tolerance)
     say(f"finished: {out}")
-
-
-def _check_sums(source: Path) -> None:
-    """Raises CheckpointError when a file of `source` differs from its list of checksums; folders of older versions have none."""
-    from megatron_atesd.train.manifest import MANIFEST, check_files, read_manifest
-
-    if (source / MANIFEST).exists():
-        check_files(source, read_manifest(source))
 
 
 def _stored(source: Path, weights: str) -> "StoredTensors":

@@ -79,7 +79,7 @@ def write_hf(stored: StoredTensors, arch: Architecture, folder: Path, dtype: tor
 
 def _stored_piece(stored: StoredTensors, dtype: torch.dtype, piece: Piece) -> tuple[Piece, Tensor]:
     rows = stored.read(piece.key, piece.offsets, piece.sizes)
-    check_finite(rows, f"{stored.folder}: {stored.prefix}{piece.key}")
+    check_finite(rows, f"{stored.folder}: {', '.join(piece.sources)}")
     return piece, rows.reshape(piece.shape).to(dtype)
 
 

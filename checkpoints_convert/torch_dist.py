@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from functools import partial
 from math import prod
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from megatron.core.dist_checkpointing import load_common_state_dict
 from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
 from torch import Tensor
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
@@ -26,9 +26,7 @@ from torch.distributed.checkpoint.planner_helpers import create_read_items_for_c
 from checkpoints_convert.ahead import made_ahead
 from checkpoints_convert.output import HashedFile
 from megatron_atesd.errors import CheckpointError
-from megatron_atesd.train.safe_pickle import guarded
-
-_UNREADABLE = (UnpicklingError, AssertionError, EOFError, OSError, KeyError, RuntimeError, ValueError, AttributeError)
+from megatron_atesd.train.safe_pickle import guarded, plain_values_only
 
 
 @dataclass(frozen=True)
@@ -52,7 +50,7 @@ def write_chunks(folder: Path, chunks: Sequence[Chunk], empty_objects: Sequence[
     # One file and one thread: each further thread would hold a chunk of its own.
     # The steps are those of torch.distributed.checkpoint.save, which wraps what goes wrong inside into an exception of its own.
     # Without copying ahead to the host, which is for tensors on a GPU, items keep their order.
-    writer = FileSystemWriter(folder, single_file_per_rank=True, sync_files=False, thread_count=1, per_thread_copy_ahead=0)
+    writer = _Writer(folder, single_file_per_rank=True, sync_files=False, thread_count=1, per_thread_copy_ahead=0)
     writer.fs = files = _Files()
     planner = _ChunkPlanner(chunks, empty_objects)
     writer.set_up_storage_writer(is_coordinator=True)
@@ -62,6 +60,11 @@ def write_chunks(folder: Path, chunks: Sequence[Chunk], empty_objects: Sequence[
     torch.save({}, folder / "common.pt")
     save_config(CheckpointingConfig("torch_dist", 1), str(folder))
     return {name: digest for name, digest in files.digests.items() if (folder / name).is_file()}  # not of .metadata's temporary name
+
+
+class _Writer(FileSystemWriter):
+    def storage_meta(self) -> None:
+        """Nothing: it would be the folder's path on this machine, which is no record that a reader should unpickle."""
 
 
 class _Files(FileSystem):
@@ -121,6 +124,7 @@ class StoredTensors:
         self.folder, self.prefix = folder, prefix
         self._reader = FileSystemReader(folder)
         with guarded(folder):
+            load_common_state_dict(str(folder))  # not needed here, but a folder in which it is damaged is not to be trusted
             metadata = self._reader.read_metadata()
             self._reader.set_up_storage_reader(metadata, is_coordinator=True)
         self._tensors: Mapping[str, TensorStorageMetadata] = {
@@ -147,14 +151,9 @@ class StoredTensors:
         if sum(prod(item.lengths) for item in items) != prod(sizes):
             raise CheckpointError(f"{self.folder}: {self.prefix}{name} lacks values; use another checkpoint")
         tensor = torch.empty(sizes, dtype=stored.properties.dtype)
-        try:
+        with plain_values_only(self.folder):
             self._reader.read_data(LoadPlan(items), _Into(tensor)).wait()
-        except _UNREADABLE as error:
-            raise self._unreadable(error) from error
         return tensor
-
-    def _unreadable(self, error: Exception) -> CheckpointError:
-        return CheckpointError(f"{self.folder}: cannot be loaded: {' '.join(str(error).split())[:400]}")
 
 
 class _Into(DefaultLoadPlanner):

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from megatron_atesd.errors import AtesdError, CheckpointError
+from megatron_atesd.errors import AtesdError
 from megatron_atesd.faults.job import TRAIN, ranks, torchrun
 from megatron_atesd.faults.state import checkpoint_state, differences, metrics, reproducible
-from megatron_atesd.train.manifest import check_files, read_manifest
+from megatron_atesd.train.run_checkpoints import fault_of, step_folders
 
 Say = Callable[[str], None]
 Job = subprocess.Popen[bytes]
@@ -139,8 +139,8 @@ class Chaos:
 
     def _check_kept(self, run_dir: Path, before: set[str]) -> set[str]:
         """Names of the finished checkpoints; notes those of `before` that are not among them, and any that is invalid."""
-        now = {path.name: path for path in (run_dir / "checkpoints").glob("step_*[0-9]")}
-        bad = {name: problem for name, path in now.items() if (problem := invalid(path))}
+        now = {path.name: path for path in step_folders(run_dir / "checkpoints")}
+        bad = {name: problem for name, path in now.items() if (problem := fault_of(path))}
         self.report.lost += [f"{run_dir.name}/{name}: {problem}" for name, problem in bad.items()]
         self.report.lost += [f"{run_dir.name}/{name}: gone" for name in sorted(before - now.keys())]
         return now.keys() - bad.keys()
@@ -162,15 +162,6 @@ def saving(run_dir: Path, since: float) -> set[str]:
         except FileNotFoundError:  # finished between both looks
             continue
     return found
-
-
-def invalid(checkpoint: Path) -> str:
-    """Why a checkpoint folder does not hold what was saved, '' when it does."""
-    try:
-        check_files(checkpoint, read_manifest(checkpoint))
-    except CheckpointError as error:
-        return str(error)
-    return ""
 
 
 def run_differences(run_dir: Path, unbroken: Path) -> list[str]:

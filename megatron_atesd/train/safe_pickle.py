@@ -41,12 +41,16 @@ _ALLOWED = {
 
 @contextmanager
 def guarded(weights: Path) -> Iterator[None]:
-    """For reading the torch_dist folder `weights`: its small files have been checked inside, and torch.load is held to weights_only.
-
-    Whatever goes wrong inside is raised as a CheckpointError that names `weights`.
-    """
+    """For opening the torch_dist folder `weights`: its small files have been checked inside, and it holds what `plain_values_only` says."""
     read_json_object(weights / "metadata.json")
     check_metadata(weights)
+    with plain_values_only(weights):
+        yield
+
+
+@contextmanager
+def plain_values_only(weights: Path) -> Iterator[None]:
+    """torch.load is held to weights_only; whatever goes wrong inside is raised as a CheckpointError that names `weights`."""
     before = os.environ.get(_FORCE)
     os.environ[_FORCE] = "1"
     try:

@@ -73,7 +73,7 @@ CASES: dict[str, tuple[Change, str]] = {
     ),
     "metadata.json: unknown key": (written(JSON, '{"x": 1}'), "weights: cannot be loaded: "),
     "metadata.json: missing": (removed(JSON), "weights/metadata.json"),
-    "distcp: garbage": (written(DATA, b"garbage" * 99_999), "weights: cannot be loaded: a file of it is damaged"),
+    "distcp: garbage": (written(DATA, b"garbage" * 99_999), "weights: cannot be loaded: "),
     "distcp: empty": (written(DATA, b""), "weights/__0_0.distcp: missing or cut short"),
     "distcp: cut short": (cut(DATA), "weights/__0_0.distcp: missing or cut short"),
     "distcp: missing": (removed(DATA), "weights/__0_0.distcp: missing or cut short"),
@@ -115,7 +115,7 @@ def test_a_model_that_training_has_broken(tmp_path: Path, capsys: pytest.Capture
             dict(model.named_parameters())["decoder.layers.1.mlp.linear_fc2.weight"][3, 5] = torch.nan
         write_folder(tmp_path / "megatron", model_state(model), source)
     said = refusal("megatron_to_hf", ["--megatron", tmp_path / "megatron", "--out", tmp_path / "out"], tmp_path, capsys)
-    assert said.startswith("model.layers.1.mlp.down_proj.weight holds NaN or infinite weights")
+    assert "weights: model.layers.1.mlp.down_proj.weight holds NaN or infinite weights" in said
 
 
 @pytest.mark.parametrize("command", ["hf_to_megatron", "megatron_to_hf"])

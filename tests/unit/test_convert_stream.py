@@ -96,7 +96,7 @@ def test_one_wrong_bit_in_a_converted_folder_is_noticed(tmp_path: Path):
     data[data.rindex(read_tensors(tmp_path / "hf")["model.norm.weight"].numpy().tobytes())] ^= 1
     file.write_bytes(data)
     with pytest.raises(CheckpointError, match=r"__0_0\.distcp: its checksum differs"):
-        megatron_to_hf.convert(tmp_path / "megatron", tmp_path / "back")
+        megatron_to_hf.main(["--megatron", str(tmp_path / "megatron"), "--out", str(tmp_path / "back")])
     assert not (tmp_path / "back").exists()
 
 
