@@ -81,11 +81,11 @@ class Chaos:
         finished: set[str] = set()
         for _ in range(self.plan.kills_a_run):
             ended = self._enough() or not self._run_and_kill(run_dir)
-            finished |= self._check_kept(run_dir, finished)
+            finished |= self.check_kept(run_dir, finished)
             if ended:
                 break
         self._finish(run_dir)
-        self._check_kept(run_dir, finished)
+        self.check_kept(run_dir, finished)
 
     def _run_and_kill(self, run_dir: Path) -> bool:
         """Start the job and kill it at some moment; False when it ended before that."""
@@ -137,7 +137,7 @@ class Chaos:
                 f"{run_dir}: the job ended with exit code {job.returncode} though nobody killed it; see {self._output(run_dir)}"
             )
 
-    def _check_kept(self, run_dir: Path, before: set[str]) -> set[str]:
+    def check_kept(self, run_dir: Path, before: set[str]) -> set[str]:
         """Names of the finished checkpoints; notes those of `before` that are not among them, and any that is invalid."""
         now = {path.name: path for path in step_folders(run_dir / "checkpoints")}
         bad = {name: problem for name, path in now.items() if (problem := fault_of(path))}

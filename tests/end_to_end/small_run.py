@@ -1,18 +1,12 @@
 """A training run small enough for tests: a random Qwen3 with the quickstart's tokenizer on a few chains, started as users start it."""
 
-import json
 import os
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import psutil
 import torch
-from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from examples.quickstart.warm_start import describe_model
@@ -62,41 +56,6 @@ def arguments(inputs: Path, run_dir: Path, *overrides: str) -> list[str]:
     return [*(f"--{name}={value}" for name, value in settings.items()), *overrides]
 
 
-@contextmanager
-def torchrun(processes: int, script_and_arguments: Sequence[str], output: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A job of torchrun whose output goes to the file `output`; on leaving, whatever is left of it is killed."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", *script_and_arguments]
-    with output.open("wb") as file:
-        job = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stdout=file, stderr=subprocess.STDOUT)
-    try:
-        yield job
-    finally:
-        kill(job)
-
-
-def kill(job: subprocess.Popen[bytes]) -> None:
-    """SIGKILL to the launcher and every process below it, as when the machine goes away."""
-    everyone = family(job)
-    for process in everyone:
-        with suppress(psutil.NoSuchProcess):
-            process.kill()
-    job.wait()
-    psutil.wait_procs(everyone, timeout=10)
-
-
-def family(job: subprocess.Popen[bytes]) -> list[psutil.Process]:
-    """The launcher and every process below it."""
-    with suppress(psutil.NoSuchProcess):
-        launcher = psutil.Process(job.pid)
-        return [launcher, *launcher.children(recursive=True)]
-    return []
-
-
-def ranks(job: subprocess.Popen[bytes]) -> list[psutil.Process]:
-    """The training processes of a job."""
-    return psutil.Process(job.pid).children()
-
-
 def wait_for(fact: Callable[[], bool], job: subprocess.Popen[bytes], output: Path) -> None:
     """Return as soon as `fact` holds; fails with the job's output when it ends first or takes too long."""
     deadline = time.monotonic() + TIMEOUT_SECONDS
@@ -115,30 +74,3 @@ def newest(run_dir: Path) -> str:
     """Name of the newest finished checkpoint, '' when there is none."""
     pointer = run_dir / "checkpoints" / "latest"
     return pointer.read_text().strip() if pointer.is_file() else ""
-
-
-def metrics(run_dir: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl."""
-    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-
-
-def reproducible(line: dict[str, Any]) -> dict[str, Any]:
-    """An update's metrics without those that depend on the machine's mood."""
-    return {name: value for name, value in line.items() if name.split("/")[0] not in ("time", "perf", "memory")}
-
-
-def checkpoint_state(folder: Path, scratch: Path) -> dict[str, Any]:
-    """Every tensor and plain value of a checkpoint under its path, undivided; the run directory's own name aside."""
-    dcp_to_torch_save(folder / "weights", scratch)
-    tensors = torch.load(scratch, weights_only=True)
-    plain = torch.load(folder / "weights" / "common.pt", weights_only=True)
-    plain["run"]["config"]["run"].pop("dir")
-    return dict(_leaves({"tensors": tensors, "plain": plain}, ""))
-
-
-def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else None
-    if items is None:
-        yield path, value
-    for name, part in items or ():
-        yield from _leaves(part, f"{path}/{name}")

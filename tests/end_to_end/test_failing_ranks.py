@@ -6,7 +6,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.end_to_end.small_run import TIMEOUT_SECONDS, arguments, family, metrics, newest, ranks, save_inputs, torchrun, wait_for
+from megatron_atesd.faults.job import family, ranks, torchrun
+from megatron_atesd.faults.state import metrics
+from tests.end_to_end.small_run import TIMEOUT_SECONDS, arguments, newest, save_inputs, wait_for
 
 pytestmark = pytest.mark.slow
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from megatron_atesd.faults.chaos import saving
+from megatron_atesd.faults.chaos import Chaos, Plan, saving
 from megatron_atesd.faults.state import differences, metrics, reproducible
+from megatron_atesd.train.manifest import checksums, write_manifest
 
 STATE = {"/weight": torch.tensor([0.0, 1.0, float("nan")]), "/update": 3, "/reward": float("nan")}
 
@@ -51,3 +52,19 @@ def test_metrics_are_compared_without_time_and_memory(tmp_path: Path) -> None:
     line = {"update": 1, "distill/kl": 0.5, "time/step": 3.0, "perf/padding": 0.1, "memory/peak_gib": 2.0}
     (tmp_path / "metrics.jsonl").write_text(json.dumps(line) + "\n")
     assert [reproducible(found) for found in metrics(tmp_path)] == [{"update": 1, "distill/kl": 0.5}]
+
+
+def test_a_finished_checkpoint_that_is_damaged_or_gone_is_reported(tmp_path: Path) -> None:
+    chaos = Chaos(Plan((), tmp_path), print)
+    for name in ("step_1", "step_2"):
+        folder = tmp_path / "run_1" / "checkpoints" / name
+        folder.mkdir(parents=True)
+        (folder / "common.pt").write_bytes(b"state")
+        write_manifest(folder, checksums(folder, ["common.pt"]))
+    assert chaos.check_kept(tmp_path / "run_1", set()) == {"step_1", "step_2"}
+    assert chaos.report.lost == []
+    (tmp_path / "run_1" / "checkpoints" / "step_2" / "common.pt").write_bytes(b"stale")
+    assert chaos.check_kept(tmp_path / "run_1", {"step_0", "step_1", "step_2"}) == {"step_1"}
+    damaged, gone = chaos.report.lost
+    assert "common.pt: its checksum differs" in damaged
+    assert gone == "run_1/step_0: gone"
