@@ -14,6 +14,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from megatron_atesd.errors import ConversionError
+from megatron_atesd.folders import replace_folder, sync_tree
 
 
 def check_output(out: Path, source: Path, force: bool) -> None:
@@ -37,9 +38,7 @@ def finished_folder(out: Path) -> Iterator[Path]:
         unfinished.mkdir(parents=True)
         yield staging
         sync_tree(staging)
-        if out.is_dir():
-            shutil.rmtree(out)
-        os.replace(staging, out)
+        replace_folder(staging, out)
     except (OSError, SafetensorError) as error:
         raise ConversionError(f"{out} cannot be written: {error}") from error
     finally:
@@ -82,16 +81,6 @@ class HashedFile(SlicedFile):
     def close(self) -> None:
         self._pool.shutdown()
         super().close()
-
-
-def sync_tree(folder: Path) -> None:
-    """Return when everything in `folder` is on the disk."""
-    for path in [*folder.rglob("*"), folder]:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def say(message: str) -> None:

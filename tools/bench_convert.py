@@ -119,7 +119,7 @@ def peak_bytes() -> int:
 
 
 def copy(source: Path, target: Path) -> None:
-    from checkpoints_convert.output import sync_tree
+    from megatron_atesd.folders import sync_tree
 
     subprocess.run(["cp", "-r", str(source), str(target)], check=True)
     sync_tree(target)

@@ -12,6 +12,7 @@ from megatron_atesd.config import TrainConfig
 from megatron_atesd.config_load import save_config
 from megatron_atesd.distill.step import distill_step
 from megatron_atesd.errors import CheckpointError
+from megatron_atesd.folders import recover
 from megatron_atesd.model.parallel import is_main, parallel_session
 from megatron_atesd.records import Rollout
 from megatron_atesd.train.agreement import on_rank_0
@@ -21,7 +22,6 @@ from megatron_atesd.train.monitor import Monitor
 from megatron_atesd.train.preemption import StopRequest
 from megatron_atesd.train.run import TrainingRun
 from megatron_atesd.train.run_checkpoints import Saver, choose, step_folders
-from megatron_atesd.train.saving import recover
 
 
 def train(config: TrainConfig) -> None:

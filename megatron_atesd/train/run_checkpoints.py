@@ -12,9 +12,10 @@ from typing import Any
 
 from megatron_atesd.config import CheckpointConfig
 from megatron_atesd.errors import CheckpointError
+from megatron_atesd.folders import clean, recover, remove_folder, sync
 from megatron_atesd.train.agreement import on_rank_0
 from megatron_atesd.train.checkpoint import check_folder
-from megatron_atesd.train.saving import FolderSave, clean, recover, remove_folder, sync
+from megatron_atesd.train.saving import FolderSave
 
 ASIDE = ".aside"  # ending of what a run left behind by going back to an older checkpoint
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from megatron_atesd.errors import CheckpointError
+from megatron_atesd.folders import clean, recover, replace_folder
 from megatron_atesd.model.parallel import parallel_session
 from megatron_atesd.train.manifest import MANIFEST, checksums, listed_files, write_manifest
 from megatron_atesd.train.preemption import StopRequest
 from megatron_atesd.train.run_checkpoints import choose, fault_of, step_folders, superfluous
-from megatron_atesd.train.saving import clean, recover, replace_folder
 
 
 def checkpoint(folder: Path, content: str = "weights") -> Path:
