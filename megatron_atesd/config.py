@@ -250,8 +250,8 @@ class CheckpointConfig:
         every: Save after every so many updates (0 = only at the end).
         keep: Newest checkpoints kept (0 = all).
         keep_every: Besides, keep each step_N with N a multiple of this (0 = none).
-        resume: auto = go on from the newest valid checkpoint of this run directory; step_N = go back to that one (the first save then
-            renames newer ones to step_N.aside); never = refuse a directory that has one.
+        resume: auto = go on from the newest valid checkpoint of this run directory; step_N = go back to that one (newer ones are
+            renamed to step_N.aside; start again with auto); never = refuse a directory that has one.
         on_error: When a save fails: stop, or continue without it (metric checkpoint/failed); the last save of a job must not fail.
         background: Write while training goes on; needs host memory for a second copy of what is saved.
     """

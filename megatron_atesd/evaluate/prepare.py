@@ -1,5 +1,6 @@
 """What an evaluation needs before any process group or model exists, and what it refuses by then."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,6 +67,9 @@ def prepare(task: Evaluation, world_size: int) -> Prepared:
     renderer = PromptRenderer(load_tokenizer(hf, architecture.vocabulary), settings.prompt, settings.exposure.reveal)
     prompts = [renderer.student(problem) for problem in problems]
     check_room(problems, prompts, settings.rollout.max_new_tokens, architecture.max_positions)
+    out = Path(os.path.realpath(task.out))  # resolve() raises for a link round in a circle
+    if Path(os.path.realpath(folder)) in (out, *out.parents):
+        raise ConfigError(f"--out is {task.out}, inside the model's folder {folder}, whose files must stay as they are; choose another")
     make_writable("--out", task.out)
     return Prepared(folder, architecture, megatron, renderer, problems, prompts)
 

@@ -16,7 +16,6 @@ from megatron_atesd.evaluate.prepare import Evaluation, Prepared, prepare
 from megatron_atesd.evaluate.sample import Answered, answer_problems
 from megatron_atesd.model.parallel import is_main, parallel_session
 from megatron_atesd.model.qwen3 import HiddenStateGPT, build_model
-from megatron_atesd.records import Problem
 from megatron_atesd.train.model_folder import load_model_weights
 
 
@@ -33,7 +32,7 @@ def evaluate(task: Evaluation) -> dict[str, Any] | None:
             model = build_model(prepared.architecture, prepared.megatron)
             load_model_weights(model, prepared.folder)
             answered = _answers(task, model, prepared)
-            return _report(task, prepared.problems, answered, grader) if is_main() else None
+            return _report(task, prepared, answered, grader) if is_main() else None
 
 
 def _answers(task: Evaluation, model: HiddenStateGPT, prepared: Prepared) -> list[Answered]:
@@ -45,7 +44,8 @@ def _answers(task: Evaluation, model: HiddenStateGPT, prepared: Prepared) -> lis
     return answer_problems(model, *parts, task.samples, task.settings.rollout, task.seed, progress)
 
 
-def _report(task: Evaluation, problems: Sequence[Problem], answered: Sequence[Answered], grader: Grader) -> dict[str, Any]:
+def _report(task: Evaluation, prepared: Prepared, answered: Sequence[Answered], grader: Grader) -> dict[str, Any]:
+    problems = prepared.problems
     right = grader.grade([(a.text, problems[a.problem].answer) for a in answered])
     faults = {"grading_timeouts": grader.timeouts, "grading_crashes": grader.crashes}
     table = np.array(right).reshape(len(problems), task.samples + 1)  # column 0 is the greedy response
@@ -55,7 +55,7 @@ def _report(task: Evaluation, problems: Sequence[Problem], answered: Sequence[An
     summary |= faults | {
         "mean_tokens": float(np.mean([a.tokens for a in sampled])),
         "truncated": float(np.mean([a.truncated for a in sampled])),
-        "model": str(task.model),
+        "model": str(prepared.folder),
         "data": str(task.data),
         "seed": task.seed,
         "rollout": asdict(task.settings.rollout),

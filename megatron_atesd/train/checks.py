@@ -37,7 +37,7 @@ def check_before_work(config: TrainConfig, world_size: int) -> tuple[list[Proble
     PromptRenderer(load_tokenizer(hf, architecture.vocabulary), config.prompt)  # refuses what cannot make prompts
     data = load_data(config)
     if os.environ.get("RANK", "0") == "0":
-        check_writable("run.dir", Path(config.run.dir))
+        check_writable("run.dir", Path(config.run.dir) / "checkpoints")
     return data
 
 

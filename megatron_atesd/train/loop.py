@@ -11,8 +11,6 @@ from pathlib import Path
 from megatron_atesd.config import TrainConfig
 from megatron_atesd.config_load import save_config
 from megatron_atesd.distill.step import distill_step
-from megatron_atesd.errors import CheckpointError
-from megatron_atesd.folders import recover
 from megatron_atesd.model.parallel import is_main, parallel_session
 from megatron_atesd.records import Rollout
 from megatron_atesd.train.agreement import on_rank_0
@@ -21,26 +19,28 @@ from megatron_atesd.train.metrics import describe_sample, peak_memory_gib, rollo
 from megatron_atesd.train.monitor import Monitor
 from megatron_atesd.train.preemption import StopRequest
 from megatron_atesd.train.run import TrainingRun
-from megatron_atesd.train.run_checkpoints import Saver, choose, step_folders
+from megatron_atesd.train.run_checkpoints import Saver, set_aside, start_from
 
 
 def train(config: TrainConfig) -> None:
     """Train from `config`, or go on from the newest valid checkpoint of its run directory, to the last update or until asked to stop."""
     problems, probe_problems = check_before_work(config, int(os.environ.get("WORLD_SIZE", "1")))
     parallel, run_dir = config.parallel, Path(config.run.dir)
-    checkpoints, resume = run_dir / "checkpoints", config.checkpoint.resume
-    if resume == "never" and (steps := step_folders(checkpoints)):
-        raise CheckpointError(f"{run_dir} already holds {steps[0].name}; set checkpoint.resume to auto or choose another run.dir")
+    checkpoints = run_dir / "checkpoints"
     with parallel_session(parallel.tensor, parallel.pipeline, config.run.seed, parallel.timeout_minutes, parallel.virtual_pipeline):
-        on_rank_0(lambda: recover(checkpoints), f"{checkpoints} cannot be put in order")
-        chosen = choose(checkpoints, "auto" if resume == "never" else resume)
+        chosen = start_from(checkpoints, config.checkpoint.resume)
         run = TrainingRun(config, problems, probe_problems)
         start = 0 if chosen.folder is None else run.load(chosen.folder)
+        if (back := config.checkpoint.resume) not in ("auto", "never"):
+            on_rank_0(lambda: set_aside(checkpoints, start), f"{checkpoints} cannot be put in order")
         if is_main():
             run_dir.mkdir(parents=True, exist_ok=True)
             save_config(config, run_dir / "config.yaml")
-        with Monitor(run_dir, config.run.updates, config.monitor, is_main(), start) as monitor, StopRequest() as stop:
-            saver = Saver(checkpoints, config.checkpoint, monitor.message)
+        with (
+            Monitor(run_dir, config.run.updates, config.monitor, is_main(), start) as monitor,
+            StopRequest() as stop,
+            Saver(checkpoints, config.checkpoint, monitor.message) as saver,
+        ):
             if chosen.folder is not None:
                 monitor.message(f"resumed from {chosen.folder} after {start} updates ({chosen.why})")
             else:
@@ -59,9 +59,10 @@ def train(config: TrainConfig) -> None:
                 else:
                     saver.finish(wait=False)
                 if run.skipped.too_many:
-                    raise run.skipped.error(checkpoints / f"step_{done}")
+                    raise run.skipped.error(checkpoints / f"step_{done}", config.run.updates - done)
                 if asked and done < config.run.updates:
-                    monitor.message(f"stopped by {asked} after update {done}: step_{done} is saved; start the same command to go on")
+                    again = "" if back in ("auto", "never") else f", with checkpoint.resume auto instead of {back}"
+                    monitor.message(f"stopped by {asked} after update {done}: step_{done} is saved; start the same command to go on{again}")
                     return
         run.progress.close()
         if is_main():

@@ -16,7 +16,7 @@ _LINE = re.compile(r"([0-9a-f]{64})  (.+)\n")
 
 def listed_files(folder: Path) -> list[str]:
     """Every file of `folder` except the list, relative to it, in one order for all."""
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST)
 
 
 def checksums(folder: Path, names: Iterable[str]) -> dict[str, str]:
@@ -29,7 +29,10 @@ def checksums(folder: Path, names: Iterable[str]) -> dict[str, str]:
 
 
 def write_manifest(folder: Path, sums: dict[str, str]) -> None:
-    """Write the list; `sums` covers every file of `folder`, see `checksums`."""
+    """Write the list; `sums` covers every file of `folder`, see `checksums`. Raises CheckpointError for a name that has no line."""
+    for name in sums:
+        if "\n" in name:
+            raise CheckpointError(f"{folder}: a file name holds a line break ({name!r}); rename the file in the model's folder")
     (folder / MANIFEST).write_text("".join(f"{sums[name]}  {name}\n" for name in sorted(sums)), encoding="utf-8")
 
 
@@ -40,7 +43,7 @@ def read_manifest(folder: Path) -> dict[str, str]:
     """
     path = folder / MANIFEST
     try:
-        lines = path.read_bytes().decode("utf-8").splitlines(keepends=True)
+        lines = re.findall(r"[^\n]*\n|[^\n]+", path.read_bytes().decode("utf-8"))  # a name may hold what splitlines takes for an end
     except (OSError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error}): the folder is incomplete or damaged; use another checkpoint") from None
     sums = {}
@@ -50,8 +53,9 @@ def read_manifest(folder: Path) -> dict[str, str]:
         sums[match[2]] = match[1]
     there = set(listed_files(folder))
     for name in sorted(sums.keys() ^ there):
-        problem = "is missing" if name in sums else f"is not listed in {MANIFEST}"
-        raise CheckpointError(f"{folder}: {name} {problem}: the folder is incomplete or damaged; use another checkpoint")
+        if name not in sums:
+            raise CheckpointError(f"{folder}: {name} is not listed in {MANIFEST}; move it elsewhere, or use another checkpoint")
+        raise CheckpointError(f"{folder}: {name} is missing: the folder is incomplete; use another checkpoint")
     return sums
 
 

@@ -1,12 +1,14 @@
 """What a model path may be: a Hugging Face folder, a Megatron model folder (`weights/` beside `hf/`), for export also a run directory."""
 
+import sys
 from pathlib import Path
 
 from checkpoints_convert.weights import load_hf_weights
 from megatron_atesd.errors import CheckpointError
 from megatron_atesd.model.qwen3 import HiddenStateGPT
+from megatron_atesd.train.agreement import place
 from megatron_atesd.train.checkpoint import MODEL_PREFIX, check_model_folder, model_state, read_folder
-from megatron_atesd.train.run_checkpoints import choose
+from megatron_atesd.train.run_checkpoints import choose, step_folders
 
 
 def find_hf(folder: Path) -> Path:
@@ -17,6 +19,8 @@ def find_hf(folder: Path) -> Path:
     for candidate in (folder, folder / "hf"):
         if (candidate / "config.json").is_file():
             return candidate
+    if steps := step_folders(folder / "checkpoints"):
+        raise CheckpointError(f"{folder}: a run directory, not a model; give one of its checkpoints, such as {steps[0]}")
     raise CheckpointError(
         f"{folder}: neither a Hugging Face folder (config.json) nor a Megatron model folder (weights/ and hf/config.json); "
         "give the folder of a downloaded model or the output of checkpoints_convert/hf_to_megatron.py"
@@ -32,10 +36,16 @@ def find_model_folder(path: Path) -> Path:
     if (path / "weights").is_dir():
         check_model_folder(path)
         return path
-    newest = choose(path if path.name == "checkpoints" else path / "checkpoints").folder
-    if newest is None:
-        raise CheckpointError(f"{path}: neither a Megatron model folder (weights/ and hf/) nor a run directory with a checkpoint")
-    return newest
+    chosen = choose(path if path.name == "checkpoints" else path / "checkpoints")
+    if chosen.folder is None:
+        there = ", ".join(step.name for step in step_folders(path.parent))
+        raise CheckpointError(
+            f"{path}: neither a Megatron model folder (weights/ and hf/) nor a run directory with a checkpoint; give the output of "
+            f"hf_to_megatron.py, a run.dir, or a checkpoint" + (f" ({path.parent} holds {there})" if there else "")
+        )
+    if place()[0] == 0:
+        print(f"using {chosen.folder} ({chosen.why})", file=sys.stderr, flush=True)
+    return chosen.folder
 
 
 def load_model_weights(model: HiddenStateGPT, folder: Path) -> None:

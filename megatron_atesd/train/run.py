@@ -173,7 +173,8 @@ class TrainingRun:
             for problem, (ids, truncated) in zip(self.probe_problems, run["probe_responses"], strict=False)
         ]
         check_weights([*self.model.named_parameters(), *((f"teacher tensor {i}", w) for i, w in enumerate(self.teacher.weights))], folder)
-        self.skipped.in_a_row = run.get("skipped_in_a_row", 0)
+        in_a_row = run.get("skipped_in_a_row", 0)
+        self.skipped.in_a_row = in_a_row if in_a_row < self.skipped.limit else 0  # a run that ended for it begins to count anew
         restore_rng(run["rng"])
         return int(run["update"])
 

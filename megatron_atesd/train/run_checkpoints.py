@@ -7,11 +7,13 @@ import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain, count
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from megatron_atesd.config import CheckpointConfig
-from megatron_atesd.errors import CheckpointError
+from megatron_atesd.errors import AtesdError, CheckpointError
 from megatron_atesd.folders import clean, recover, remove_folder, sync
 from megatron_atesd.train.agreement import on_rank_0
 from megatron_atesd.train.checkpoint import check_folder
@@ -70,6 +72,31 @@ def choose(checkpoints: Path, resume: str = "auto") -> Choice:
     return Choice(None, "no checkpoint yet")
 
 
+def start_from(checkpoints: Path, resume: str) -> Choice:
+    """What a job begins with, by checkpoint.resume: auto, never or step_N. Collective.
+
+    step_N counts for the job's first start; when torchrun starts it again after a failure, it goes on from where it was by then.
+    Raises CheckpointError as `choose`, and for `never` when there are checkpoints.
+    """
+    on_rank_0(lambda: recover(checkpoints), f"{checkpoints} cannot be put in order")
+    if resume == "never":
+        if steps := step_folders(checkpoints):
+            raise CheckpointError(
+                f"{checkpoints.parent} already holds {steps[0].name}; set checkpoint.resume to auto or choose another run.dir"
+            )
+        return Choice(None, "checkpoint.resume is never")
+    started_again = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+    return choose(checkpoints, "auto" if started_again else resume)
+
+
+def set_aside(checkpoints: Path, update: int) -> None:
+    """Rename checkpoints newer than step_<update> to step_N.aside: a run that goes on from there leaves their course, but loses none."""
+    for newer in step_folders(checkpoints):
+        if step_number(newer) > update:
+            names = (newer.with_name(f"{newer.name}{ASIDE}{number}") for number in chain([""], (f".{n}" for n in count(2))))
+            os.replace(newer, next(name for name in names if not name.exists()))
+
+
 class Saver:
     """Saves one run's checkpoints. Collective, as every method.
 
@@ -80,6 +107,13 @@ class Saver:
         self._folder, self._config, self._say = checkpoints, config, say
         self._running: FolderSave | None = None
         self._failed = 0
+
+    def __enter__(self) -> "Saver":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if isinstance(error, AtesdError):  # which ends all ranks alike: the save under way gets its name first
+            self.finish(wait=True)
 
     def save(self, update: int, state: dict[str, Any], hf_files: Path, last: bool) -> None:
         """Write step_<update>; with checkpoint.background, only start to. The `last` save is waited for, and its failure always raises.
@@ -123,14 +157,11 @@ class Saver:
             self._say(f"warning: {error}; training goes on (checkpoint.on_error)")
 
     def _make_room(self, update: int) -> None:
-        """Away with what killed jobs left, and with newer checkpoints: the run went back and leaves their course."""
+        """Away with what killed jobs left, and with newer checkpoints, which are damaged: the run began before them."""
         self._folder.mkdir(parents=True, exist_ok=True)
         recover(self._folder)
         clean(self._folder)
-        for newer in step_folders(self._folder):
-            if step_number(newer) > update:
-                remove_folder(aside := newer.with_name(newer.name + ASIDE))
-                os.replace(newer, aside)
+        set_aside(self._folder, update)
 
     def _settle(self, newest: Path) -> None:
         temporary = self._folder / "latest.partial"

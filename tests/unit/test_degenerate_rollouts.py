@@ -10,7 +10,7 @@ from transformers import Qwen3ForCausalLM
 
 from megatron_atesd.config_load import load_config
 from megatron_atesd.data.problems import load_problems
-from megatron_atesd.errors import CheckpointError, DataError, TrainingError
+from megatron_atesd.errors import ConversionError, DataError, TrainingError
 from megatron_atesd.model.parallel import parallel_session
 from megatron_atesd.rollout import generate
 from megatron_atesd.train.loop import train_step
@@ -99,7 +99,7 @@ def test_a_model_with_nan_weights_is_refused_at_the_start(inputs: Path, tmp_path
     for path in (inputs / "hf").iterdir():
         if not (tmp_path / path.name).exists():
             (tmp_path / path.name).symlink_to(path)
-    with pytest.raises(CheckpointError, match=r"final_layernorm\.weight holds NaN or infinite values"):
+    with pytest.raises(ConversionError, match=r"model\.norm\.weight holds NaN or infinite weights"):
         start(inputs, f"--model.path={tmp_path}")
 
 

@@ -103,13 +103,13 @@ def start(command: list[str], *arguments: str, **environment: str) -> subprocess
 
 @pytest.mark.parametrize("form", [["bash"], TORCHRUN, [*TORCHRUN, "--no-python"]], ids=["bash", "torchrun", "torchrun --no-python"])
 def test_every_form_of_start_hands_the_arguments_to_training(form: list[str]):
-    result = start(form, "--exposure.holdd", "3", GPUS="1")
+    result = start(form, "--exposure.holdd", "3", GPUS_PER_NODE="1")
     assert "error: unknown setting --exposure.holdd; did you mean exposure.hold?" in result.stderr
     assert result.returncode != 0
 
 
 def test_help_of_the_launcher_needs_no_gpu_and_no_torchrun():
-    result = start(["bash"], "--help", GPUS="none")
+    result = start(["bash"], "--help", GPUS_PER_NODE="none")
     assert (result.returncode, result.stderr) == (0, "")
     assert "--exposure.hold VALUE" in result.stdout
 

@@ -49,3 +49,14 @@ def test_only_the_newest_batches_of_a_rank_are_kept(tmp_path: Path) -> None:
     skipped.save(1, 1, 0.0, [ROLLOUT], [1.0])
     kept = {path.name for path in tmp_path.iterdir()}
     assert kept == {f"update_{update}_rank_0.jsonl" for update in range(3, FILES + 3)} | {"update_1_rank_1.jsonl"}
+
+
+def test_a_batch_that_cannot_be_kept_does_not_end_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "skipped").touch()
+    Skipped(tmp_path / "skipped", limit=2).save(3, 0, 0.25, [ROLLOUT], [0.5])
+    assert "warning: the batch of skipped update 3 is not kept" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("left", "further"), [(4, "the same command goes on with the next problems"), (0, "no update is left")])
+def test_the_end_after_too_many_says_what_comes_next(tmp_path: Path, left: int, further: str) -> None:
+    assert further in str(Skipped(tmp_path, limit=2).error(tmp_path / "step_6", left))

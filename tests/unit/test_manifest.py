@@ -64,3 +64,21 @@ def test_a_cut_file_is_named(folder: Path) -> None:
     (folder / "weights" / "a.distcp").write_bytes(b"on")
     with pytest.raises(CheckpointError, match=r"a.distcp: its checksum differs"):
         check(folder)
+
+
+def test_a_list_of_checksums_within_the_folder_is_a_file_like_others(folder: Path) -> None:
+    (folder / "hf" / MANIFEST).write_text("downloaded with the model")
+    with pytest.raises(CheckpointError, match=r"hf/SHA256SUMS is not listed"):
+        check(folder)
+
+
+def test_a_name_with_a_line_separator_of_unicode_is_read_back(folder: Path) -> None:
+    (folder / "hf" / "a\u2028b.txt").write_text("notes")
+    write_manifest(folder, checksums(folder, listed_files(folder)))
+    check(folder)
+
+
+def test_a_name_with_a_line_break_is_refused_when_written(folder: Path) -> None:
+    (folder / "hf" / "a\nb.txt").write_text("notes")
+    with pytest.raises(CheckpointError, match="holds a line break"):
+        write_manifest(folder, checksums(folder, listed_files(folder)))

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from megatron_atesd.errors import CheckpointError
+from megatron_atesd.config import CheckpointConfig
+from megatron_atesd.errors import CheckpointError, TrainingError
 from megatron_atesd.folders import clean, recover, replace_folder
 from megatron_atesd.model.parallel import parallel_session
 from megatron_atesd.train.manifest import MANIFEST, checksums, listed_files, write_manifest
 from megatron_atesd.train.preemption import StopRequest
-from megatron_atesd.train.run_checkpoints import choose, fault_of, step_folders, superfluous
+from megatron_atesd.train.run_checkpoints import Saver, choose, fault_of, set_aside, start_from, step_folders, superfluous
 
 
 def checkpoint(folder: Path, content: str = "weights") -> Path:
@@ -142,3 +143,35 @@ def test_handlers_are_put_back() -> None:
     with StopRequest():
         assert handlers() != before
     assert handlers() == before
+
+
+def test_going_back_loses_no_checkpoint_however_often(three: Path) -> None:
+    for _ in range(2):
+        set_aside(three, 4)
+        assert [folder.name for folder in step_folders(three)] == ["step_4", "step_2"]
+        checkpoint(three / "step_10")
+    assert {path.name for path in three.iterdir()} == {"step_2", "step_4", "step_10", "step_10.aside", "step_10.aside.2"}
+
+
+def test_a_named_checkpoint_counts_for_the_first_start_of_a_job(three: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert start_from(three, "step_2").folder == three / "step_2"
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert start_from(three, "step_2").folder == three / "step_10"
+
+
+def test_never_refuses_also_what_a_kill_left_under_another_name(tmp_path: Path) -> None:
+    assert start_from(tmp_path, "never").folder is None
+    checkpoint(tmp_path / "step_6.replaced")
+    with pytest.raises(CheckpointError, match="already holds step_6"):
+        start_from(tmp_path, "never")
+
+
+def test_an_error_of_all_ranks_waits_for_the_save_under_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[bool] = []
+    saver = Saver(tmp_path, CheckpointConfig(), print)
+    monkeypatch.setattr(saver, "finish", lambda wait: waits.append(wait))
+    with pytest.raises(TrainingError), saver:
+        raise TrainingError("broken weights")
+    with pytest.raises(RuntimeError), saver:
+        raise RuntimeError("of this rank alone: the others would not come")
+    assert waits == [True]
