@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -61,12 +61,38 @@ def arguments(inputs: Path, run_dir: Path, *overrides: str) -> list[str]:
     return [*(f"--{name}={value}" for name, value in settings.items()), *overrides]
 
 
-@contextmanager
-def torchrun(processes: int, script_and_arguments: Sequence[str], output: Path) -> Iterator[subprocess.Popen[bytes]]:
+def recipe_overrides(inputs: Path, run_dir: Path, *overrides: str) -> list[str]:
+    """What makes the recipes of Qwen3-8B small enough: their method, SP and bf16 stay; `overrides` are more of them."""
+    settings = {
+        "run.dir": run_dir,
+        "model.path": inputs / "hf",
+        "data.train": inputs / "train.jsonl",
+        "data.probe": inputs / "probe.jsonl",
+        "data.batch": 4,
+        "parallel.tensor": 2,
+        "rollout.max_new_tokens": 8,
+        # The tiny tokenizer knows these words only.
+        "prompt.teacher_thinking": "false",
+        "prompt.instruction": "",
+        "prompt.reference_intro": "reference",
+        "prompt.answer_intro": "answer",
+        "prompt.transition": "solve",
+        "prompt.max_length": 80,
+    }
+    return [*(f"--{name}={value}" for name, value in settings.items()), *overrides]
+
+
+def torchrun(processes: int, script_and_arguments: Sequence[str], output: Path) -> AbstractContextManager[subprocess.Popen[bytes]]:
     """A job of torchrun whose output goes to the file `output`; on leaving, whatever is left of it is killed."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", *script_and_arguments]
+    torch_run = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    return started([*torch_run, *script_and_arguments], output)
+
+
+@contextmanager
+def started(command: Sequence[str], output: Path, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A command whose output goes to the file `output`; on leaving, whatever is left of it is killed."""
     with output.open("wb") as file:
-        job = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stdout=file, stderr=subprocess.STDOUT)
+        job = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT | environment, stdout=file, stderr=subprocess.STDOUT)
     try:
         yield job
     finally:
