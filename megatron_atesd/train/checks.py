@@ -18,6 +18,8 @@ from megatron_atesd.data.prompts import PromptRenderer
 from megatron_atesd.errors import CheckpointError, ConfigError
 from megatron_atesd.model.qwen3 import DTYPES, Architecture, read_architecture, transformer_config
 from megatron_atesd.records import Problem
+from megatron_atesd.train.doctor.examine import examine_machine
+from megatron_atesd.train.doctor.finding import refuse_errors
 from megatron_atesd.train.model_folder import find_hf
 from megatron_atesd.train.optimizer import optimizer_settings
 
@@ -31,6 +33,7 @@ def check_before_work(config: TrainConfig, world_size: int) -> tuple[list[Proble
     megatron_settings(config, architecture)
     optimizer_settings(DTYPES[config.model.dtype], config.optimizer, config.ddp, config.schedule)
     check_compiler(config.distill.compile)
+    refuse_errors(examine_machine(config))
     return load_data(config)
 
 

@@ -16,6 +16,7 @@ from megatron_atesd.model.parallel import is_main, parallel_session
 from megatron_atesd.records import Rollout
 from megatron_atesd.train.checkpoint import RunCheckpoints
 from megatron_atesd.train.checks import check_before_work
+from megatron_atesd.train.doctor.examine import examined_processes
 from megatron_atesd.train.metrics import describe_sample, peak_memory_gib, rollout_metrics, write_summary
 from megatron_atesd.train.monitor import Monitor
 from megatron_atesd.train.run import TrainingRun
@@ -29,7 +30,10 @@ def train(config: TrainConfig) -> None:
     newest = checkpoints.latest()
     if newest is not None and config.checkpoint.resume == "never":
         raise CheckpointError(f"{run_dir} already holds {newest.name}; set checkpoint.resume to auto or choose another run.dir")
-    with parallel_session(parallel.tensor, parallel.pipeline, config.run.seed, parallel.timeout_minutes, parallel.virtual_pipeline):
+    with (
+        examined_processes(config),
+        parallel_session(parallel.tensor, parallel.pipeline, config.run.seed, parallel.timeout_minutes, parallel.virtual_pipeline),
+    ):
         run = TrainingRun(config, problems, probe_problems)
         start = 0 if newest is None else run.load(newest)
         if is_main():
