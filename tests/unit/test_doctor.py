@@ -183,7 +183,8 @@ def test_a_folder_that_cannot_be_written_is_an_error(tmp_path: Path, monkeypatch
     assert problem is not None
     assert (problem.severity, problem.what) == ("error", f"{tmp_path} cannot be written (Permission denied)")
     monkeypatch.setattr(examine.tempfile, "TemporaryFile", refuse)
-    assert verdicts(examine.see_token(Path(__file__), seconds=0.0)) == [
+    folder = Path(__file__).parent
+    assert verdicts(examine.see_token(Path(__file__), seconds=0.0)) == [("error", f"{folder} cannot be written (Permission denied)")]
         ("error", f"{Path(__file__).parent} cannot be written (Permission denied)")
     ]
 
