@@ -50,9 +50,15 @@ def examine_machine(config: TrainConfig) -> list[Finding]:
 def examine_ranks(config: TrainConfig) -> list[Finding]:
     """What all ranks find, the same list on each, the worst first. Collective, in fractions of a second."""
     own, facts = examine_machine(config) + check_run_dir(Path(config.run.dir)), own_facts(config)
+    return worst_first(merge(gather(own)) + check_ranks(gather(facts), gather(read_clock())))
+
+
+def read_clock() -> tuple[float, float]:
+    """This rank's clock before and after a barrier, whose end is one moment for all ranks. Collective."""
+    dist.barrier()  # so that none waits long in the next one
+    before = time.time()
     dist.barrier()
-    clock = time.time()
-    return worst_first(merge(gather(own)) + check_ranks(gather(facts), gather(clock)))
+    return before, time.time()
 
 
 def gather(value: Any) -> list[Any]:

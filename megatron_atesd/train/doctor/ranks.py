@@ -48,8 +48,8 @@ def _hash(text: bytes) -> str:
     return hashlib.sha256(text).hexdigest()[:16]
 
 
-def check_ranks(facts: Sequence[RankFacts], clocks: Sequence[float]) -> list[Finding]:
-    """Findings about all ranks, given in rank order; clocks in seconds since the epoch, all read at the same moment."""
+def check_ranks(facts: Sequence[RankFacts], clocks: Sequence[tuple[float, float]]) -> list[Finding]:
+    """Findings about all ranks, given in rank order; for clocks see check_clocks."""
     return [
         *check_clocks(clocks, [fact.host for fact in facts]),
         *check_config([fact.config for fact in facts]),
@@ -59,13 +59,19 @@ def check_ranks(facts: Sequence[RankFacts], clocks: Sequence[float]) -> list[Fin
     ]
 
 
-def check_clocks(clocks: Sequence[float], hosts: Sequence[str]) -> list[Finding]:
-    """An error for clocks that differ so much that torchrun would lose nodes, a warning for less; seconds."""
-    slow, fast = clocks.index(min(clocks)), clocks.index(max(clocks))
-    skew = clocks[fast] - clocks[slow]
+def check_clocks(clocks: Sequence[tuple[float, float]], hosts: Sequence[str]) -> list[Finding]:
+    """An error for clocks that differ so much that torchrun would lose nodes, a warning for less.
+
+    clocks: each rank's clock before and after one moment that all shared (seconds since the epoch). Clocks surely differ when one's
+    before comes later than another's after; a rank that was kept waiting is no clock that differs.
+    """
+    fast = max(range(len(clocks)), key=lambda rank: clocks[rank][0])
+    slow = min(range(len(clocks)), key=lambda rank: clocks[rank][1])
+    skew = clocks[fast][0] - clocks[slow][1]
     if skew < NOTABLE_SKEW:
-        return [Finding("information", "clocks", f"at most {skew:.2f} s apart")] if len(clocks) > 1 else []
-    what = f"the clock of {hosts[fast]} (rank {fast}) is {skew:.1f} s ahead of that of {hosts[slow]} (rank {slow})"
+        apart = max(after for _, after in clocks) - min(before for before, _ in clocks)
+        return [Finding("information", "clocks", f"at most {apart:.2f} s apart")] if len(clocks) > 1 else []
+    what = f"the clock of {hosts[fast]} (rank {fast}) is at least {skew:.1f} s ahead of that of {hosts[slow]} (rank {slow})"
     return [Finding("error" if skew > MAX_SKEW else "warning", "clocks", what, "let NTP (chrony, systemd-timesyncd) set the nodes' clocks")]
 
 
