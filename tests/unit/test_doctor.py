@@ -1,5 +1,10 @@
 """Each check of the doctor: what it calls an error, a warning, or neither."""
 
+import re
+import runpy
+import shutil
+import sys
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from importlib import metadata
 from pathlib import Path
@@ -16,6 +21,7 @@ from megatron_atesd.train.doctor.machine import GIB, Gpus, check_disk, check_gpu
 from megatron_atesd.train.doctor.ranks import RankFacts, check_clocks, check_ranks, code_hash, config_hashes
 from megatron_atesd.train.doctor.software import check_apex, check_versions
 
+TOOL = Path(__file__).resolve().parents[2] / "tools" / "doctor.py"
 H100 = Gpus(8, "H100", (9, 0), free=79 * GIB, total=80 * GIB, libraries="CUDA 13.0, NCCL 2.28")
 TORCH = [Requirement("torch>=2.13,<3")]
 
@@ -207,3 +213,16 @@ def test_only_errors_end_a_job_in_one_line_with_their_remedies() -> None:
 
 def test_every_section_of_the_settings_is_compared() -> None:
     assert config_hashes(TrainConfig()).keys() == asdict(TrainConfig()).keys()
+
+
+@pytest.mark.parametrize(("free", "code"), [(0, 2), (GIB, None)])
+def test_the_command_ends_with_2_when_there_is_an_error(
+    free: int, code: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    disk = shutil.disk_usage("/")._replace(free=free)
+    monkeypatch.setattr(machine.shutil, "disk_usage", lambda _: disk)
+    monkeypatch.setattr(sys, "argv", ["doctor.py", f"--run.dir={tmp_path}"])
+    with pytest.raises(SystemExit) if code else nullcontext() as end:
+        runpy.run_path(str(TOOL), run_name="__main__")
+    assert (end.value.code if end else None) == code
+    assert re.search(rf"{'error' if code else 'information'} *│ disk", capsys.readouterr().out)
