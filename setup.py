@@ -29,6 +29,7 @@ setup(
         "math-verify>=0.9,<0.10",
         "megatron-core>=0.16.1,<0.20",
         "numpy>=2.0,<3",
+        "packaging>=24,<27",
         "psutil>=6.0,<8",
         "pyyaml>=6.0,<7",
         "rich>=13.7,<16",

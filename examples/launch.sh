@@ -9,6 +9,10 @@
 #   GPUS_PER_NODE            processes a node (SLURM_GPUS_ON_NODE); default: one for each GPU
 #   MAX_RESTARTS             new starts after a failure, each from the newest valid checkpoint; default 0: they also follow a bad setting
 #   JOB_ID                   the same on all nodes, another for each job that shares MASTER_ADDR and port (SLURM_JOB_ID)
+#   JOIN_MINUTES             how long nodes wait for the others, at the start and after a loss; default 10
+#
+# A node that is lost: with MAX_RESTARTS > 0 the others wait for it. Start it, or another in its place, with the same command, and all
+# go on from the newest checkpoint. Node 0 is the meeting point: without it the others end at once, and the job has to be started anew.
 set -euo pipefail
 train="$(dirname "${BASH_SOURCE[0]}")/../tools/train.py"
 settings=(--config "$@")
@@ -36,9 +40,11 @@ else
     [ -n "$node" ] || fail "NNODES is $nodes, but NODE_RANK is not set; give each node its number, 0 to $((nodes - 1))"
     master=${MASTER_ADDR:-${SLURM_JOB_NODELIST:+$(first_slurm_host)}}
     [ -n "$master" ] || fail "NNODES is $nodes, but MASTER_ADDR is not set; give the host name of node 0 on every node"
-    options+=(--nnodes "$nodes" --node-rank "$node" --rdzv-backend c10d --rdzv-endpoint "$master:${MASTER_PORT:-29500}")
+    options+=(--nnodes "$nodes" --rdzv-backend c10d --rdzv-endpoint "$master:${MASTER_PORT:-29500}")
     export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 # else a restarted rank finds the addresses of those before it
-    # Node 0 opens the meeting point, whatever names its machine goes by.
-    options+=(--rdzv-id "${JOB_ID:-${SLURM_JOB_ID:-atesd}}" --rdzv-conf "is_host=$([ "$node" = 0 ] && echo true || echo false)")
+    # Node 0 opens the meeting point, whatever names its machine goes by; the others may come first (read_timeout: until it is there).
+    seconds=$((60 * ${JOIN_MINUTES:-10}))
+    meeting="is_host=$([ "$node" = 0 ] && echo true || echo false),join_timeout=$seconds,read_timeout=$seconds"
+    options+=(--rdzv-id "${JOB_ID:-${SLURM_JOB_ID:-atesd}}" --rdzv-conf "$meeting")
 fi
 exec "$python" -m torch.distributed.run "${options[@]}" "$train" "${settings[@]}"

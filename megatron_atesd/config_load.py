@@ -129,10 +129,14 @@ def save_config(config: TrainConfig, path: str | Path, extra: Mapping[str, Any] 
 
 
 def software_versions() -> dict[str, str]:
-    """Python, torch, megatron-core and transformers versions, and the git revision when running from a checkout."""
+    """package_versions, and the git revision when running from a checkout."""
+    return package_versions() | ({"git": revision} if (revision := git_revision()) else {})
+
+
+def package_versions() -> dict[str, str]:
+    """Python, torch, megatron-core and transformers versions."""
     packages = ("torch", "megatron-core", "transformers")
-    versions = {"python": platform.python_version()} | {name: metadata.version(name) for name in packages}
-    return versions | ({"git": revision} if (revision := git_revision()) else {})
+    return {"python": platform.python_version()} | {name: metadata.version(name) for name in packages}
 
 
 def git_revision() -> str | None:

@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -14,13 +14,20 @@ ROOT = Path(__file__).resolve().parents[2]
 TRAIN = ROOT / "tools" / "train.py"
 
 
+def torchrun(
+    processes: int, script_and_arguments: Sequence[str], output: Path, *options: str
+) -> AbstractContextManager[subprocess.Popen[bytes]]:
+    """A job of torchrun on this machine; `options` are torchrun's own. See `started`."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", *options]
+    return started([*launcher, *script_and_arguments], output)
+
+
 @contextmanager
-def torchrun(processes: int, script_and_arguments: Sequence[str], output: Path, *options: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A job of torchrun (`options` are its own) whose output is added to the file `output`; on leaving, what is left of it is killed."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", *options]
-    environment = {"OMP_NUM_THREADS": "1", **os.environ, "PYTHONPATH": str(ROOT)}
+def started(command: Sequence[str], output: Path, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A command whose output is added to the file `output`; on leaving, whatever is left of it is killed."""
+    inherited = {"OMP_NUM_THREADS": "1", **os.environ, "PYTHONPATH": str(ROOT)}
     with output.open("ab") as file:
-        job = subprocess.Popen([*command, *script_and_arguments], cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT)
+        job = subprocess.Popen(command, cwd=ROOT, env=inherited | environment, stdout=file, stderr=subprocess.STDOUT)
     try:
         yield job
     finally:

@@ -30,18 +30,25 @@ def parallel_session(
             f"start torchrun with a multiple of {tensor * pipeline} processes or change the sizes"
         )
     cpu_backend.install()
+    with processes(timeout_minutes):
+        chunks = virtual_pipeline if virtual_pipeline > 1 else None
+        minutes: Any = timeout_minutes  # goes into a timedelta: need not be whole
+        parallel_state.initialize_model_parallel(
+            tensor, pipeline, chunks, create_gloo_process_groups=torch.cuda.is_available(), distributed_timeout_minutes=minutes
+        )
+        tensor_parallel.model_parallel_cuda_manual_seed(seed, force_reset_rng=True)
+        torch.manual_seed(seed)
+        yield
+        parallel_state.destroy_model_parallel()
+
+
+@contextmanager
+def processes(timeout_minutes: float) -> Iterator[None]:
+    """torch's default process group while inside, torn down on leaving without an exception; one that exists already is used and left."""
     already = dist.is_initialized()
     if not already:
-        _init_processes(world, timedelta(minutes=timeout_minutes))
-    chunks = virtual_pipeline if virtual_pipeline > 1 else None
-    minutes: Any = timeout_minutes  # goes into a timedelta: need not be whole
-    parallel_state.initialize_model_parallel(
-        tensor, pipeline, chunks, create_gloo_process_groups=torch.cuda.is_available(), distributed_timeout_minutes=minutes
-    )
-    tensor_parallel.model_parallel_cuda_manual_seed(seed, force_reset_rng=True)
-    torch.manual_seed(seed)
+        _init_processes(int(os.environ.get("WORLD_SIZE", "1")), timedelta(minutes=timeout_minutes))
     yield
-    parallel_state.destroy_model_parallel()
     if not already:
         dist.destroy_process_group()
 

@@ -20,6 +20,8 @@ from megatron_atesd.errors import CheckpointError, ConfigError
 from megatron_atesd.model.qwen3 import DTYPES, Architecture, read_architecture, transformer_config
 from megatron_atesd.output_folder import check_writable
 from megatron_atesd.records import Problem
+from megatron_atesd.train.doctor.examine import examine_machine
+from megatron_atesd.train.doctor.finding import refuse_errors
 from megatron_atesd.train.model_folder import find_hf
 from megatron_atesd.train.optimizer import optimizer_settings
 
@@ -38,6 +40,7 @@ def check_before_work(config: TrainConfig, world_size: int) -> tuple[list[Proble
     data = load_data(config)
     if os.environ.get("RANK", "0") == "0":
         check_writable("run.dir", Path(config.run.dir) / "checkpoints")
+    refuse_errors(examine_machine(config))
     return data
 
 

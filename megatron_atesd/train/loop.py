@@ -15,6 +15,7 @@ from megatron_atesd.model.parallel import is_main, parallel_session
 from megatron_atesd.records import Rollout
 from megatron_atesd.train.agreement import on_rank_0
 from megatron_atesd.train.checks import check_before_work
+from megatron_atesd.train.doctor.examine import examined_processes
 from megatron_atesd.train.metrics import describe_sample, peak_memory_gib, rollout_metrics, write_summary
 from megatron_atesd.train.monitor import Monitor
 from megatron_atesd.train.preemption import StopRequest
@@ -27,7 +28,10 @@ def train(config: TrainConfig) -> None:
     problems, probe_problems = check_before_work(config, int(os.environ.get("WORLD_SIZE", "1")))
     parallel, run_dir = config.parallel, Path(config.run.dir)
     checkpoints = run_dir / "checkpoints"
-    with parallel_session(parallel.tensor, parallel.pipeline, config.run.seed, parallel.timeout_minutes, parallel.virtual_pipeline):
+    with (
+        examined_processes(config),
+        parallel_session(parallel.tensor, parallel.pipeline, config.run.seed, parallel.timeout_minutes, parallel.virtual_pipeline),
+    ):
         chosen = start_from(checkpoints, config.checkpoint.resume)
         run = TrainingRun(config, problems, probe_problems)
         start = 0 if chosen.folder is None else run.load(chosen.folder)

@@ -51,7 +51,10 @@ def who_is_late() -> str:
     """The ranks that have entered the fewest phases, by what they told the store, with where they are; for a person."""
     if not dist.is_initialized():
         return "not all ranks have started"
-    places = {rank: place for rank in range(dist.get_world_size()) if (place := _place_of(rank))}
+    try:
+        places = {rank: place for rank in range(dist.get_world_size()) if (place := _place_of(rank))}
+    except dist.DistNetworkError:
+        return "the job's store is lost as well, which is on the node of rank 0"
     last = min((place.number for place in places.values()), default=0)
     late = {rank: place for rank, place in places.items() if place.number == last}
     if len(late) == len(places):

@@ -158,6 +158,13 @@ def test_a_wrong_number_of_processes(train: Train) -> None:
     )
 
 
+def test_a_disk_without_room_for_a_checkpoint(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    full = shutil.disk_usage("/")._replace(free=1000)
+    monkeypatch.setattr("megatron_atesd.train.doctor.machine.shutil.disk_usage", lambda _: full)
+    said = message(train())
+    assert re.fullmatch(r"only 0\.0 GiB are free for run\.dir .*: free some space, lower checkpoint\.keep or choose another run\.dir", said)
+
+
 @pytest.fixture(scope="module")
 def other_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("gpt2")

@@ -9,7 +9,8 @@ import pytest
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 LAUNCHERS = sorted(EXAMPLES.glob("*_qwen3_*.sh"))
-CLUSTER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "TORCHELASTIC_RUN_ID", "NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT", "GPUS_PER_NODE")
+NODES = ("NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT", "GPUS_PER_NODE", "JOIN_MINUTES", "JOB_ID", "MAX_RESTARTS")
+CLUSTER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "TORCHELASTIC_RUN_ID", *NODES)
 TWO_NODES = {"NNODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "node0", "JOB_ID": "7"}
 
 
@@ -62,8 +63,13 @@ def test_one_node_needs_no_meeting_point(stand_in: Path) -> None:
 
 def test_several_nodes_meet_at_node_0(stand_in: Path) -> None:
     words = called(stand_in, **TWO_NODES)
-    assert "--nnodes 2 --node-rank 1 --rdzv-backend c10d --rdzv-endpoint node0:29500 --rdzv-id 7 --rdzv-conf is_host=false" in words
+    assert "--nnodes 2 --rdzv-backend c10d --rdzv-endpoint node0:29500 --rdzv-id 7 --rdzv-conf is_host=false," in words
     assert "--rdzv-conf is_host=true" in called(stand_in, **TWO_NODES | {"NODE_RANK": "0"})
+
+
+def test_nodes_wait_for_the_meeting_point_as_long_as_for_each_other(stand_in: Path) -> None:
+    assert ",join_timeout=600,read_timeout=600 " in called(stand_in, **TWO_NODES)
+    assert ",join_timeout=1800,read_timeout=1800 " in called(stand_in, **TWO_NODES, JOIN_MINUTES="30")
 
 
 def test_slurm_says_the_same(stand_in: Path) -> None:

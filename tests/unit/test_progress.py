@@ -37,6 +37,15 @@ def test_the_place_of_the_only_rank_is_its_last_phase() -> None:
 
 
 @pytest.mark.usefixtures("session")
+def test_when_the_store_is_lost_as_well_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lost(*_: Any) -> None:
+        raise dist.DistNetworkError("recvValue failed")
+
+    monkeypatch.setattr("megatron_atesd.train.progress._place_of", lost)
+    assert who_is_late() == "the job's store is lost as well, which is on the node of rank 0"
+
+
+@pytest.mark.usefixtures("session")
 def test_a_phase_that_lasts_too_long_shows_its_stack_once(capsys: pytest.CaptureFixture[str]) -> None:
     progress = Progress(timeout_minutes=0.001)
     progress.enter("the probe of update 2")
