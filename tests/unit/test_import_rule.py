@@ -21,6 +21,7 @@ LEVELS = {
     "megatron_atesd.train": 3,
     "megatron_atesd.evaluate": 3,
     "megatron_atesd.benchmark": 3,
+    "megatron_atesd.plan": 3,
     "checkpoints_convert": 3,
     "tools": 4,
 }
