@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from megatron_atesd.config import TrainConfig
 from megatron_atesd.distill.divergence import Divergence
@@ -29,6 +30,7 @@ from megatron_atesd.model.parallel import parallel_session
 from megatron_atesd.model.qwen3 import HiddenStateGPT, build_model
 from megatron_atesd.model.schedule import LastStage, micro_batch_multiple, run_schedule
 from megatron_atesd.model.vocabulary import vocabulary_shard
+from megatron_atesd.plan.kept import KeptForBackward
 from megatron_atesd.plan.traffic import Traffic, TrafficCounter
 from megatron_atesd.train.checks import megatron_settings
 from megatron_atesd.train.optimizer import Optimization, build_optimization
@@ -56,7 +58,8 @@ class Shapes:
 class DryRun:
     """What one rank holds (bytes, as megatron.core and this project allocate them) and what it sends in one update, by phase.
 
-    The update has `micro_batches` of teacher and student each. teacher: wherever it is kept (distill.teacher_offload).
+    The update has `micro_batches` of teacher and student each. teacher: wherever it is kept (distill.teacher_offload). activations: the
+    most that autograd keeps at one time, with the norms of a CPU, which keep more than CUDA's.
     """
 
     rank: int
@@ -67,6 +70,7 @@ class DryRun:
     gradients: int
     optimizer: int
     teacher: int
+    activations: int
     traffic: dict[str, list[Traffic]]
 
 
@@ -109,8 +113,9 @@ def dry_run(job: Job) -> DryRun:
         optimization = build_optimization(model, config.optimizer, config.ddp, config.schedule, config.run.updates)
         counter = TrafficCounter(group_names())
         micro_batches = max(config.parallel.pipeline, micro_batch_multiple(model))
-        _walk(model, optimization, teacher, config, [_batch(job.shapes)] * micro_batches, counter)
         parameters = list(model.parameters())
+        kept = KeptForBackward(parameters)
+        _walk(model, optimization, teacher, config, [_batch(job.shapes)] * micro_batches, counter, kept)
         return DryRun(
             rank=job.rank,
             stage=parallel_state.get_pipeline_model_parallel_rank(),
@@ -120,6 +125,7 @@ def dry_run(job: Job) -> DryRun:
             gradients=size(buffer.grad_data for chunk in optimization.wrapped for buffer in cast("Any", chunk).buffers),
             optimizer=optimizer_bytes(optimization, parameters),
             teacher=size([*teacher.weights, *(a for a in teacher.average if a not in set(teacher.weights))]),
+            activations=kept.peak,
             traffic=counter.traffic(),
         )
 
@@ -131,11 +137,12 @@ def _walk(
     config: TrainConfig,
     batches: Sequence[PackedBatch],
     counter: TrafficCounter,
+    kept: KeptForBackward,
 ) -> None:
     """An update: teacher, student with loss, optimizer."""
-    with counter.during("teacher"), torch.no_grad(), teacher.applied():
+    with counter.during("teacher"), _FusedAttention(), torch.no_grad(), teacher.applied():
         hidden = run_schedule(model, batches, _teacher_stage, forward_only=True)
-    with counter.during("student"):
+    with counter.during("student"), _FusedAttention(), kept:
         optimization.zero_grad()
         run_schedule(optimization.wrapped, batches, _student_stage(model, teacher, config, hidden[:1]), forward_only=False)
     with counter.during("optimizer"):
@@ -169,6 +176,16 @@ def _student_stage(model: HiddenStateGPT, teacher: Teacher, config: TrainConfig,
         return loss, count, None
 
     return last_stage
+
+
+class _FusedAttention(TorchFunctionMode):
+    """The kernel that a device would choose: for meta tensors torch chooses the one that forms the matrix of scores."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.nn.functional.scaled_dot_product_attention:
+            kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+            return kernel(*args[:3], is_causal=kwargs["is_causal"], scale=kwargs["scale"])[0]
+        return func(*args, **(kwargs or {}))
 
 
 @contextmanager
@@ -207,7 +224,7 @@ def size(tensors: Iterable[Tensor]) -> int:
 def optimizer_bytes(optimization: Optimization, parameters: Iterable[Tensor]) -> int:
     """Master weights and moments after a step, without the model's own weights."""
     own = {id(p) for p in parameters}
-    adams = [part.optimizer for part in optimization.optimizer.chained_optimizers]
+    adams = [part.optimizer for part in cast("Any", optimization.optimizer).chained_optimizers]
     masters = [p for adam in adams for group in adam.param_groups for p in group["params"] if id(p) not in own]
     moments = [v for adam in adams for state in adam.state.values() for v in state.values() if isinstance(v, Tensor)]
     return size([*masters, *moments])

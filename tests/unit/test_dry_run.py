@@ -10,7 +10,10 @@ from megatron_atesd.config import DistillConfig, ModelConfig, ParallelConfig, Tr
 from megatron_atesd.config_load import load_config
 from megatron_atesd.model.architecture import Architecture
 from megatron_atesd.plan.dry_run import DryRun, Job, Shapes, dry_runs, stage_ranks
+from megatron_atesd.plan.memory import activation_bytes, rank_memory, stage_parameters
 from megatron_atesd.plan.published import QWEN3
+from megatron_atesd.plan.speed import tensor_bytes
+from megatron_atesd.plan.workload import Lengths, workload_of
 
 pytestmark = pytest.mark.slow
 
@@ -66,12 +69,42 @@ def runs(walked: Sequence[DryRun]) -> Sequence[DryRun]:
     return walked[len(WALKED) :]
 
 
+def held(run: DryRun) -> list[int]:
+    return [run.parameters, run.weights, run.gradients, run.optimizer, run.teacher]
+
+
+def planned(job: Job, run: DryRun) -> list[float]:
+    """What the plan says of the same rank."""
+    work = workload_of(job.config, job.arch, job.world, Lengths.of(job.config))
+    return [stage_parameters(work, run.stage), *list(rank_memory(work, run.stage).always.values())[:4]]
+
+
 @pytest.mark.parametrize("name", WALKED)
-def test_a_recipe_holds_weights_gradients_optimizer_and_teacher_at_its_world_size(walked: Sequence[DryRun], name: str):
+def test_the_plan_of_a_recipe_is_what_megatron_allocates(walked: Sequence[DryRun], name: str):
     run = walked[WALKED.index(name)]
-    bytes_each = {"fp32": (4, 4, 8, 4), "bf16": (2, 4, 12, 2)}[recipe(name).model.dtype]
-    held = (run.weights, run.gradients, run.optimizer, run.teacher)
-    assert held == pytest.approx([run.parameters * size for size in bytes_each], rel=0.001)
+    assert planned(recipe_job(name), run) == pytest.approx(held(run), rel=0.01)
+
+
+def test_the_plan_of_512_gpus_is_what_megatron_allocates(runs: Sequence[DryRun]):
+    for job, run in zip(wide_jobs(), runs, strict=True):
+        assert planned(job, run) == pytest.approx(held(run), rel=0.01)
+
+
+def test_the_plan_of_512_gpus_has_the_activations_of_the_schedule(runs: Sequence[DryRun]):
+    lengths = Lengths(student=1024, teacher=1024, response=1024)
+    for job, run in zip(wide_jobs(), runs, strict=True):
+        work = workload_of(job.config, job.arch, job.world, lengths)
+        work = replace(work, micro_batch_tokens=4 * 2048, batch=work.data * 4 * run.micro_batches)
+        assert activation_bytes(work, run.stage, fused_norm=False) == pytest.approx(run.activations, rel=0.1)
+
+
+def test_the_plan_counts_the_messages_between_tensor_ranks(runs: Sequence[DryRun]):
+    job, middle = wide_jobs()[1], runs[1]
+    work = workload_of(job.config, job.arch, job.world, Lengths.of(job.config))
+    tokens = 4 * middle.micro_batches * 2048
+    for phase, passes in (("teacher", 4), ("student", 10)):
+        gathered = moved(middle, phase, "tensor", "allgather_base", "reduce_scatter_base")
+        assert tensor_bytes(work, tokens, passes) == gathered * 7 / 8  # a rank's own eighth is not sent
 
 
 @pytest.mark.parametrize("name", WALKED)
