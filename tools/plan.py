@@ -100,11 +100,11 @@ def read(args: argparse.Namespace, settings: list[str]) -> tuple[TrainConfig, Ar
 
 def from_folder(path: str) -> Architecture:
     """Shape of the model in model.path."""
-    from megatron_atesd.model.qwen3 import read_architecture
-    from megatron_atesd.train.model_folder import find_hf
-
     if not Path(path).is_dir():
         raise ConfigError(f"model.path is {path!r}, which is no folder; give the model's folder, or --model-shape for a published size")
+    from megatron_atesd.model.qwen3 import read_architecture  # slow to import: torch, megatron.core
+    from megatron_atesd.train.model_folder import find_hf
+
     return read_architecture(find_hf(Path(path)))
 
 

@@ -17,7 +17,6 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from megatron_atesd.config import TrainConfig
 from megatron_atesd.distill.divergence import Divergence
@@ -104,6 +103,7 @@ def stage_ranks(config: TrainConfig, world: int) -> list[int]:
 def dry_run(job: Job) -> DryRun:
     """Build and walk one rank in this process, which then can do nothing else with megatron.core (see `dry_runs`)."""
     cpu_backend.install(META)
+    torch.nn.functional.scaled_dot_product_attention = _fused_attention
     config, arch = job.config, job.arch
     with fake_groups(config, job.world, job.rank):
         quick = replace(config, megatron={**config.megatron, "perform_initialization": False})
@@ -140,9 +140,9 @@ def _walk(
     kept: KeptForBackward,
 ) -> None:
     """An update: teacher, student with loss, optimizer."""
-    with counter.during("teacher"), _FusedAttention(), torch.no_grad(), teacher.applied():
+    with counter.during("teacher"), torch.no_grad(), teacher.applied():
         hidden = run_schedule(model, batches, _teacher_stage, forward_only=True)
-    with counter.during("student"), _FusedAttention(), kept:
+    with counter.during("student"), kept:
         optimization.zero_grad()
         run_schedule(optimization.wrapped, batches, _student_stage(model, teacher, config, hidden[:1]), forward_only=False)
     with counter.during("optimizer"):
@@ -178,14 +178,9 @@ def _student_stage(model: HiddenStateGPT, teacher: Teacher, config: TrainConfig,
     return last_stage
 
 
-class _FusedAttention(TorchFunctionMode):
+def _fused_attention(query: Tensor, key: Tensor, value: Tensor, is_causal: bool, scale: float | None, **_: Any) -> Tensor:
     """The kernel that a device would choose: for meta tensors torch chooses the one that forms the matrix of scores."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.nn.functional.scaled_dot_product_attention:
-            kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-            return kernel(*args[:3], is_causal=kwargs["is_causal"], scale=kwargs["scale"])[0]
-        return func(*args, **(kwargs or {}))
+    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, is_causal=is_causal, scale=scale)[0]
 
 
 @contextmanager

@@ -95,18 +95,16 @@ def activation_bytes(work: Workload, stage: int, fused_norm: bool = True) -> flo
     """All that a stage keeps for backward passes at its peak.
 
     A recomputed block keeps its input, size · H a token. The pass whose backward runs has, besides, either the layers that are not
-    recomputed, or later, when these are done, a block that is. The last stage adds the final norm and the hidden states, whole and of
-    the responses.
+    recomputed (on the last stage with the final norm and the hidden states, whole and of the responses), or later, when these are done,
+    a block that is.
     """
     micro_batches, tokens = work.packed(work.lengths.student)[0], work.fullest(work.lengths.student)
     layer, h = layer_activation(work, fused_norm), work.arch.hidden / work.split_hidden
     again = min(work.recompute.layers, work.stage_layers // work.virtual) * work.virtual
     kept, inputs = (work.stage_layers - again) * layer, again / work.recompute.block * work.size * h
     waiting = passes_in_flight(work, stage, micro_batches) - 1
-    total = waiting * (kept + inputs) + inputs + max(kept, layer * work.recompute.block if again else 0)
-    if stage == work.pipeline - 1:
-        total += h * (work.size if fused_norm else 8) + 2 * work.size * work.arch.hidden
-    return tokens * total
+    ends = h * (work.size if fused_norm else 8) + 2 * work.size * work.arch.hidden if stage == work.pipeline - 1 else 0
+    return tokens * (waiting * (kept + inputs) + inputs + max(kept + ends, layer * work.recompute.block if again else 0))
 
 
 def loss_bytes(work: Workload, whole_chunk: bool = True) -> dict[str, float]:

@@ -67,7 +67,7 @@ def assumption_lines(plan: Plan, gpu: Gpu, assume: Assumptions) -> list[str]:
 
 def plan_values(plan: Plan) -> dict[str, Any]:
     """The plan in JSON's types; bytes and seconds."""
-    found = asdict(plan) | {"peak": plan.peak, "seconds": plan.seconds, "tokens_per_second": plan.tokens_per_second}
+    found: dict[str, Any] = asdict(plan) | {"peak": plan.peak, "seconds": plan.seconds, "tokens_per_second": plan.tokens_per_second}
     for values, rank in zip(found["memory"], plan.memory, strict=True):
         values["peak"] = rank.peak
     return found

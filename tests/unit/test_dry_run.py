@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -59,14 +60,32 @@ def wide_jobs() -> list[Job]:
     return [Job(config, QWEN3["32b"], 512, rank, Shapes(4, length=2048, response=1024)) for rank in stage_ranks(config, 512)]
 
 
+def small_job(tensor: int, pipeline: int, virtual: int, rank: int, **recompute: Any) -> Job:
+    """Qwen3-0.6B on 8 GPUs."""
+    parallel = ParallelConfig(tensor, pipeline, virtual, sequence=tensor > 1)
+    config = TrainConfig(
+        model=ModelConfig("Qwen3-0.6B", "bf16"), parallel=parallel, distill=DistillConfig(teacher="ema", chunk=4096), megatron=recompute
+    )
+    return Job(config, QWEN3["0.6b"], 8, rank, Shapes(4, length=512, response=256))
+
+
+FULL = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
+SMALL = {
+    "interleaved, first stage": small_job(1, 4, 7, rank=0),
+    "interleaved, last stage": small_job(1, 4, 7, rank=6),
+    "recompute, TP × PP": small_job(2, 4, 1, rank=0, **FULL),
+    "recompute, TP": small_job(2, 1, 1, rank=0, **FULL),
+}
+
+
 @pytest.fixture(scope="module")
 def walked() -> list[DryRun]:
-    return dry_runs([*map(recipe_job, WALKED), *wide_jobs()])
+    return dry_runs([*map(recipe_job, WALKED), *SMALL.values(), *wide_jobs()])
 
 
 @pytest.fixture(scope="module")
 def runs(walked: Sequence[DryRun]) -> Sequence[DryRun]:
-    return walked[len(WALKED) :]
+    return walked[-3:]
 
 
 def held(run: DryRun) -> list[int]:
@@ -90,12 +109,25 @@ def test_the_plan_of_512_gpus_is_what_megatron_allocates(runs: Sequence[DryRun])
         assert planned(job, run) == pytest.approx(held(run), rel=0.01)
 
 
+def planned_activations(job: Job, run: DryRun) -> float:
+    shapes = job.shapes
+    prompt = shapes.length - shapes.response
+    work = workload_of(job.config, job.arch, job.world, Lengths(prompt, prompt, shapes.response))
+    batch = work.data * shapes.sequences * run.micro_batches
+    work = replace(work, micro_batch_tokens=shapes.sequences * shapes.length, batch=batch)
+    return activation_bytes(work, run.stage, fused_norm=False)
+
+
 def test_the_plan_of_512_gpus_has_the_activations_of_the_schedule(runs: Sequence[DryRun]):
-    lengths = Lengths(student=1024, teacher=1024, response=1024)
     for job, run in zip(wide_jobs(), runs, strict=True):
-        work = workload_of(job.config, job.arch, job.world, lengths)
-        work = replace(work, micro_batch_tokens=4 * 2048, batch=work.data * 4 * run.micro_batches)
-        assert activation_bytes(work, run.stage, fused_norm=False) == pytest.approx(run.activations, rel=0.1)
+        assert planned_activations(job, run) == pytest.approx(run.activations, rel=0.1)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_the_plan_of_other_schedules_is_what_a_rank_holds(walked: Sequence[DryRun], name: str):
+    job, run = SMALL[name], walked[len(WALKED) + list(SMALL).index(name)]
+    assert planned(job, run) == pytest.approx(held(run), rel=0.01)
+    assert planned_activations(job, run) == pytest.approx(run.activations, rel=0.1)
 
 
 def test_the_plan_counts_the_messages_between_tensor_ranks(runs: Sequence[DryRun]):
