@@ -2,7 +2,7 @@
 
 python tools/plan.py --config examples/atesd_qwen3_8b.yaml --model-shape 8b --gpus 8 --gpu h100 [--section.key value …]
 
-Weights, gradients and optimizer state equal what megatron.core allocates, activations and KV cache are within ten percent of what a CPU
+Weights, gradients and optimizer state equal what megatron.core allocates, activations and KV cache are within five percent of what a CPU
 run keeps (tests/unit/test_plan_*.py). Times rest on data sheets and on the assumptions that are printed; no GPU has confirmed them.
 --dry-run also builds and walks a rank of each kind of pipeline stage on the meta device and prints what it holds and sends.
 Exit code 1: does not fit.

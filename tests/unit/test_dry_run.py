@@ -120,14 +120,14 @@ def planned_activations(job: Job, run: DryRun) -> float:
 
 def test_the_plan_of_512_gpus_has_the_activations_of_the_schedule(runs: Sequence[DryRun]):
     for job, run in zip(wide_jobs(), runs, strict=True):
-        assert planned_activations(job, run) == pytest.approx(run.activations, rel=0.1)
+        assert planned_activations(job, run) == pytest.approx(run.activations, rel=0.05)
 
 
 @pytest.mark.parametrize("name", SMALL)
 def test_the_plan_of_other_schedules_is_what_a_rank_holds(walked: Sequence[DryRun], name: str):
     job, run = SMALL[name], walked[len(WALKED) + list(SMALL).index(name)]
     assert planned(job, run) == pytest.approx(held(run), rel=0.01)
-    assert planned_activations(job, run) == pytest.approx(run.activations, rel=0.1)
+    assert planned_activations(job, run) == pytest.approx(run.activations, rel=0.05)
 
 
 def test_the_plan_counts_the_messages_between_tensor_ranks(runs: Sequence[DryRun]):

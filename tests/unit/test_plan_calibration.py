@@ -44,7 +44,7 @@ def workload(arch: Architecture, size: int, recompute: Recompute) -> Workload:
         (WIDE, "bf16", BLOCK, Recompute(1, 1)),
     ],
 )
-def test_activations_are_within_ten_percent_of_what_is_kept(
+def test_activations_are_within_five_percent_of_what_is_kept(
     arch: Architecture, dtype: str, settings: Mapping[str, Any], recompute: Recompute
 ):
     with parallel_session():
@@ -53,7 +53,7 @@ def test_activations_are_within_ten_percent_of_what_is_kept(
         with kept:
             model(torch.zeros(SEQUENCES, PROMPT + RESPONSE, dtype=torch.long), None, None).sum().backward()
     estimate = activation_bytes(workload(arch, {"fp32": 4, "bf16": 2}[dtype], recompute), 0, fused_norm=False)
-    assert estimate == pytest.approx(kept.peak, rel=0.1)
+    assert estimate == pytest.approx(kept.peak, rel=0.05)
 
 
 @pytest.mark.parametrize(("arch", "dtype"), [(WIDE, "bf16"), (LLAMA, "fp32")])
