@@ -112,7 +112,8 @@ def dry_run(job: Job) -> DryRun:
         teacher = Teacher(model, config.distill.teacher, config.distill.ema_decay)
         optimization = build_optimization(model, config.optimizer, config.ddp, config.schedule, config.run.updates)
         counter = TrafficCounter(group_names())
-        micro_batches = max(config.parallel.pipeline, micro_batch_multiple(model))
+        stages = config.parallel.pipeline
+        micro_batches = 2 * max(stages, micro_batch_multiple(model)) if stages > 1 else 1  # enough for the schedule's steady state
         parameters = list(model.parameters())
         kept = KeptForBackward(parameters)
         _walk(model, optimization, teacher, config, [_batch(job.shapes)] * micro_batches, counter, kept)

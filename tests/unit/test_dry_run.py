@@ -2,15 +2,18 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from megatron_atesd.config import DistillConfig, ModelConfig, ParallelConfig, TrainConfig
 from megatron_atesd.config_load import load_config
 from megatron_atesd.model.architecture import Architecture
 from megatron_atesd.plan.dry_run import DryRun, Job, Shapes, dry_runs, stage_ranks
+from megatron_atesd.plan.dry_run_table import dry_run_table
 from megatron_atesd.plan.memory import activation_bytes, rank_memory, stage_parameters
 from megatron_atesd.plan.published import QWEN3
 from megatron_atesd.plan.speed import tensor_bytes
@@ -165,13 +168,20 @@ def test_the_distributed_optimizer_divides_its_state_among_data_ranks(runs: Sequ
 def test_a_middle_stage_passes_activations_on_and_gradients_back(runs: Sequence[DryRun]):
     activation = 4 * 2048 * 5120 * 2 // 8  # sequence parallelism: an eighth of them on each tensor rank
     first, middle, last = runs
-    assert moved(middle, "student", "pipeline", "send") == 2 * 4 * activation
-    assert moved(middle, "student", "pipeline", "recv") == 2 * 4 * activation
+    assert moved(middle, "student", "pipeline", "send") == 2 * middle.micro_batches * activation
+    assert moved(middle, "student", "pipeline", "recv") == 2 * middle.micro_batches * activation
     assert moved(first, "teacher", "pipeline", "recv") == moved(last, "teacher", "pipeline", "send") == 0
 
 
 def test_sequence_parallelism_gathers_and_scatters_twice_a_layer_and_pass(runs: Sequence[DryRun]):
     _, middle, _ = runs
     whole, layers = 4 * 2048 * 5120 * 2, 16
-    assert moved(middle, "teacher", "tensor", "allgather_base") == 4 * layers * 2 * whole
-    assert moved(middle, "teacher", "tensor", "reduce_scatter_base") == 4 * layers * 2 * whole
+    assert moved(middle, "teacher", "tensor", "allgather_base") == middle.micro_batches * 2 * layers * whole
+    assert moved(middle, "teacher", "tensor", "reduce_scatter_base") == middle.micro_batches * 2 * layers * whole
+
+
+def test_the_table_has_a_column_for_each_rank(runs: Sequence[DryRun]):
+    console = Console(width=200, record=True, file=StringIO())
+    console.print(dry_run_table(runs))
+    rows = {line.split("│")[1].strip(): line for line in console.export_text().splitlines() if "│" in line}
+    assert [cell.strip() for cell in rows["optimizer, GiB"].split("│")[2:5]] == [f"{run.optimizer / 2**30:.2f}" for run in runs]
