@@ -91,6 +91,10 @@ def read(args: argparse.Namespace, settings: list[str]) -> tuple[TrainConfig, Ar
     if not 0 < args.mfu <= 1:
         raise ConfigError(f"--mfu is {args.mfu}, must be greater than 0 and at most 1")
     config = load_config(settings)
+    if (optimizer := config.optimizer.get("optimizer", "adam")) != "adam":
+        raise ConfigError(f"optimizer.optimizer is {optimizer}, but the plan knows the state of adam only; set it to adam to plan")
+    if config.megatron.get("pipeline_model_parallel_layout"):
+        raise ConfigError("megatron.pipeline_model_parallel_layout is set, but the plan divides layers evenly; leave it out to plan")
     refuse(section_problems(config, ("parallel", "data", "prompt", "rollout", "distill")) or list(parallel_problems(config, args.gpus)))
     arch = QWEN3[args.model_shape] if args.model_shape else from_folder(config.model.path)
     shape = ModelShape(arch.heads, arch.query_groups, arch.layers, arch.ffn, arch.max_positions)

@@ -58,7 +58,9 @@ def assumption_lines(plan: Plan, gpu: Gpu, assume: Assumptions) -> list[str]:
     lengths = plan.work.lengths
     sheet = ", ".join(f"{field.name} {getattr(gpu, field.name):.3g}" for field in fields(gpu))
     taken = ", ".join(f"{field.name} {getattr(assume, field.name):.3g}" for field in fields(assume))
+    slower = ["Products are timed as bf16; those of model.dtype fp32 take several times as long."] if plan.work.size == 4 else []
     return [
+        *slower,
         f"Lengths: student prompt {lengths.student}, teacher prompt {lengths.teacher}, response {lengths.response} tokens, all alike.",
         f"Data sheet (bytes, operations, per second; see plan/hardware.py): {sheet}.",
         f"Assumed, not measured: {taken}.",

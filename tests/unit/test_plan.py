@@ -131,6 +131,7 @@ def test_the_command_says_what_to_change_and_fails_when_it_does_not_fit():
         (["--model-shape", "8b", "--gpus", "0"], "--gpus is 0, must be 1 or more"),
         (["--gpus", "8"], "or --model-shape for a published size"),
         (["--model-shape", "8b", "--gpus", "8", "--parallel.tensor", "16"], "parallel.tensor 16 times parallel.pipeline 1"),
+        (["--model-shape", "8b", "--gpus", "8", "--optimizer.optimizer", "sgd"], "knows the state of adam only"),
         (["--model-shape", "8b", "--gpus", "8", "--rollout.bach", "3"], "did you mean rollout.batch?"),
     ],
 )
