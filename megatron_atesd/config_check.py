@@ -100,7 +100,7 @@ def validate(config: TrainConfig, world_size: int = 1, model: ModelShape | None 
     problems = list(_bound_problems(config))
     if not problems:  # the rules between settings take the single values for granted
         problems = [
-            *_parallel_problems(config, world_size),
+            *parallel_problems(config, world_size),
             *_file_problems(config),
             *_method_problems(config),
             *_schedule_problems(config),
@@ -144,7 +144,8 @@ def _bound_problems(config: TrainConfig) -> Iterator[str]:
             yield f"{name} is {value}, must be {rule}"
 
 
-def _parallel_problems(config: TrainConfig, world_size: int) -> Iterator[str]:
+def parallel_problems(config: TrainConfig, world_size: int) -> Iterator[str]:
+    """The rules that layout and batch break against the number of processes."""
     parallel, batch = config.parallel, config.data.batch
     model_ranks = parallel.tensor * parallel.pipeline
     if parallel.sequence and parallel.tensor == 1:

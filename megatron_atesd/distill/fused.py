@@ -112,7 +112,7 @@ class _FusedDivergence(torch.autograd.Function):
         gradients, ctx.gradients = ctx.gradients, ()
         if not gradients:
             raise RuntimeError("distill_loss gives its gradients to one backward only, then their memory is free; call it again")
-        if d_loss.is_cuda or d_loss != 1:  # a pass over the head's gradient less; to ask a GPU would wait for it
+        if d_loss.device.type != "cpu" or d_loss != 1:  # a pass over the head's gradient less; to ask a GPU would wait for it
             gradients = [None if g is None else g.mul_(d_loss.to(g.dtype)) for g in gradients]
         return *gradients, *[None] * 7
 
@@ -144,7 +144,7 @@ def _chunk(logits_2CV: Tensor, settings: Divergence, group: dist.ProcessGroup | 
 
 def _rows(matrix: Tensor, limit: int) -> int:
     """Rows of a matrix that stay in a core's cache as fp32; on a GPU all of them."""
-    return len(matrix) if matrix.is_cuda else max(1, limit // (4 * max(1, matrix.shape[1])))
+    return len(matrix) if matrix.device.type != "cpu" else max(1, limit // (4 * max(1, matrix.shape[1])))
 
 
 def _block(

@@ -1,4 +1,4 @@
-"""Lets megatron.core run without CUDA: what it asks of a GPU is answered by the CPU.
+"""Lets megatron.core run without CUDA: what it asks of a GPU is answered by the CPU, or by the meta device for a dry run.
 
 `install()` acts only where CUDA is absent, once a process. It covers three things:
 device queries and streams, tensor factories and moves to "cuda", and the CUDA random-number state.
@@ -15,36 +15,40 @@ from torch.overrides import TorchFunctionMode
 _CPU = torch.device("cpu")
 
 
-def install() -> None:
-    """Route megatron.core's CUDA use to the CPU; does nothing with CUDA or when already installed."""
-    if torch.cuda.is_available() or _CudaOnCpu.active:
+def install(stand_in: torch.device = _CPU) -> None:
+    """Route megatron.core's CUDA use to the device `stand_in`; does nothing with CUDA or when already installed."""
+    if torch.cuda.is_available() or _CudaElsewhere.active:
         return
-    _CudaOnCpu.active = True
-    _answer_device_queries()
+    _CudaElsewhere.active = True
+    _answer_device_queries(stand_in)
     _answer_random_state()
-    _CudaOnCpu().__enter__()
+    _CudaElsewhere(stand_in).__enter__()
     # The tracker warns when the CPU generator moved while it forked the CUDA one: here they are the same generator.
     logging.getLogger("megatron.core.tensor_parallel.random").setLevel(logging.ERROR)
 
 
-class _CudaOnCpu(TorchFunctionMode):
-    """Sends `device="cuda"` factories, `.cuda()` and `.to("cuda")` to the CPU.
+class _CudaElsewhere(TorchFunctionMode):
+    """Sends `device="cuda"` factories, `.cuda()` and `.to("cuda")` to the device that stands in.
 
     `tensor.type()` names the CUDA type: megatron.core compares these strings in its optimizer and in gradient clipping.
     """
 
     active = False
 
+    def __init__(self, stand_in: torch.device) -> None:
+        super().__init__()
+        self.stand_in = stand_in
+
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs) if kwargs else {}
         if "device" in kwargs and _is_cuda(kwargs["device"]):
-            kwargs["device"] = _CPU
+            kwargs["device"] = self.stand_in
         if func is torch.Tensor.cuda:
             return args[0]
         if func is torch.Tensor.to:
-            args = tuple(_CPU if _is_cuda(arg) else arg for arg in args)
+            args = tuple(self.stand_in if _is_cuda(arg) else arg for arg in args)
         if func is torch.Tensor.type and len(args) == 1 and not kwargs:
-            return func(*args).replace("torch.", "torch.cuda.", 1)
+            return f"torch.cuda.{func(*args).rpartition('.')[2]}"
         return func(*args, **kwargs)
 
 
@@ -66,9 +70,9 @@ class _NoStream:
     def record_event(self, event: Any = None) -> None: ...
 
 
-def _answer_device_queries() -> None:
+def _answer_device_queries(stand_in: torch.device) -> None:
     cuda: Any = torch.cuda
-    cuda.current_device = lambda: _CPU
+    cuda.current_device = lambda: stand_in
     cuda.synchronize = lambda device=None: None
     cuda.empty_cache = lambda: None
     cuda.Stream = _NoStream

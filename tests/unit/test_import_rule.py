@@ -22,6 +22,7 @@ LEVELS = {
     "megatron_atesd.evaluate": 3,
     "megatron_atesd.benchmark": 3,
     "megatron_atesd.faults": 3,
+    "megatron_atesd.plan": 3,
     "checkpoints_convert": 3,
     "tools": 4,
 }

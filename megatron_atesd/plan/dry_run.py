@@ -1,0 +1,226 @@
+"""One rank of any layout at any world size, on a laptop: the real model, optimizer and schedule without weights or other ranks.
+
+Tensors are on the meta device (shapes without storage) and the process groups are fake (every call returns at once), so what is built
+and called is what a training rank builds and calls: megatron.core's own allocation, the pipeline schedule, the loss, the collectives.
+Not walked: sampling, whose shapes depend on sampled values, clipping and the metrics, which read values; every micro-batch is equally long.
+"""
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from multiprocessing import get_context
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from torch import Tensor
+
+from megatron_atesd.config import TrainConfig
+from megatron_atesd.distill.divergence import Divergence
+from megatron_atesd.distill.fused import distill_loss
+from megatron_atesd.distill.teacher import Teacher
+from megatron_atesd.model import cpu_backend
+from megatron_atesd.model.architecture import Architecture
+from megatron_atesd.model.packing import PackedBatch
+from megatron_atesd.model.parallel import parallel_session
+from megatron_atesd.model.qwen3 import HiddenStateGPT, build_model
+from megatron_atesd.model.schedule import LastStage, micro_batch_multiple, run_schedule
+from megatron_atesd.model.vocabulary import vocabulary_shard
+from megatron_atesd.plan.kept import KeptForBackward
+from megatron_atesd.plan.traffic import Traffic, TrafficCounter
+from megatron_atesd.train.checks import megatron_settings
+from megatron_atesd.train.optimizer import Optimization, build_optimization
+
+META = torch.device("meta")
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """Of each micro-batch: so many sequences of `length` tokens, the last `response` of which the loss sees."""
+
+    sequences: int
+    length: int
+    response: int
+
+    @classmethod
+    def of(cls, config: TrainConfig) -> "Shapes":
+        """The micro-batch of a recipe whose sequences are as long as it allows."""
+        length = config.prompt.max_length + config.rollout.max_new_tokens
+        length = -(-length // config.parallel.tensor) * config.parallel.tensor
+        return cls(max(1, config.parallel.micro_batch_tokens // length), length, config.rollout.max_new_tokens)
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """What one rank holds (bytes, as megatron.core and this project allocate them) and what it sends in one update, by phase.
+
+    The update has `micro_batches` of teacher and student each. teacher: wherever it is kept (distill.teacher_offload). activations: the
+    most that autograd keeps at one time, with the norms of a CPU, which keep more than CUDA's.
+    """
+
+    rank: int
+    stage: int
+    micro_batches: int
+    parameters: int
+    weights: int
+    gradients: int
+    optimizer: int
+    teacher: int
+    activations: int
+    traffic: dict[str, list[Traffic]]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A rank to build and walk."""
+
+    config: TrainConfig
+    arch: Architecture
+    world: int
+    rank: int
+    shapes: Shapes
+
+
+def dry_runs(jobs: Sequence[Job]) -> list[DryRun]:
+    """`dry_run` of each job, in a process of its own: fake groups and the stand-in device stay there."""
+    with ProcessPoolExecutor(1, get_context("spawn"), _hide_gpus) as pool:
+        return list(pool.map(dry_run, jobs))
+
+
+def _hide_gpus() -> None:
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+def stage_ranks(config: TrainConfig, world: int) -> list[int]:
+    """A rank of the first, of a middle and of the last pipeline stage, as far as there are such."""
+    stages = config.parallel.pipeline
+    return [stage * (world // stages) for stage in sorted({0, min(1, stages - 1), stages - 1})]
+
+
+def dry_run(job: Job) -> DryRun:
+    """Build and walk one rank in this process, which then can do nothing else with megatron.core (see `dry_runs`)."""
+    cpu_backend.install(META)
+    torch.nn.functional.scaled_dot_product_attention = _fused_attention
+    config, arch = job.config, job.arch
+    with fake_groups(config, job.world, job.rank):
+        quick = replace(config, megatron={**config.megatron, "perform_initialization": False})
+        model = build_model(arch, megatron_settings(quick, arch))
+        model.config.variable_seq_lengths = False  # pipeline stages would tell each other shapes as values
+        teacher = Teacher(model, config.distill.teacher, config.distill.ema_decay)
+        optimization = build_optimization(model, config.optimizer, config.ddp, config.schedule, config.run.updates)
+        counter = TrafficCounter(group_names())
+        stages = config.parallel.pipeline
+        micro_batches = 2 * max(stages, micro_batch_multiple(model)) if stages > 1 else 1  # enough for the schedule's steady state
+        parameters = list(model.parameters())
+        kept = KeptForBackward(parameters)
+        _walk(model, optimization, teacher, config, [_batch(job.shapes)] * micro_batches, counter, kept)
+        return DryRun(
+            rank=job.rank,
+            stage=parallel_state.get_pipeline_model_parallel_rank(),
+            micro_batches=micro_batches,
+            parameters=sum(p.numel() for p in parameters),
+            weights=size(parameters),
+            gradients=size(buffer.grad_data for chunk in optimization.wrapped for buffer in cast("Any", chunk).buffers),
+            optimizer=optimizer_bytes(optimization, parameters),
+            teacher=size([*teacher.weights, *(a for a in teacher.average if a not in set(teacher.weights))]),
+            activations=kept.peak,
+            traffic=counter.traffic(),
+        )
+
+
+def _walk(
+    model: HiddenStateGPT,
+    optimization: Optimization,
+    teacher: Teacher,
+    config: TrainConfig,
+    batches: Sequence[PackedBatch],
+    counter: TrafficCounter,
+    kept: KeptForBackward,
+) -> None:
+    """An update: teacher, student with loss, optimizer."""
+    with counter.during("teacher"), torch.no_grad(), teacher.applied():
+        hidden = run_schedule(model, batches, _teacher_stage, forward_only=True)
+    with counter.during("student"), kept:
+        optimization.zero_grad()
+        run_schedule(optimization.wrapped, batches, _student_stage(model, teacher, config, hidden[:1]), forward_only=False)
+    with counter.during("optimizer"):
+        optimization.optimizer.prepare_grads()
+        optimization.optimizer.step_with_ready_grads()
+        teacher.update()
+
+
+def _batch(shapes: Shapes) -> PackedBatch:
+    ids_BS = torch.empty(shapes.sequences, shapes.length, dtype=torch.long, device=META)
+    tokens = torch.empty(shapes.sequences * shapes.response, dtype=torch.long, device=META)
+    return PackedBatch(tuple(range(shapes.sequences)), ids_BS, tokens, tokens, tokens)
+
+
+def _teacher_stage(batch: PackedBatch, hidden_BSH: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    hidden_TH = batch.response_hidden(hidden_BSH)
+    return hidden_TH.sum(), torch.ones((), dtype=torch.int), hidden_TH
+
+
+def _student_stage(model: HiddenStateGPT, teacher: Teacher, config: TrainConfig, teacher_hidden: Sequence[Tensor]) -> LastStage:
+    """As distill.step's, without the statistics, whose count of tokens is a value; the divergence sees the same shapes."""
+    distill, shard = config.distill, vocabulary_shard(model)
+    temperature = distill.temperature or config.rollout.temperature
+    divergence = Divergence(distill.divergence, distill.jsd_beta, distill.clip, temperature, distill.chunk, distill.top_k, False)
+
+    def last_stage(batch: PackedBatch, hidden_BSH: Tensor) -> tuple[Tensor, Tensor, None]:
+        hidden_TH = batch.response_hidden(hidden_BSH)
+        ones_T = torch.ones(len(hidden_TH), device=META)
+        head_VH, teacher_VH, count = model.head_weight(), teacher.head_weight(), torch.tensor(len(hidden_TH), dtype=torch.int)
+        loss, _ = distill_loss(hidden_TH, head_VH, teacher_hidden[0], teacher_VH, ones_T, divergence, shard.valid, shard.group)
+        return loss, count, None
+
+    return last_stage
+
+
+def _fused_attention(query: Tensor, key: Tensor, value: Tensor, is_causal: bool, scale: float | None, **_: Any) -> Tensor:
+    """The kernel that a device would choose: for meta tensors torch chooses the one that forms the matrix of scores."""
+    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, is_causal=is_causal, scale=scale)[0]
+
+
+@contextmanager
+def fake_groups(config: TrainConfig, world: int, rank: int) -> Iterator[None]:
+    """megatron.core's process groups as `rank` of `world` ranks sees them; nobody is at the other end."""
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    parallel = config.parallel
+    os.environ["WORLD_SIZE"] = str(world)
+    dist.Backend.backend_capability["fake"] = ["cpu", "cuda", "meta"]
+    dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world)
+    try:
+        with parallel_session(parallel.tensor, parallel.pipeline, virtual_pipeline=parallel.virtual_pipeline):
+            yield
+    finally:
+        dist.destroy_process_group()
+
+
+def group_names() -> dict[str, str]:
+    """megatron.core's groups by the name that torch gave them."""
+    groups: dict[str, Any] = {
+        "world": dist.group.WORLD,
+        "pipeline": parallel_state.get_pipeline_model_parallel_group(),
+        "embedding": parallel_state.get_embedding_group(check_initialized=False),
+        "data": parallel_state.get_data_parallel_group(with_context_parallel=True),
+        "tensor": parallel_state.get_tensor_model_parallel_group(),
+    }
+    return {group.group_name: name for name, group in groups.items() if isinstance(group, dist.ProcessGroup)}
+
+
+def size(tensors: Iterable[Tensor]) -> int:
+    """Bytes of the tensors, each storage once."""
+    return sum({t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors}.values())
+
+
+def optimizer_bytes(optimization: Optimization, parameters: Iterable[Tensor]) -> int:
+    """Master weights and moments after a step, without the model's own weights."""
+    own = {id(p) for p in parameters}
+    adams = [part.optimizer for part in cast("Any", optimization.optimizer).chained_optimizers]
+    masters = [p for adam in adams for group in adam.param_groups for p in group["params"] if id(p) not in own]
+    moments = [v for adam in adams for state in adam.state.values() for v in state.values() if isinstance(v, Tensor)]
+    return size([*masters, *moments])

@@ -1,0 +1,179 @@
+"""Bytes that one rank of each pipeline stage holds, as formulas. Weights and optimizer state equal what megatron.core allocates.
+
+Letters: H hidden, F feed-forward, Q and K widths of all queries and of all keys, V vocabulary with its padding, T tensor-parallel size.
+"""
+
+from dataclasses import dataclass
+
+from megatron_atesd.model.architecture import Architecture
+from megatron_atesd.plan.workload import Workload
+
+_MASTER, _MOMENTS, _GRADIENT = 4, 8, 4
+
+
+@dataclass(frozen=True)
+class RankMemory:
+    """Bytes of a rank. `always`: from start to end. `phases`: what a phase adds; one at a time."""
+
+    stage: int
+    always: dict[str, float]
+    phases: dict[str, dict[str, float]]
+
+    @property
+    def peak(self) -> float:
+        return sum(self.always.values()) + max(sum(phase.values()) for phase in self.phases.values())
+
+    @property
+    def fullest(self) -> str:
+        """The phase with the peak."""
+        return max(self.phases, key=lambda name: sum(self.phases[name].values()))
+
+
+def layer_parameters(arch: Architecture, tensor: int) -> int:
+    """H·(Q + 2K) + Q·H + 3·H·F, divided by T, and the norms: 2·H and, with QK-norm, 2·head size."""
+    q, k = arch.heads * arch.head_size, arch.query_groups * arch.head_size
+    products = arch.hidden * (q + 2 * k) + q * arch.hidden + 3 * arch.hidden * arch.ffn
+    return products // tensor + 2 * arch.hidden + (2 * arch.head_size if arch.qk_norm else 0)
+
+
+def vocabulary_parameters(arch: Architecture, tensor: int) -> int:
+    """V·H / T of an embedding or a head, V being padded to a multiple of T."""
+    return -(-arch.vocabulary // tensor) * arch.hidden
+
+
+def stage_parameters(work: Workload, stage: int) -> int:
+    """Parameters of one rank: its layers, the embedding on the first stage, final norm and head on the last.
+
+    A tied head is the embedding where both are on one stage; otherwise the last stage has its own copy of it.
+    """
+    first, last = stage == 0, stage == work.pipeline - 1
+    vocabulary = first + last - (first and last and work.arch.tied)
+    layers = work.stage_layers * layer_parameters(work.arch, work.tensor)
+    return layers + vocabulary * vocabulary_parameters(work.arch, work.tensor) + last * work.arch.hidden
+
+
+def optimizer_bytes(work: Workload, parameters: int) -> float:
+    """fp32 master weights of a bf16 model and Adam's two moments; the distributed optimizer divides them among data ranks."""
+    return parameters * ((_MASTER if work.size < 4 else 0) + _MOMENTS) / (work.data if work.distributed else 1)
+
+
+def teacher_bytes(work: Workload, parameters: int) -> float:
+    """On the device outside of the teacher's passes: a copy of the weights; an ema teacher of a bf16 model has its fp32 average too."""
+    if work.teacher == "live" or work.offload:
+        return 0
+    return parameters * (work.size + (4 if work.teacher == "ema" and work.size < 4 else 0))
+
+
+def layer_activation(work: Workload, fused_norm: bool) -> float:
+    """Bytes a token that the forward pass of a layer keeps for the backward, on one rank.
+
+    size · (2·H norm outputs + Q + 2K projections + K + Q rotated + Q attention output + 2·F + 3·F of SwiGLU), Q, K, F divided by T,
+    H as well under sequence parallelism, and what the norms of hidden states, queries and keys keep: with CUDA their inputs (that of
+    the keys is a view of the projection); on a CPU two fp32 copies of each (of fp32 keys one, the other being that view).
+    """
+    arch, size = work.arch, work.size
+    q, k = arch.heads * arch.head_size / work.tensor, arch.query_groups * arch.head_size / work.tensor
+    h, f = arch.hidden / work.split_hidden, arch.ffn / work.tensor
+    kept = size * (2 * h + (q + 2 * k) + k + 2 * q + 5 * f)
+    if fused_norm:
+        return kept + size * (2 * h + (q if arch.qk_norm else 0))
+    return kept + 8 * 2 * h + ((8 * q + (8 if size < 4 else 4) * k) if arch.qk_norm else 0)
+
+
+def passes_in_flight(work: Workload, stage: int, micro_batches: int) -> float:
+    """Micro-batches, through all layers of the stage, that 1F1B keeps at most: PP - stage of them.
+
+    Interleaved: 2·(PP - stage - 1) + (VP - 1)·PP + 1 chunks, each 1 / VP of the stage.
+    """
+    if work.virtual == 1:
+        return min(micro_batches, work.pipeline - stage)
+    chunks = 2 * (work.pipeline - stage - 1) + (work.virtual - 1) * work.pipeline + 1
+    return min(micro_batches * work.virtual, chunks) / work.virtual
+
+
+def activation_bytes(work: Workload, stage: int, fused_norm: bool = True) -> float:
+    """All that a stage keeps for backward passes at its peak.
+
+    A recomputed block keeps its input, size · H a token. The pass whose backward runs has, besides, either the layers that are not
+    recomputed (on the last stage with the final norm and the hidden states, whole and of the responses), or later, when these are done,
+    a block that is.
+    """
+    micro_batches, tokens = work.packed(work.lengths.student)[0], work.fullest(work.lengths.student)
+    layer, h = layer_activation(work, fused_norm), work.arch.hidden / work.split_hidden
+    again = min(work.recompute.layers, work.stage_layers // work.virtual) * work.virtual
+    kept, inputs = (work.stage_layers - again) * layer, again / work.recompute.block * work.size * h
+    waiting = passes_in_flight(work, stage, micro_batches) - 1
+    ends = h * (work.size if fused_norm else 8) + 2 * work.size * work.arch.hidden if stage == work.pipeline - 1 else 0
+    return tokens * (waiting * (kept + inputs) + inputs + max(kept + ends, layer * work.recompute.block if again else 0))
+
+
+def loss_bytes(work: Workload, whole_chunk: bool = True) -> dict[str, float]:
+    """Of the last stage: a chunk's logits (config.py on distill.chunk), gradient of the head in fp32 and its rounded copy,
+    gradients of the hidden states of a micro-batch's responses, and the teacher's hidden states of the whole update.
+
+    whole_chunk: elementwise work on a whole chunk, as on a GPU or with T > 1; on one CPU it goes row by row.
+    """
+    arch, lengths = work.arch, work.lengths
+    responses = work.fullest(lengths.student) * lengths.response / (lengths.student + lengths.response)
+    rounded = work.size if work.size < 4 else 0
+    head = vocabulary_parameters(arch, work.tensor)
+    on_loan = {"teacher's head, on loan": float(head * work.size)} if work.offload and work.teacher != "live" else {}
+    return {
+        "logits of a chunk": work.chunk * arch.vocabulary / work.tensor * (40 if whole_chunk or work.tensor > 1 else 2 * work.size),
+        "gradients of the loss": (head + responses * arch.hidden) * (4 + rounded),
+        "teacher's hidden states": hidden_states_bytes(work),
+        **on_loan,
+    }
+
+
+def hidden_states_bytes(work: Workload) -> float:
+    """The teacher's hidden states of all response tokens of an update, not divided by T."""
+    return float(work.sequences * work.lengths.response * work.arch.hidden * work.size)
+
+
+def kv_cache_bytes(work: Workload, sequences: int, prompt: int, response: int) -> float:
+    """Keys and values of all layers of a stage at full length: 2 · K / T · size a token and layer, for the longest prompt + response."""
+    width = work.arch.query_groups * work.arch.head_size / work.tensor
+    return 2 * width * work.size * work.stage_layers * sequences * (prompt + response)
+
+
+def forward_bytes(work: Workload, tokens: int) -> float:
+    """What one layer has at a time when nothing is kept for a backward: size · (4·H + 2·Q + 2·K + 5·F) a token."""
+    arch = work.arch
+    split = 2 * (arch.heads + arch.query_groups) * arch.head_size + 5 * arch.ffn
+    return tokens * work.size * (4 * arch.hidden + split / work.tensor)
+
+
+def rollout_bytes(work: Workload, stage: int) -> dict[str, float]:
+    """KV cache, twice while finished sequences leave it (the others are copied), one layer's work on all prompts, logits of a step."""
+    rows = work.generated_at_once
+    cache = kv_cache_bytes(work, rows, work.lengths.student, work.lengths.response)
+    copied = cache * (rows - 1) / rows
+    found = {"KV cache": cache, "KV cache, copied": copied, "forward pass": forward_bytes(work, rows * work.lengths.student)}
+    return found | ({"logits of a step": rows * work.arch.vocabulary * 12.0} if stage == work.pipeline - 1 else {})
+
+
+def teacher_pass_bytes(work: Workload, stage: int, parameters: int) -> dict[str, float]:
+    """One layer's work, an offloaded teacher's weights, and on the last stage the hidden states that are kept."""
+    found = {"forward pass": forward_bytes(work, work.fullest(work.lengths.teacher))}
+    if work.offload and work.teacher != "live":
+        found["teacher, on loan"] = float(parameters * work.size)
+    return found | ({"teacher's hidden states": hidden_states_bytes(work)} if stage == work.pipeline - 1 else {})
+
+
+def rank_memory(work: Workload, stage: int, overhead: float = 0.0, fragmentation: float = 0.0) -> RankMemory:
+    """All of it, for a GPU; `overhead` bytes and the share `fragmentation` of the rest come on top."""
+    parameters, last = stage_parameters(work, stage), stage == work.pipeline - 1
+    always = {
+        "weights": float(parameters * work.size),
+        "gradients (fp32)": float(parameters * _GRADIENT),
+        "master weights and moments": optimizer_bytes(work, parameters),
+        "teacher": teacher_bytes(work, parameters),
+    }
+    phases = {
+        "rollout": rollout_bytes(work, stage),
+        "teacher": teacher_pass_bytes(work, stage, parameters),
+        "student": {"activations": activation_bytes(work, stage)} | (loss_bytes(work) if last else {}),
+    }
+    spare = overhead + fragmentation * RankMemory(stage, always, phases).peak
+    return RankMemory(stage, always | {"CUDA, NCCL, fragmentation": spare}, phases)

@@ -1,0 +1,75 @@
+"""A plan as tables for a person, and as plain values for a program."""
+
+from dataclasses import asdict, fields
+from typing import Any
+
+from rich.table import Table
+
+from megatron_atesd.plan.hardware import Assumptions, Gpu
+from megatron_atesd.plan.memory import stage_parameters
+from megatron_atesd.plan.search import Plan
+from megatron_atesd.plan.workload import Workload
+
+GIB = 2**30
+
+
+def layout_text(work: Workload) -> str:
+    """The layout in a line."""
+    virtual = f" (VP {work.virtual})" if work.virtual > 1 else ""
+    return (
+        f"TP {work.tensor} × PP {work.pipeline}{virtual} × DP {work.data} = {work.gpus} GPUs, micro_batch_tokens {work.micro_batch_tokens}"
+    )
+
+
+def memory_table(plan: Plan, gpu: Gpu) -> Table:
+    """GiB of each kind of rank: one column a stage."""
+    table = Table("GiB on one GPU", *(f"stage {rank.stage}" for rank in plan.memory))
+    table.add_row("parameters held (millions)", *(f"{stage_parameters(plan.work, rank.stage) / 1e6:,.0f}" for rank in plan.memory))
+    for name in plan.memory[0].always:
+        table.add_row(name, *(gib(rank.always[name]) for rank in plan.memory))
+    for phase in plan.memory[0].phases:
+        names = dict.fromkeys(name for rank in plan.memory for name in rank.phases[phase])
+        for name in names:
+            table.add_row(f"{phase}: {name}", *(gib(rank.phases[phase].get(name, 0)) for rank in plan.memory))
+    table.add_section()
+    table.add_row(f"peak, of {gpu.memory / GIB:.1f}", *(f"{gib(rank.peak)} in {rank.fullest}" for rank in plan.memory))
+    return table
+
+
+def gib(value: float) -> str:
+    return f"{value / GIB:.2f}"
+
+
+def time_table(plan: Plan) -> Table:
+    """Seconds of an update by phase, with what they are made of."""
+    table = Table("phase", "seconds", "share", "TFLOP", "GB read or written", "GB sent", "bound by")
+    for phase in plan.phases:
+        amounts = (phase.flops / 1e12, phase.memory / 1e9, phase.sent / 1e9)
+        table.add_row(
+            phase.name, f"{phase.seconds:.3f}", f"{phase.seconds / plan.seconds:.0%}", *(f"{a:,.1f}" for a in amounts), phase.bound
+        )
+    table.add_section()
+    table.add_row("update", f"{plan.seconds:.2f}", "", "", "", "", f"{plan.tokens_per_second:,.0f} response tokens/s")
+    return table
+
+
+def assumption_lines(plan: Plan, gpu: Gpu, assume: Assumptions) -> list[str]:
+    """Everything that the numbers take for granted."""
+    lengths = plan.work.lengths
+    sheet = ", ".join(f"{field.name} {getattr(gpu, field.name):.3g}" for field in fields(gpu))
+    taken = ", ".join(f"{field.name} {getattr(assume, field.name):.3g}" for field in fields(assume))
+    slower = ["Products are timed as bf16; those of model.dtype fp32 take several times as long."] if plan.work.size == 4 else []
+    return [
+        *slower,
+        f"Lengths: student prompt {lengths.student}, teacher prompt {lengths.teacher}, response {lengths.response} tokens, all alike.",
+        f"Data sheet (bytes, operations, per second; see plan/hardware.py): {sheet}.",
+        f"Assumed, not measured: {taken}.",
+    ]
+
+
+def plan_values(plan: Plan) -> dict[str, Any]:
+    """The plan in JSON's types; bytes and seconds."""
+    found: dict[str, Any] = asdict(plan) | {"peak": plan.peak, "seconds": plan.seconds, "tokens_per_second": plan.tokens_per_second}
+    for values, rank in zip(found["memory"], plan.memory, strict=True):
+        values["peak"] = rank.peak
+    return found

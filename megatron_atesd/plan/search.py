@@ -1,0 +1,88 @@
+"""The layout that is predicted to be fastest among those that fit."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from megatron_atesd.plan.hardware import Assumptions, Gpu
+from megatron_atesd.plan.memory import RankMemory, rank_memory
+from megatron_atesd.plan.speed import Phase, update_phases
+from megatron_atesd.plan.workload import Workload
+
+TOKENS = (2048, 4096, 8192, 16384, 32768, 65536)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A workload with its prediction: memory of the first, a middle and the last pipeline stage, seconds of the phases of an update."""
+
+    work: Workload
+    memory: list[RankMemory]
+    phases: list[Phase]
+
+    @property
+    def peak(self) -> float:
+        return max(rank.peak for rank in self.memory)
+
+    @property
+    def seconds(self) -> float:
+        return sum(phase.seconds for phase in self.phases)
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Response tokens of an update over its seconds, all GPUs together."""
+        return self.work.batch * self.work.lengths.response / self.seconds
+
+
+def make_plan(work: Workload, gpu: Gpu, assume: Assumptions) -> Plan:
+    """Memory and time of this workload."""
+    stages = sorted({0, min(1, work.pipeline - 1), work.pipeline - 1})
+    memory = [rank_memory(work, stage, assume.overhead, assume.fragmentation) for stage in stages]
+    return Plan(work, memory, update_phases(work, gpu, assume))
+
+
+def layouts(work: Workload, assume: Assumptions) -> Iterator[Workload]:
+    """Every TP (within a node) × PP × DP and token budget that the model's shape and the batch allow, as configured otherwise.
+
+    Sequence parallelism goes with TP; a pipeline is not interleaved.
+    """
+    arch = work.arch
+    for tensor in _divisors(math.gcd(arch.heads, arch.query_groups, arch.ffn)):
+        for pipeline in _divisors(arch.layers):
+            model = tensor * pipeline
+            if tensor > assume.gpus_per_node or work.gpus % model or work.batch % (work.gpus // model):
+                continue
+            for tokens in TOKENS:
+                layout = replace(work, tensor=tensor, pipeline=pipeline, virtual=1, sequence=tensor > 1, micro_batch_tokens=tokens)
+                if recomputed := min(work.recompute.layers * work.virtual * work.pipeline, arch.layers) // pipeline:
+                    layout = replace(layout, recompute=replace(work.recompute, layers=recomputed))
+                yield layout
+
+
+def _divisors(number: int) -> list[int]:
+    return [d for d in range(1, number + 1) if number % d == 0]
+
+
+def best_plan(work: Workload, gpu: Gpu, assume: Assumptions) -> Plan | None:
+    """The fastest plan that fits, of equally fast ones that with most memory to spare; None when nothing fits."""
+    plans = (make_plan(layout, gpu, assume) for layout in layouts(work, assume))
+    fitting = [plan for plan in plans if plan.peak <= gpu.memory]
+    return min(fitting, key=lambda plan: (round(plan.seconds, 3), plan.peak), default=None)
+
+
+def remedies(work: Workload, gpu: Gpu, assume: Assumptions) -> list[str]:
+    """Single changes that make the workload fit, each with the peak in GiB that it leads to; the smallest peak first.
+
+    Those that do not suffice alone are left out; the list is empty when none does.
+    """
+    block = replace(work.recompute, layers=work.stage_layers // work.virtual, block=1)
+    changes = {
+        "optimizer.use_distributed_optimizer true": replace(work, distributed=True),
+        "distill.teacher_offload true": replace(work, offload=True),
+        "megatron.recompute_granularity full, recompute_method uniform, recompute_num_layers 1": replace(work, recompute=block),
+        f"parallel.micro_batch_tokens {work.micro_batch_tokens // 2}": replace(work, micro_batch_tokens=work.micro_batch_tokens // 2),
+        f"rollout.batch {max(1, work.generated_at_once // 2)}": replace(work, rollout_batch=max(1, work.generated_at_once // 2)),
+        f"distill.chunk {max(1, work.chunk // 2)}": replace(work, chunk=max(1, work.chunk // 2)),
+    }
+    peaks = {name: make_plan(changed, gpu, assume).peak for name, changed in changes.items()}
+    return [f"{name} ({peak / 2**30:.1f} GiB)" for name, peak in sorted(peaks.items(), key=lambda item: item[1]) if peak <= gpu.memory]

@@ -1,0 +1,158 @@
+"""Seconds of an update by phase, from floating-point operations, bytes of memory and bytes between GPUs.
+
+A multiply-add is two operations. Phases follow each other; within one, operations and messages are added, not overlapped.
+"""
+
+from dataclasses import dataclass
+
+from megatron_atesd.model.architecture import Architecture
+from megatron_atesd.plan.hardware import Assumptions, Gpu
+from megatron_atesd.plan.memory import layer_parameters, stage_parameters, vocabulary_parameters
+from megatron_atesd.plan.workload import Workload
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Of the busiest rank: operations, bytes read or written in its memory, bytes it sends, seconds, and what binds them."""
+
+    name: str
+    flops: float
+    memory: float
+    sent: float
+    seconds: float
+    bound: str
+
+
+def forward_flops(arch: Architecture, length: int) -> float:
+    """The layers over one sequence: 2 · parameters a token, and of attention's two products the causal half."""
+    attention = 2 * 2 * arch.heads * arch.head_size * length * (length + 1) // 2
+    return float(arch.layers * (2 * length * layer_parameters(arch, 1) + attention))
+
+
+def loss_flops(arch: Architecture, tokens: int) -> float:
+    """Logits of both roles and the gradients of hidden states and head: four products of tokens × H × V."""
+    return 4 * 2.0 * tokens * arch.hidden * arch.vocabulary
+
+
+def tensor_bytes(work: Workload, tokens: float, passes: int) -> float:
+    """Bytes that a rank sends in the TP collectives of a stage's layers: each gathers or scatters tokens · H · size · (T - 1) / T.
+
+    passes: 4 in a forward pass (an all-reduce counts as a gather and a scatter); a backward pass has 4, and 2 more under sequence
+    parallelism, which gathers the inputs again.
+    """
+    return passes * work.stage_layers * tokens * work.arch.hidden * work.size * (work.tensor - 1) / work.tensor
+
+
+def bubble(work: Workload, micro_batches: int) -> float:
+    """By how much a pipeline is slower than its busiest stage: 1 + (PP - 1) / (VP · micro-batches)."""
+    return 1 + (work.pipeline - 1) / (work.virtual * micro_batches)
+
+
+def utilization(assume: Assumptions, tokens: float) -> float:
+    """Share of the GPU's operations a second that products over so many tokens reach."""
+    return assume.utilization * tokens / (tokens + assume.half_tokens)
+
+
+def update_phases(work: Workload, gpu: Gpu, assume: Assumptions) -> list[Phase]:
+    """The phases of an update, in their order."""
+    return [
+        _decode(work, gpu, assume),
+        _layers("teacher forward", work, gpu, assume, work.lengths.teacher, 1, 4),
+        _layers("student forward and backward", work, gpu, assume, work.lengths.student, *_student_passes(work)),
+        _loss(work, gpu, assume),
+        _gradients(work, gpu, assume),
+        _optimizer(work, gpu, assume),
+        _probe(work, gpu, assume),
+    ]
+
+
+def _student_passes(work: Workload) -> tuple[float, int]:
+    """(forward passes' worth of operations, TP collectives a layer): forward, twice that backward, and what is computed again."""
+    share = work.recompute.layers * work.virtual / work.stage_layers
+    return 3 + share, round(8 + 2 * work.sequence + 4 * share)
+
+
+def _layers(name: str, work: Workload, gpu: Gpu, assume: Assumptions, prompt: int, passes: float, collectives: int) -> Phase:
+    micro_batches, tokens = work.packed(prompt)
+    length = prompt + work.lengths.response
+    flops = passes * work.sequences * forward_flops(work.arch, length) / (work.tensor * work.pipeline)
+    tensor = tensor_bytes(work, work.sequences * length, collectives)
+    # once forward, and once backward when there is a backward
+    pipeline = (1 + (passes > 1)) * work.sequences * length * work.arch.hidden * work.size / work.split_hidden * (work.pipeline > 1)
+    computing = flops / (gpu.flops * utilization(assume, tokens))
+    link = gpu.nvlink if work.tensor * work.data * work.pipeline <= assume.gpus_per_node else gpu.network
+    sending = tensor / (_tensor_link(work, gpu, assume) * assume.link) + pipeline / (link * assume.link)
+    seconds = (computing + sending) * bubble(work, micro_batches)
+    bound = "products" if computing >= sending else "messages"
+    return Phase(name, flops, 0.0, tensor + pipeline, seconds, bound if bubble(work, micro_batches) < 2 else "pipeline bubble")
+
+
+def _tensor_link(work: Workload, gpu: Gpu, assume: Assumptions) -> float:
+    return gpu.nvlink if work.tensor <= assume.gpus_per_node else gpu.network
+
+
+def _decode(work: Workload, gpu: Gpu, assume: Assumptions) -> Phase:
+    """All stages in turn: each step reads the weights and the KV cache of half a response on average, after one pass over the prompts."""
+    arch, lengths, rows = work.arch, work.lengths, work.generated_at_once
+    batches = -(-work.sequences // rows)
+    steps = batches * lengths.response
+    weights = (arch.layers * layer_parameters(arch, work.tensor) + vocabulary_parameters(arch, work.tensor)) * work.size
+    context = lengths.student + lengths.response / 2
+    cache = 2 * arch.query_groups * arch.head_size / work.tensor * work.size * arch.layers * rows * context
+    products = work.sequences * forward_flops(arch, lengths.student) / work.tensor
+    flops = (products + steps * rows * 2 * weights / work.size) / work.pipeline
+    reading = steps * (weights + cache) / (gpu.bandwidth * assume.bandwidth)
+    waiting = steps * arch.layers * (assume.launch + (2 * assume.hop if work.tensor > 1 else 0))
+    prompts = products / (gpu.flops * utilization(assume, rows * lengths.student))
+    bound = "kernel launches" if waiting > reading else "memory"
+    sent = tensor_bytes(work, work.sequences * (lengths.student + lengths.response), 4) * work.pipeline
+    return Phase("rollout", flops, steps * (weights + cache), sent, max(reading, waiting) + prompts, bound)
+
+
+def _loss(work: Workload, gpu: Gpu, assume: Assumptions) -> Phase:
+    """On the last stage: products, and elementwise work that reads and writes about 80 bytes an entry of the logits."""
+    tokens = work.sequences * work.lengths.response
+    flops = loss_flops(work.arch, tokens) / work.tensor
+    memory = 80.0 * tokens * work.arch.vocabulary / work.tensor
+    computing, moving = flops / (gpu.flops * assume.utilization), memory / (gpu.bandwidth * assume.bandwidth)
+    sent = 2 * tokens * work.arch.hidden * 4 * (work.tensor - 1) / work.tensor
+    seconds = computing + moving + sent / (_tensor_link(work, gpu, assume) * assume.link)
+    return Phase("loss", flops, memory, sent, seconds, "products" if computing > moving else "memory")
+
+
+def _busiest(work: Workload) -> int:
+    return max(stage_parameters(work, stage) for stage in (0, work.pipeline - 1))
+
+
+def _gradients(work: Workload, gpu: Gpu, assume: Assumptions) -> Phase:
+    """fp32 gradients over data ranks: all-reduce sends 2·(D - 1) / D of them; the distributed optimizer's scatter half of that, and its
+    gather the weights."""
+    share, parameters = (work.data - 1) / work.data, _busiest(work)
+    sent = parameters * share * ((4 + work.size) if work.distributed else 8)
+    link = gpu.nvlink if work.tensor * work.data <= assume.gpus_per_node else gpu.network
+    return Phase("gradients over data ranks", 0.0, 0.0, sent, sent / (link * assume.link), "messages")
+
+
+def _optimizer(work: Workload, gpu: Gpu, assume: Assumptions) -> Phase:
+    """Norms read the gradients twice; Adam reads gradient, master weight and moments and writes the latter and the weight."""
+    each = 2 * 4 + 4 + 2 * (4 + 8) + work.size
+    memory = _busiest(work) * each / (work.data if work.distributed else 1)
+    return Phase("optimizer", 0.0, float(memory), 0.0, memory / (gpu.bandwidth * assume.bandwidth), "memory")
+
+
+def _probe(work: Workload, gpu: Gpu, assume: Assumptions) -> Phase:
+    """References of the probe's problems, scored after the student's prompt and, for grounding, after the teacher's.
+
+    A reference is as long as what the teacher's prompt has beyond the student's. The controller itself takes milliseconds, on rank 0.
+    """
+    arch, lengths, mine = work.arch, work.lengths, -(-work.probe // work.data)
+    reference = max(1, lengths.teacher - lengths.student)
+    prompts = [lengths.student, *([lengths.teacher] if work.grounded else [])]
+    layers = mine * sum(forward_flops(arch, prompt + reference) for prompt in prompts) / (work.tensor * work.pipeline)
+    head = mine * len(prompts) * loss_flops(arch, reference) / 4 / work.tensor
+    sent = tensor_bytes(work, mine * sum(prompt + reference for prompt in prompts), 4)
+    computing = (layers + head) / (gpu.flops * utilization(assume, work.micro_batch_tokens))
+    sending = sent / (_tensor_link(work, gpu, assume) * assume.link)
+    micro_batches = max(1, mine * (lengths.student + reference) // work.micro_batch_tokens)
+    seconds = (computing + sending) * bubble(work, micro_batches)
+    return Phase("probe", layers + head, 0.0, sent, seconds, "products" if computing >= sending else "messages")

@@ -1,0 +1,125 @@
+"""What is planned: a model, how it is divided, and the tokens of an update."""
+
+import math
+from dataclasses import dataclass
+
+from megatron_atesd.config import DataConfig, TrainConfig
+from megatron_atesd.model.architecture import Architecture
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Tokens of a student's prompt, of a teacher's and of a response: one length for all sequences of a plan."""
+
+    student: int
+    teacher: int
+    response: int
+
+    @classmethod
+    def of(cls, config: TrainConfig, student: int | None = None, teacher: int | None = None, response: int | None = None) -> "Lengths":
+        """What is not given is assumed: prompts of 256 tokens, teacher's half of prompt.max_length, responses as long as allowed."""
+        longest = config.prompt.max_length
+        return cls(student or min(256, longest), teacher or max(min(256, longest), longest // 2), response or config.rollout.max_new_tokens)
+
+
+@dataclass(frozen=True)
+class Recompute:
+    """Layers that are computed again in the backward pass, of those of a chunk: in blocks of `block`; 0 = none."""
+
+    layers: int = 0
+    block: int = 1
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One update of a run on `gpus` processes.
+
+    size: bytes of a parameter. probe: problems that are scored after it; grounded: by the teacher as well (learned exposure). The other
+    names are the settings'.
+    """
+
+    arch: Architecture
+    gpus: int
+    tensor: int
+    pipeline: int
+    virtual: int
+    sequence: bool
+    size: int
+    micro_batch_tokens: int
+    batch: int
+    rollout_batch: int
+    chunk: int
+    teacher: str
+    offload: bool
+    distributed: bool
+    recompute: Recompute
+    probe: int
+    grounded: bool
+    lengths: Lengths
+
+    @property
+    def data(self) -> int:
+        """Data-parallel ranks."""
+        return self.gpus // (self.tensor * self.pipeline)
+
+    @property
+    def sequences(self) -> int:
+        """Of a data-parallel rank, in an update."""
+        return -(-self.batch // self.data)
+
+    @property
+    def stage_layers(self) -> int:
+        return self.arch.layers // self.pipeline
+
+    @property
+    def generated_at_once(self) -> int:
+        return min(self.sequences, self.rollout_batch or self.sequences)
+
+    @property
+    def split_hidden(self) -> int:
+        """By how much a rank's part of the residual stream is smaller than the whole."""
+        return self.tensor if self.sequence else 1
+
+    def packed(self, prompt: int) -> tuple[int, int]:
+        """(micro-batches, tokens of the largest) of an update's sequences with this prompt, all equally long."""
+        length = prompt + self.lengths.response
+        together = max(1, min(self.sequences, self.micro_batch_tokens // length))
+        return math.ceil(self.sequences / together), together * length
+
+    def fullest(self, prompt: int) -> int:
+        """Tokens of the largest micro-batch when lengths differ: the budget, unless one sequence is longer or all together are shorter."""
+        length = prompt + self.lengths.response
+        return max(length, min(self.micro_batch_tokens, self.sequences * length))
+
+
+def workload_of(config: TrainConfig, arch: Architecture, gpus: int, lengths: Lengths) -> Workload:
+    """The workload that a configuration describes; its layout must have passed the rules of config_check."""
+    parallel, chunk_layers = config.parallel, arch.layers // (config.parallel.pipeline * config.parallel.virtual_pipeline)
+    return Workload(
+        arch=arch,
+        gpus=gpus,
+        tensor=parallel.tensor,
+        pipeline=parallel.pipeline,
+        virtual=parallel.virtual_pipeline,
+        sequence=parallel.sequence,
+        size={"fp32": 4, "bf16": 2}[config.model.dtype],
+        micro_batch_tokens=parallel.micro_batch_tokens,
+        batch=config.data.batch,
+        rollout_batch=config.rollout.batch,
+        chunk=config.distill.chunk,
+        teacher=config.distill.teacher,
+        offload=config.distill.teacher_offload,
+        distributed=bool(config.optimizer.get("use_distributed_optimizer", False)),
+        recompute=_recompute(config, chunk_layers),
+        probe=config.data.probe_size or DataConfig.probe_size,
+        grounded=config.exposure.mode == "learned",
+        lengths=lengths,
+    )
+
+
+def _recompute(config: TrainConfig, chunk_layers: int) -> Recompute:
+    """Only whole layers count: selective recompute of attention saves nothing, whose scores are never kept here."""
+    if config.megatron.get("recompute_granularity") != "full":
+        return Recompute()
+    number = config.megatron.get("recompute_num_layers") or 1
+    return Recompute(chunk_layers, number) if config.megatron.get("recompute_method") == "uniform" else Recompute(number, 1)

@@ -1,0 +1,141 @@
+"""The planner's formulas, its search for a layout, and the command."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from megatron_atesd.config_load import load_config
+from megatron_atesd.plan.hardware import GPUS, Assumptions
+from megatron_atesd.plan.memory import activation_bytes, layer_activation, passes_in_flight, rank_memory, stage_parameters
+from megatron_atesd.plan.published import QWEN3
+from megatron_atesd.plan.search import best_plan, layouts, make_plan, remedies
+from megatron_atesd.plan.speed import bubble, forward_flops, update_phases
+from megatron_atesd.plan.workload import Lengths, Recompute, Workload, workload_of
+
+ROOT = Path(__file__).resolve().parents[2]
+RECIPE = str(ROOT / "examples" / "atesd_qwen3_8b.yaml")
+H100, ASSUMED = GPUS["h100"], Assumptions()
+PUBLISHED = {"1.7b": 1_720_574_976, "4b": 4_022_468_096, "8b": 8_190_735_360, "14b": 14_768_307_200, "32b": 32_762_123_264}
+
+
+def workload(size: str = "8b", gpus: int = 8, *settings: str) -> Workload:
+    config = load_config(["--config", RECIPE, *settings])
+    return workload_of(config, QWEN3[size], gpus, Lengths.of(config))
+
+
+@pytest.mark.parametrize("size", PUBLISHED)
+def test_parameters_are_the_published_ones(size: str):
+    assert stage_parameters(workload(size, 1, "--parallel.tensor=1", "--parallel.sequence=false"), 0) == PUBLISHED[size]
+
+
+def test_what_a_recipe_says_about_its_bytes_a_parameter_is_what_is_planned():
+    work = workload()
+    held = list(rank_memory(work, 0).always.values())[:4]
+    assert sum(held) == 20 * stage_parameters(work, 0)  # as the header of the recipe has it
+
+
+def test_an_offloaded_teacher_is_on_the_device_only_in_its_pass():
+    always, phases = (rank := rank_memory(workload("8b", 8, "--distill.teacher_offload=true"), 0)).always, rank.phases
+    assert always["teacher"] == 0
+    assert phases["teacher"]["teacher, on loan"] == always["weights"]
+
+
+def test_1f1b_keeps_fewer_micro_batches_on_later_stages_and_never_more_than_there_are():
+    work = workload("8b", 8, "--parallel.tensor=1", "--parallel.sequence=false", "--parallel.pipeline=4")
+    assert [passes_in_flight(work, stage, 8) for stage in range(4)] == [4, 3, 2, 1]
+    assert passes_in_flight(work, 0, 2) == 2
+
+
+def test_recomputing_every_layer_leaves_one_input_a_layer_and_one_layer():
+    work = replace(workload("8b", 1, "--parallel.tensor=1", "--parallel.sequence=false"), recompute=Recompute(36, 1))
+    assert activation_bytes(work, 0) == work.fullest(256) * (36 * 2 * 4096 + layer_activation(work, fused_norm=True))
+
+
+def test_operations_of_one_token_are_two_for_each_weight():
+    arch = replace(QWEN3["8b"], qk_norm=False)
+    matrices = 8_190_735_360 - 2 * 151_936 * 4096 - 4096 - 36 * (2 * 4096 + 2 * 128)
+    attention, norms = 36 * 4 * 4096, 36 * 2 * 4096
+    assert forward_flops(arch, 1) == 2 * (matrices + norms) + attention
+
+
+def test_twice_the_response_doubles_loss_and_rollout_and_does_not_double_the_prompts_part():
+    short = {p.name: p for p in update_phases(workload(), H100, ASSUMED)}
+    twice = {p.name: p for p in update_phases(workload("8b", 8, "--rollout.max_new_tokens=2048"), H100, ASSUMED)}
+    assert twice["loss"].flops == 2 * short["loss"].flops
+    assert 1.6 < twice["student forward and backward"].flops / short["student forward and backward"].flops < 2
+    assert twice["rollout"].seconds == pytest.approx(2 * short["rollout"].seconds, rel=0.01)  # bound by launches
+
+
+def test_more_micro_batches_shrink_the_bubble():
+    work = workload("8b", 8, "--parallel.tensor=1", "--parallel.sequence=false", "--parallel.pipeline=4")
+    assert [bubble(work, n) for n in (1, 3, 12)] == [4, 2, 1.25]
+    assert bubble(replace(work, virtual=3), 3) == pytest.approx(1 + 1 / 3)
+
+
+def test_layouts_divide_the_model_and_the_batch():
+    found = list(layouts(workload("8b", 32), ASSUMED))
+    assert {(w.tensor, w.pipeline, w.data) for w in found} >= {(1, 1, 32), (8, 4, 1), (4, 2, 4)}
+    assert all(w.batch % w.data == 0 and 36 % w.pipeline == 0 and w.tensor in (1, 2, 4, 8) for w in found)
+
+
+def test_the_suggestion_fits_and_nothing_that_fits_is_faster():
+    work = workload()
+    best = best_plan(work, H100, ASSUMED)
+    assert best is not None
+    assert best.peak <= H100.memory
+    others = [make_plan(w, H100, ASSUMED) for w in layouts(work, ASSUMED)]
+    assert min(plan.seconds for plan in others if plan.peak <= H100.memory) == pytest.approx(best.seconds, abs=0.001)
+
+
+def test_there_is_no_suggestion_where_nothing_fits():
+    assert best_plan(workload("32b", 1), H100, ASSUMED) is None
+
+
+def test_a_remedy_makes_it_fit():
+    work = workload("8b", 8, "--parallel.micro_batch_tokens=32768")
+    assert make_plan(work, H100, ASSUMED).peak > H100.memory
+    assert any(text.startswith("parallel.micro_batch_tokens 16384") for text in remedies(work, H100, ASSUMED))
+    assert make_plan(replace(work, micro_batch_tokens=16384), H100, ASSUMED).peak <= H100.memory
+
+
+def plan(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "tools" / "plan.py"), "--config", RECIPE, *arguments]
+    return subprocess.run(command, cwd=ROOT, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120)
+
+
+def test_the_command_prints_the_plan_and_writes_it(tmp_path: Path):
+    result = plan("--model-shape", "8b", "--gpus", "8", "--gpu", "h100", "--json", str(tmp_path / "plan.json"))
+    assert (result.returncode, result.stderr) == (0, "")
+    written = json.loads((tmp_path / "plan.json").read_text())
+    expected = make_plan(workload(), H100, ASSUMED)
+    assert written["plan"]["peak"] == expected.peak
+    assert f"{expected.peak / 2**30:.2f} in student" in result.stdout
+    assert "Assumed, not measured: utilization 0.4" in result.stdout
+
+
+def test_the_command_says_what_to_change_and_fails_when_it_does_not_fit():
+    result = plan("--model-shape", "8b", "--gpus", "8", "--gpu", "h100", "--parallel.micro_batch_tokens", "32768")
+    assert result.returncode == 1
+    assert "Does not fit a h100. Alone enough: " in result.stdout
+    assert "parallel.micro_batch_tokens 16384" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model-shape", "8b", "--gpus", "6"], "does not divide the 6 processes"),
+        (["--model-shape", "8b", "--gpus", "0"], "--gpus is 0, must be 1 or more"),
+        (["--gpus", "8"], "or --model-shape for a published size"),
+        (["--model-shape", "8b", "--gpus", "8", "--parallel.tensor", "16"], "parallel.tensor 16 times parallel.pipeline 1"),
+        (["--model-shape", "8b", "--gpus", "8", "--optimizer.optimizer", "sgd"], "knows the state of adam only"),
+        (["--model-shape", "8b", "--gpus", "8", "--rollout.bach", "3"], "did you mean rollout.batch?"),
+    ],
+)
+def test_a_plan_that_cannot_be_made_is_refused_in_one_line(arguments: list[str], message: str):
+    result = plan(*arguments, "--gpu", "h100")
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1)
+    assert message in result.stderr

@@ -1,0 +1,67 @@
+"""The planner's estimates against what a real model keeps on the CPU backend."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import torch
+
+from megatron_atesd.model.architecture import Architecture
+from megatron_atesd.model.layers import KVCache
+from megatron_atesd.model.parallel import parallel_session
+from megatron_atesd.model.qwen3 import build_model, transformer_config
+from megatron_atesd.plan.kept import KeptForBackward
+from megatron_atesd.plan.memory import activation_bytes, kv_cache_bytes
+from megatron_atesd.plan.workload import Lengths, Recompute, Workload
+
+WIDE = Architecture("qwen3", 256, 768, 4, 8, 4, 64, 1024, 1024, 1e6, 1e-6, tied=False, qk_norm=True)
+DEEP = Architecture("qwen3", 128, 512, 8, 4, 1, 64, 1024, 1024, 1e6, 1e-6, tied=True, qk_norm=True)
+LLAMA = Architecture("llama", 192, 512, 4, 3, 1, 64, 1024, 1024, 1e4, 1e-5, tied=True, qk_norm=False)
+SEQUENCES, PROMPT, RESPONSE = 2, 32, 224
+FULL = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 2}
+BLOCK = {"recompute_granularity": "full", "recompute_method": "block", "recompute_num_layers": 1}
+
+
+def workload(arch: Architecture, size: int, recompute: Recompute) -> Workload:
+    """One micro-batch on one rank."""
+    return Workload(
+        arch=arch, gpus=1, tensor=1, pipeline=1, virtual=1, sequence=False, size=size, micro_batch_tokens=4096, batch=SEQUENCES,
+        rollout_batch=0, chunk=128, teacher="initial", offload=False, distributed=False, recompute=recompute, probe=64, grounded=False,
+        lengths=Lengths(PROMPT, PROMPT, RESPONSE),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arch", "dtype", "settings", "recompute"),
+    [
+        (WIDE, "bf16", {}, Recompute()),
+        (WIDE, "fp32", {}, Recompute()),
+        (DEEP, "bf16", {}, Recompute()),
+        (LLAMA, "bf16", {}, Recompute()),
+        (LLAMA, "fp32", {}, Recompute()),
+        (DEEP, "bf16", FULL, Recompute(8, 2)),
+        (WIDE, "fp32", FULL, Recompute(4, 2)),
+        (WIDE, "bf16", BLOCK, Recompute(1, 1)),
+    ],
+)
+def test_activations_are_within_five_percent_of_what_is_kept(
+    arch: Architecture, dtype: str, settings: Mapping[str, Any], recompute: Recompute
+):
+    with parallel_session():
+        model = build_model(arch, transformer_config(arch, 1, 1, False, dtype, settings))
+        kept = KeptForBackward(model.parameters())
+        with kept:
+            model(torch.zeros(SEQUENCES, PROMPT + RESPONSE, dtype=torch.long), None, None).sum().backward()
+    estimate = activation_bytes(workload(arch, {"fp32": 4, "bf16": 2}[dtype], recompute), 0, fused_norm=False)
+    assert estimate == pytest.approx(kept.peak, rel=0.05)
+
+
+@pytest.mark.parametrize(("arch", "dtype"), [(WIDE, "bf16"), (LLAMA, "fp32")])
+def test_the_kv_cache_is_what_generation_allocates(arch: Architecture, dtype: str):
+    with parallel_session(), torch.no_grad():
+        model = build_model(arch, transformer_config(arch, 1, 1, False, dtype))
+        with model.slot.use(KVCache(torch.full((3,), PROMPT), PROMPT + RESPONSE)) as cache:
+            model(torch.zeros(3, PROMPT, dtype=torch.long), None, None)
+            measured = sum(tensor.untyped_storage().nbytes() for pair in cache._layers.values() for tensor in pair)
+    work = workload(arch, {"fp32": 4, "bf16": 2}[dtype], Recompute())
+    assert kv_cache_bytes(work, 3, PROMPT, RESPONSE) == measured

@@ -1,0 +1,116 @@
+"""Memory, time and layout of a recipe before GPUs are rented: predicted from formulas, on any machine, in seconds.
+
+python tools/plan.py --config examples/atesd_qwen3_8b.yaml --model-shape 8b --gpus 8 --gpu h100 [--section.key value …]
+
+Weights, gradients and optimizer state equal what megatron.core allocates, activations and KV cache are within five percent of what a CPU
+run keeps (tests/unit/test_plan_*.py). Times rest on data sheets and on the assumptions that are printed; no GPU has confirmed them.
+--dry-run also builds and walks a rank of each kind of pipeline stage on the meta device and prints what it holds and sends.
+Exit code 1: does not fit.
+"""
+
+import argparse
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from megatron_atesd.config import TrainConfig
+from megatron_atesd.config_check import ModelShape, layout_problems, parallel_problems, refuse, section_problems
+from megatron_atesd.config_load import load_config
+from megatron_atesd.errors import ConfigError, run_command
+from megatron_atesd.model.architecture import Architecture
+from megatron_atesd.plan import report
+from megatron_atesd.plan.hardware import GPUS, Assumptions
+from megatron_atesd.plan.published import QWEN3
+from megatron_atesd.plan.search import best_plan, make_plan, remedies
+from megatron_atesd.plan.workload import Lengths, workload_of
+
+WIDTH = 120  # of the tables where the output is no terminal
+
+
+def main() -> None:
+    args, settings = parse()
+    config, arch = read(args, settings)
+    gpu, assume = GPUS[args.gpu], Assumptions(args.mfu)
+    work = workload_of(config, arch, args.gpus, Lengths.of(config, args.student_tokens, args.teacher_tokens, args.response_tokens))
+    plan, best = make_plan(work, gpu, assume), best_plan(work, gpu, assume)
+    print_ = Console(width=max(WIDTH, Console().width), soft_wrap=True).print
+    print_(report.layout_text(work), report.memory_table(plan, gpu), report.time_table(plan), sep="\n")
+    fits = plan.peak <= gpu.memory
+    if not fits:
+        print_(f"Does not fit a {args.gpu}. Alone enough: {'; '.join(remedies(work, gpu, assume)) or 'no single setting, see below'}.")
+    print_(
+        f"Suggested: {report.layout_text(best.work)}: {best.seconds:.2f} s an update, {best.peak / report.GIB:.1f} GiB."
+        if best
+        else "No layout of this model fits these GPUs with these settings: take more GPUs, the distributed optimizer or recompute."
+    )
+    print_(*report.assumption_lines(plan, gpu, assume), sep="\n")
+    runs = walk(config, arch, args.gpus, print_) if args.dry_run else []
+    if args.json:
+        values = {"gpu": args.gpu, "plan": report.plan_values(plan), "suggested": best and report.plan_values(best)}
+        args.json.write_text(json.dumps(values | {"dry_run": [asdict(run) for run in runs]}, indent=2) + "\n", encoding="utf-8")
+    if not fits:
+        raise SystemExit(1)
+
+
+def walk(config: TrainConfig, arch: Architecture, gpus: int, print_: Callable[..., None]) -> list[Any]:
+    """Dry runs of a rank of each kind of stage, printed."""
+    from megatron_atesd.plan.dry_run import Job, Shapes, dry_runs, stage_ranks  # slow to import: torch, megatron.core
+    from megatron_atesd.plan.dry_run_table import dry_run_table
+
+    runs = dry_runs([Job(config, arch, gpus, rank, Shapes.of(config)) for rank in stage_ranks(config, gpus)])
+    print_(dry_run_table(runs))
+    return runs
+
+
+def parse() -> tuple[argparse.Namespace, list[str]]:
+    """The command's own options, and the settings for load_config."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    add = parser.add_argument
+    add("--gpus", type=int, required=True, metavar="N", help="GPUs of the whole job")
+    add("--gpu", choices=tuple(GPUS), required=True)
+    add("--model-shape", choices=tuple(QWEN3), help="a published Qwen3 size; without it the folder model.path is read")
+    add("--student-tokens", type=int, metavar="N", help="length of a student's prompt (default 256)")
+    add("--teacher-tokens", type=int, metavar="N", help="length of a teacher's prompt (default: half of prompt.max_length)")
+    add("--response-tokens", type=int, metavar="N", help="length of a response (default rollout.max_new_tokens)")
+    add("--mfu", type=float, default=Assumptions.utilization, help=f"assumed model FLOPs utilization (default {Assumptions.utilization})")
+    add("--dry-run", action="store_true", help="build and walk a rank of each kind as well")
+    add("--json", type=Path, metavar="FILE", help="also write everything to this file")
+    return parser.parse_known_args()
+
+
+def read(args: argparse.Namespace, settings: list[str]) -> tuple[TrainConfig, Architecture]:
+    """The configuration and the model's shape, once they fit each other and the number of GPUs."""
+    numbers = {"--gpus": args.gpus, "--student-tokens": args.student_tokens, "--teacher-tokens": args.teacher_tokens}
+    for name, value in (numbers | {"--response-tokens": args.response_tokens}).items():
+        if value is not None and value < 1:
+            raise ConfigError(f"{name} is {value}, must be 1 or more")
+    if not 0 < args.mfu <= 1:
+        raise ConfigError(f"--mfu is {args.mfu}, must be greater than 0 and at most 1")
+    config = load_config(settings)
+    if (optimizer := config.optimizer.get("optimizer", "adam")) != "adam":
+        raise ConfigError(f"optimizer.optimizer is {optimizer}, but the plan knows the state of adam only; set it to adam to plan")
+    if config.megatron.get("pipeline_model_parallel_layout"):
+        raise ConfigError("megatron.pipeline_model_parallel_layout is set, but the plan divides layers evenly; leave it out to plan")
+    refuse(section_problems(config, ("parallel", "data", "prompt", "rollout", "distill")) or list(parallel_problems(config, args.gpus)))
+    arch = QWEN3[args.model_shape] if args.model_shape else from_folder(config.model.path)
+    shape = ModelShape(arch.heads, arch.query_groups, arch.layers, arch.ffn, arch.max_positions)
+    refuse(layout_problems(config.parallel, args.gpus, shape))
+    return config, arch
+
+
+def from_folder(path: str) -> Architecture:
+    """Shape of the model in model.path."""
+    if not Path(path).is_dir():
+        raise ConfigError(f"model.path is {path!r}, which is no folder; give the model's folder, or --model-shape for a published size")
+    from megatron_atesd.model.qwen3 import read_architecture  # slow to import: torch, megatron.core
+    from megatron_atesd.train.model_folder import find_hf
+
+    return read_architecture(find_hf(Path(path)))
+
+
+if __name__ == "__main__":
+    run_command(main)
