@@ -20,7 +20,7 @@ from megatron_atesd.train.metrics import describe_sample, peak_memory_gib, rollo
 from megatron_atesd.train.monitor import Monitor
 from megatron_atesd.train.preemption import StopRequest
 from megatron_atesd.train.run import TrainingRun
-from megatron_atesd.train.run_checkpoints import Saver, set_aside, start_from
+from megatron_atesd.train.run_checkpoints import Saver, check_fresh, set_aside, start_from
 
 
 def train(config: TrainConfig) -> None:
@@ -28,6 +28,8 @@ def train(config: TrainConfig) -> None:
     problems, probe_problems = check_before_work(config, int(os.environ.get("WORLD_SIZE", "1")))
     parallel, run_dir = config.parallel, Path(config.run.dir)
     checkpoints = run_dir / "checkpoints"
+    if config.checkpoint.resume == "never":
+        check_fresh(checkpoints)
     with (
         examined_processes(config),
         parallel_session(parallel.tensor, parallel.pipeline, config.run.seed, parallel.timeout_minutes, parallel.virtual_pipeline),

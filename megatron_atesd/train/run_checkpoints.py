@@ -14,7 +14,7 @@ from typing import Any
 
 from megatron_atesd.config import CheckpointConfig
 from megatron_atesd.errors import AtesdError, CheckpointError
-from megatron_atesd.folders import clean, recover, remove_folder, sync
+from megatron_atesd.folders import REPLACED, clean, recover, remove_folder, sync
 from megatron_atesd.train.agreement import on_rank_0
 from megatron_atesd.train.checkpoint import check_folder
 from megatron_atesd.train.saving import FolderSave
@@ -73,20 +73,20 @@ def choose(checkpoints: Path, resume: str = "auto") -> Choice:
 
 
 def start_from(checkpoints: Path, resume: str) -> Choice:
-    """What a job begins with, by checkpoint.resume: auto, never or step_N. Collective.
+    """What a job begins with, by checkpoint.resume: auto or step_N; never has been held by `check_fresh`. Collective.
 
     step_N counts for the job's first start; when torchrun starts it again after a failure, it goes on from where it was by then.
-    Raises CheckpointError as `choose`, and for `never` when there are checkpoints.
+    Raises CheckpointError as `choose`.
     """
     on_rank_0(lambda: recover(checkpoints), f"{checkpoints} cannot be put in order")
-    if resume == "never":
-        if steps := step_folders(checkpoints):
-            raise CheckpointError(
-                f"{checkpoints.parent} already holds {steps[0].name}; set checkpoint.resume to auto or choose another run.dir"
-            )
-        return Choice(None, "checkpoint.resume is never")
     started_again = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
-    return choose(checkpoints, "auto" if started_again else resume)
+    return choose(checkpoints, "auto" if started_again or resume == "never" else resume)
+
+
+def check_fresh(checkpoints: Path) -> None:
+    """Raise CheckpointError when there is a checkpoint, also one that a kill left under the name of one to be replaced."""
+    if there := [path.name for path in sorted(checkpoints.glob("step_*")) if re.fullmatch(rf"step_\d+({re.escape(REPLACED)})?", path.name)]:
+        raise CheckpointError(f"{checkpoints.parent} already holds {there[-1]}; set checkpoint.resume to auto or choose another run.dir")
 
 
 def set_aside(checkpoints: Path, update: int) -> None:
