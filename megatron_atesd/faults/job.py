@@ -25,7 +25,7 @@ def torchrun(
 @contextmanager
 def started(command: Sequence[str], output: Path, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
     """A command whose output is added to the file `output`; on leaving, whatever is left of it is killed."""
-    inherited = {"OMP_NUM_THREADS": "1", **os.environ, "PYTHONPATH": str(ROOT)}
+    inherited = {"OMP_NUM_THREADS": "1", **os.environ, "PYTHONPATH": str(ROOT), "PYTHON": sys.executable}  # the last for launch.sh
     with output.open("ab") as file:
         job = subprocess.Popen(command, cwd=ROOT, env=inherited | environment, stdout=file, stderr=subprocess.STDOUT)
     try:

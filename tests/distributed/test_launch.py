@@ -37,11 +37,18 @@ def hang(pids: Path) -> None:
 
 
 def is_running(pid: int) -> bool:
-    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def still_running(pids: Path) -> list[str]:
-    return [path.name for path in pids.iterdir() if is_running(int(path.name))]
+    """Which of the processes go on; a killed one may need a moment to be gone on a busy machine."""
+    deadline = time.monotonic() + 10
+    while (left := [path.name for path in pids.iterdir() if is_running(int(path.name))]) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return left
 
 
 def test_results_come_in_rank_order_from_ranks_that_talk():
