@@ -133,8 +133,9 @@ def to_megatron(source: Path, target: Path) -> None:
 
 def to_hf(source: Path, target: Path) -> None:
     from checkpoints_convert.megatron_to_hf import convert
+    from megatron_atesd.train.model_folder import find_model_folder
 
-    convert(source, target)
+    convert(find_model_folder(source), target)  # which checks the checksums first
 
 
 def report(rows: list[dict[str, float | str]], size: int, out: Path | None) -> None:
