@@ -141,8 +141,8 @@ class DistillConfig:
             the weights a pass. The values are the same. [ours]
         chunk: Response tokens whose logits exist at one time; more is faster. Each takes about 40 bytes · vocabulary / TP
             with TP > 1 or on a GPU, else 8 bytes · vocabulary.
-        compile: Let torch.compile fuse the loss between its matrix products, where a CPU then spends a third less time. Needs a C++ compiler
-            on a CPU, triton on a GPU (where it is not measured), and seconds at the first update. [ours]
+        compile: Let torch.compile fuse the loss between its matrix products, where a CPU then spends a third less time. Needs a C++
+            compiler on a CPU, triton on a GPU (where it is not measured), and seconds at the first update. [ours]
         top_k: Compare the teacher's k most likely entries and one bucket for all others (0 = the whole vocabulary). [ours]
     """
 
