@@ -8,9 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import torch
 from megatron.core import dist_checkpointing
-from megatron.core.dist_checkpointing import ShardedTensor
 
 from megatron_atesd.errors import CheckpointError
 from megatron_atesd.model.qwen3 import HiddenStateGPT
@@ -75,10 +73,3 @@ def read_folder(folder: Path, state: dict[str, Any]) -> dict[str, Any]:
         loaded = dist_checkpointing.load(state, str(weights))
     assert isinstance(loaded, dict)  # a tuple only for strict modes that report
     return loaded
-
-
-def stored_dtypes(folder: Path) -> set[torch.dtype]:
-    """The types in which the model weights of `folder` are stored. Raises CheckpointError when there are none."""
-    with guarded(folder / "weights"):
-        tensors = dist_checkpointing.load_tensors_metadata(str(folder / "weights"))
-    return {tensor.dtype for name, tensor in tensors.items() if isinstance(tensor, ShardedTensor) and name.startswith(MODEL_PREFIX)}

@@ -13,9 +13,10 @@ from torch.distributed.checkpoint.metadata import BytesStorageMetadata
 
 from checkpoints_convert import hf_to_megatron, megatron_to_hf
 from checkpoints_convert.command import single_process, whole_model
+from checkpoints_convert.torch_dist import StoredTensors
 from megatron_atesd.errors import CheckpointError
 from megatron_atesd.model.qwen3 import read_architecture
-from megatron_atesd.train.checkpoint import stored_dtypes
+from megatron_atesd.train.checkpoint import MODEL_PREFIX
 from megatron_atesd.train.model_folder import load_model_weights
 from megatron_atesd.train.safe_pickle import check_metadata, guarded
 
@@ -65,7 +66,7 @@ def refusal(folder: Path) -> str:
 
 def test_what_our_own_files_hold_passes(good: Path) -> None:
     check_metadata(good / "weights")
-    assert stored_dtypes(good) == {torch.float32}
+    assert StoredTensors(good / "weights", MODEL_PREFIX).dtypes() == {torch.float32}
 
 
 def test_code_in_metadata(folder: Path) -> None:
