@@ -35,10 +35,35 @@ class ModelConfig:
     Args:
         path: Megatron model folder (from hf_to_megatron.py), or a Hugging Face folder, which is loaded directly.
         dtype: Parameter and activation type; bf16 keeps fp32 master weights in the optimizer.
+        attention: Layers of the model: te = Transformer Engine's (flash or cuDNN attention, FP8; needs a GPU), sdpa = torch's
+            scaled_dot_product_attention and linear layers, auto = te where it is installed and there is a GPU. The weights are the same.
     """
 
     path: str = ""
     dtype: Literal["fp32", "bf16"] = "fp32"
+    attention: Literal["auto", "te", "sdpa"] = "auto"
+
+
+Precision = Literal["bf16", "fp8_tensorwise", "fp8_delayed", "fp8_blockwise", "fp8_mxfp8"]
+
+
+@dataclass(frozen=True)
+class PrecisionConfig:
+    """In what the matrix products of the transformer layers are computed, by pass; null is as model.dtype.
+
+    FP8 is Transformer Engine's, by recipe: tensorwise (a scale a tensor, of its own values), delayed (of earlier values), blockwise
+    (128 × 128 and 1 × 128 values a scale; Hopper), mxfp8 (32 values a scale; Blackwell). It needs model.dtype bf16 and
+    model.attention te. Embedding, attention, norms, vocabulary head and loss stay as model.dtype or better.
+
+    Args:
+        student: The student's pass with gradients, and the probe.
+        teacher: The teacher's pass, and the grounding.
+        rollout: Generation, whose batch is filled up to a multiple of 16 or 32 rows.
+    """
+
+    student: Precision | None = None
+    teacher: Precision | None = None
+    rollout: Precision | None = None
 
 
 @dataclass(frozen=True)
@@ -291,6 +316,7 @@ class TrainConfig:
 
     run: RunConfig = field(default_factory=RunConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
+    precision: PrecisionConfig = field(default_factory=PrecisionConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     prompt: PromptConfig = field(default_factory=PromptConfig)

@@ -102,6 +102,7 @@ def validate(config: TrainConfig, world_size: int = 1, model: ModelShape | None 
         problems = [
             *parallel_problems(config, world_size),
             *_file_problems(config),
+            *_precision_problems(config),
             *_method_problems(config),
             *_schedule_problems(config),
             *_checkpoint_problems(config),
@@ -198,6 +199,21 @@ def _file_problems(config: TrainConfig) -> Iterator[str]:
             yield f"{name} is not set; give a problem file (JSONL with problem and solution)"
         elif not Path(path).is_file():
             yield f"{name} is {path}, which is no file; give a problem file (JSONL with problem and solution)"
+
+
+def _precision_problems(config: TrainConfig) -> Iterator[str]:
+    precisions = {name: value for name, value in asdict(config.precision).items() if value is not None}
+    fp8 = {name: value for name, value in precisions.items() if value != "bf16"}
+    for name, value in precisions.items():
+        if config.model.dtype != "bf16":
+            yield f"precision.{name} is {value}, but model.dtype is {config.model.dtype}; set it to bf16, or precision.{name} to null"
+    for name, value in fp8.items():
+        if config.model.attention == "sdpa":
+            yield f"precision.{name} is {value}, which only Transformer Engine computes, but model.attention is sdpa; set it to te"
+    if "fp8_delayed" in fp8.values() and len(set(fp8.values())) > 1:
+        # Transformer Engine's layers keep the state of one recipe: another would start the history anew.
+        of_each = " and ".join(f"precision.{name} {value}" for name, value in fp8.items())
+        yield f"{of_each} cannot be together: the history of fp8_delayed would be lost at each change; choose the same, or bf16"
 
 
 def _method_problems(config: TrainConfig) -> Iterator[str]:

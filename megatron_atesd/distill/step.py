@@ -79,7 +79,7 @@ def example_losses(model: HiddenStateGPT, teacher: Teacher, examples: Sequence[E
 
     Collective over the ranks of one model; data-parallel ranks learn nothing of each other's.
     """
-    teacher_hidden = _teacher_pass(model, teacher, model_batches(model, [(e.teacher_prompt, e.response) for e in examples], 1))
+    teacher_hidden, _ = _teacher_pass(model, teacher, examples, 1)
     batches = model_batches(model, [(e.student_prompt, e.response) for e in examples], 1)
     sums = run_schedule(model, batches, _student_loss(model, teacher, teacher_hidden, divergence, "token"), forward_only=True)
     means = {member: float(total[0] / total[1]) for batch, total in zip(batches, sums, strict=False) for member in batch.members}
@@ -97,10 +97,7 @@ def _both_passes(
     forward_only: bool,
 ) -> StepResult:
     started = time.perf_counter()
-    pairs = [(e.teacher_prompt, e.response) for e in examples]
-    teacher_batches = model_batches(model, pairs, micro_batch_tokens)
-    teacher_hidden = _teacher_pass(model, teacher, teacher_batches)
-    padded = padding_share(teacher_batches, pairs)
+    teacher_hidden, padded = _teacher_pass(model, teacher, examples, micro_batch_tokens)
     middle = time.perf_counter()
     pairs = [(e.student_prompt, e.response) for e in examples]
     student_batches = model_batches(model, pairs, micro_batch_tokens)
@@ -124,8 +121,14 @@ def _both_passes(
     )
 
 
-def _teacher_pass(model: HiddenStateGPT, teacher: Teacher, batches: Sequence[PackedBatch]) -> dict[int, Tensor]:
-    """The teacher's hidden states [t, H] of each example's response, on the last stage; the loss forms logits, chunk by chunk."""
+def _teacher_pass(
+    model: HiddenStateGPT, teacher: Teacher, examples: Sequence[Example], micro_batch_tokens: int
+) -> tuple[dict[int, Tensor], tuple[int, int]]:
+    """The teacher's hidden states [t, H] of each example's response, on the last stage; the loss forms logits, chunk by chunk.
+
+    Besides, on all ranks, the (padding, all) tokens of the pass.
+    """
+    pairs = [(e.teacher_prompt, e.response) for e in examples]
 
     def last_stage(batch: PackedBatch, hidden_BSH: Tensor) -> tuple[Tensor, Tensor, list[tuple[int, Tensor]]]:
         hidden_TH = batch.response_hidden(hidden_BSH)
@@ -135,9 +138,10 @@ def _teacher_pass(model: HiddenStateGPT, teacher: Teacher, batches: Sequence[Pac
     was_training = model.training
     model.eval()
     with torch.no_grad(), teacher.applied():
+        batches = model_batches(model, pairs, micro_batch_tokens)
         hidden = run_schedule(model, batches, last_stage, forward_only=True)
     model.train(was_training)
-    return {member: part for batch in hidden for member, part in batch}
+    return {member: part for batch in hidden for member, part in batch}, padding_share(batches, pairs)
 
 
 def _student_loss(

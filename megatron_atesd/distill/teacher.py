@@ -9,6 +9,7 @@ from megatron.core.dist_checkpointing import ShardedTensor
 from megatron.core.dist_checkpointing.dict_utils import nested_values
 from torch import Tensor
 
+from megatron_atesd.config import Precision
 from megatron_atesd.model.qwen3 import HiddenStateGPT
 
 PREFIX = "teacher."
@@ -18,12 +19,19 @@ class Teacher:
     """Weights beside the student's, put into the same modules by reference for the length of a pass.
 
     offload: keep them in host memory, pinned where there is CUDA; a pass gets copies on the device, which end with it.
+    precision: of the teacher's passes.
     """
 
     def __init__(
-        self, model: HiddenStateGPT, kind: Literal["initial", "ema", "live"], ema_decay: float = 0.999, offload: bool = False
+        self,
+        model: HiddenStateGPT,
+        kind: Literal["initial", "ema", "live"],
+        ema_decay: float = 0.999,
+        offload: bool = False,
+        precision: Precision | None = None,
     ) -> None:
         self.model, self.kind, self.decay, self.offload = model, kind, ema_decay, offload
+        self.precision: Precision | None = precision
         self.weights = [] if kind == "live" else [self._keep(p, p.dtype) for p in model.parameters()]
         # A bf16 average would not move: (1 - decay) · change is below its resolution. The average itself is kept in fp32;
         # fp32 weights are their own average, in one place.
@@ -40,13 +48,14 @@ class Teacher:
 
     @contextmanager
     def applied(self) -> Iterator[HiddenStateGPT]:
-        """The model with the teacher's weights inside; the student's come back even after an error, in the places where they were."""
+        """The model with the teacher's weights and precision; the student's come back even after an error, where they were."""
         parameters = list(self.model.parameters()) if self.weights else []
         students = [p.data for p in parameters]
         try:
             for parameter, weight in zip(parameters, self.weights, strict=True):
                 parameter.data = self._bring(weight, parameter.device)
-            yield self.model
+            with self.model.computing_in(self.precision):
+                yield self.model
         finally:
             for parameter, student in zip(parameters, students, strict=True):
                 parameter.data = student

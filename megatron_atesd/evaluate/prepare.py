@@ -15,6 +15,7 @@ from megatron_atesd.data.tokenizer import load_tokenizer
 from megatron_atesd.errors import ConfigError
 from megatron_atesd.model.packing import TokenIds
 from megatron_atesd.model.qwen3 import Architecture, read_architecture, transformer_config
+from megatron_atesd.model.spec import uses_transformer_engine
 from megatron_atesd.output_folder import make_writable
 from megatron_atesd.records import Problem
 from megatron_atesd.train.model_folder import find_hf, find_model_folder
@@ -61,7 +62,15 @@ def prepare(task: Evaluation, world_size: int) -> Prepared:
     shape = ModelShape(architecture.heads, architecture.query_groups, architecture.layers, architecture.ffn, architecture.max_positions)
     refuse(layout_problems(parallel, world_size, shape))
     megatron = transformer_config(
-        architecture, parallel.tensor, parallel.pipeline, False, settings.model.dtype, settings.megatron, parallel.virtual_pipeline
+        architecture,
+        parallel.tensor,
+        parallel.pipeline,
+        False,
+        settings.model.dtype,
+        settings.megatron,
+        parallel.virtual_pipeline,
+        transformer_engine=uses_transformer_engine(settings.model.attention),
+        precision=settings.precision.rollout,
     )
     problems = load_problems(task.data, settings.data.on_error)
     renderer = PromptRenderer(load_tokenizer(hf, architecture.vocabulary), settings.prompt, settings.exposure.reveal)

@@ -4,16 +4,14 @@ from typing import Any
 
 import torch
 from megatron.core import parallel_state, tensor_parallel
-from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.models.gpt.gpt_model import GPTModel
-from megatron.core.transformer.spec_utils import ModuleSpec
-from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
 from torch import Tensor
 
 from megatron_atesd.model.architecture import Architecture
-from megatron_atesd.model.layers import CachedAttention, CacheSlot, PositionedRotary, RMSNorm
+from megatron_atesd.model.layers import CacheSlot, PositionedRotary
+from megatron_atesd.model.spec import block_spec
 
 _LAYERS = "decoder.layers."
 
@@ -29,7 +27,7 @@ class ModelChunk(GPTModel):
     def __init__(self, arch: Architecture, config: TransformerConfig, index: int, slot: CacheSlot) -> None:
         super().__init__(
             config=config,
-            transformer_layer_spec=_block_spec(config, index, slot),
+            transformer_layer_spec=block_spec(config, index, slot),
             vocab_size=padded_vocabulary(arch.vocabulary, config.tensor_model_parallel_size),
             max_sequence_length=arch.max_positions,
             pre_process=parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=index),
@@ -67,17 +65,6 @@ class ModelChunk(GPTModel):
             return name
         number, _, rest = name.removeprefix(_LAYERS).partition(".")
         return f"{_LAYERS}{int(number) + self.first_layer}.{rest}"
-
-
-def _block_spec(config: TransformerConfig, index: int, slot: CacheSlot) -> Any:
-    layer: Any = get_gpt_layer_local_spec(qk_layernorm=config.qk_layernorm, normalization="RMSNorm")
-    parts, attention = layer.submodules, layer.submodules.self_attention.submodules
-    parts.input_layernorm = parts.pre_mlp_layernorm = RMSNorm
-    attention.core_attention = ModuleSpec(module=CachedAttention, params={"slot": slot})
-    if config.qk_layernorm:
-        attention.q_layernorm = attention.k_layernorm = RMSNorm
-    norm: Any = RMSNorm  # a class serves where megatron.core's annotation asks for a spec
-    return TransformerBlockSubmodules(layer_specs=[layer] * get_num_layers_to_build(config, index), layer_norm=norm)
 
 
 def padded_vocabulary(vocabulary: int, tensor: int) -> int:

@@ -9,13 +9,16 @@ import torch
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
+from megatron_atesd.config import Precision
 from megatron_atesd.config_sections import build_section
 from megatron_atesd.data.hf_json import read_json_object
 from megatron_atesd.errors import ConfigError, ConversionError
 from megatron_atesd.model.architecture import Architecture, check_numbers, check_sizes
 from megatron_atesd.model.chunk import ModelChunk
+from megatron_atesd.model.fp8 import fp8_fields
 from megatron_atesd.model.layers import CacheSlot
 
+EXTRA_STATE = "_extra_state"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -82,8 +85,14 @@ def transformer_config(
     dtype: str,
     user: Mapping[str, Any] | None = None,
     virtual_pipeline: int = 1,
+    *,
+    transformer_engine: bool = False,
+    precision: Precision | None = None,
 ) -> TransformerConfig:
-    """TransformerConfig of `arch`; `user` are pass-through fields (section megatron:), which may not contradict what is set here."""
+    """TransformerConfig of `arch`; `user` are pass-through fields (section megatron:), which may not contradict what is set here.
+
+    transformer_engine: layers from Transformer Engine (`uses_transformer_engine`). precision: of passes that ask for no other.
+    """
     fixed = {
         "num_layers": arch.layers,
         "hidden_size": arch.hidden,
@@ -104,6 +113,8 @@ def transformer_config(
         "pipeline_dtype": DTYPES[dtype],
         "params_dtype": DTYPES[dtype],
         "bf16": dtype == "bf16",
+        "transformer_impl": "transformer_engine" if transformer_engine else "local",
+        **fp8_fields(precision),
         "calculate_per_token_loss": True,
         "variable_seq_lengths": True,
     }
@@ -182,22 +193,44 @@ class HiddenStateGPT(torch.nn.ModuleList):
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         return {chunk.whole_name(name): value for chunk in self.chunks for name, value in chunk.state_dict(*args, **kwargs).items()}
 
-    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> None:
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Take over a state with all parameters; raises RuntimeError for other names."""
         rest = dict(state_dict)
         for chunk in self.chunks:
             names = {chunk.whole_name(name): name for name in chunk.state_dict()}
             mine = {local: rest.pop(name) for name, local in names.items() if name in rest}
-            chunk.load_state_dict(mine, *args, **kwargs)
+            missing = chunk.load_state_dict(mine, strict=False).missing_keys
+            rest |= {f"{name} is missing": None for name in missing if not name.endswith(EXTRA_STATE)}
         if rest:
             raise RuntimeError(f"state of a model with other names: {', '.join(rest)}")
 
     def sharded_state_dict(self, prefix: str = "") -> dict[str, Any]:
-        """megatron.core's sharded state: its tensors are named and placed in the file the same at every TP × PP × VP."""
+        """megatron.core's sharded state: its tensors are named and placed in the file the same at every TP × PP × VP.
+
+        Without `_extra_state`: Transformer Engine's are pickles, as many as its version likes (model/fp8.py keeps what matters of them).
+        """
         return {
             prefix + chunk.whole_name(name.removeprefix(prefix)): part
             for chunk in self.chunks
             for name, part in chunk.sharded_state_dict(prefix=prefix).items()
+            if not name.endswith(EXTRA_STATE)
         }
+
+    @contextmanager
+    def computing_in(self, precision: Precision | None) -> Iterator[None]:
+        """Passes inside are in `precision`, whatever the model's own is."""
+        fields = fp8_fields(precision)
+        before = {name: getattr(self.config, name) for name in fields}
+        try:
+            vars(self.config).update(fields)
+            yield
+        finally:
+            vars(self.config).update(before)
+
+    def weights_changed(self) -> None:
+        """FP8 copies of the weights are made anew by the next forward. Pipeline schedules see to that themselves."""
+        for chunk in self.chunks:
+            chunk.set_is_first_microbatch()
 
     @contextmanager
     def without_sequence_parallel(self) -> Iterator[None]:

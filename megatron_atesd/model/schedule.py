@@ -10,6 +10,7 @@ from megatron.core import parallel_state
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
+from megatron_atesd.model.fp8 import token_multiple
 from megatron_atesd.model.packing import PackedBatch, Pair, micro_batches
 from megatron_atesd.model.parallel import broadcast_from_last_stage
 from megatron_atesd.model.qwen3 import HiddenStateGPT
@@ -50,9 +51,11 @@ def run_schedule(model: torch.nn.Module, batches: Sequence[PackedBatch], last_st
 
 
 def model_batches(model: HiddenStateGPT, pairs: Sequence[Pair], tokens: int) -> list[PackedBatch]:
-    """Micro-batches of up to `tokens` tokens as `model`'s layout needs them; at least one, so that no rank misses a collective."""
+    """Micro-batches of up to `tokens` tokens as `model`'s layout and present precision need them; at least one, so that no rank misses
+    a collective."""
     config = model.config
-    return micro_batches(pairs, tokens, config.tensor_model_parallel_size if config.sequence_parallel else 1, micro_batch_multiple(model))
+    multiple = (config.tensor_model_parallel_size if config.sequence_parallel else 1) * token_multiple(config)
+    return micro_batches(pairs, tokens, multiple, micro_batch_multiple(model))
 
 
 def sum_over_ranks(sums: Sequence[Tensor], size: int) -> list[float]:

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from torch import Tensor
 
-from megatron_atesd.config import TrainConfig
+from megatron_atesd.config import PrecisionConfig, TrainConfig
 from megatron_atesd.distill.divergence import Divergence
 from megatron_atesd.distill.fused import distill_loss
 from megatron_atesd.distill.teacher import Teacher
@@ -106,8 +106,7 @@ def dry_run(job: Job) -> DryRun:
     torch.nn.functional.scaled_dot_product_attention = _fused_attention
     config, arch = job.config, job.arch
     with fake_groups(config, job.world, job.rank):
-        quick = replace(config, megatron={**config.megatron, "perform_initialization": False})
-        model = build_model(arch, megatron_settings(quick, arch))
+        model = build_model(arch, megatron_settings(stand_in(config), arch))
         model.config.variable_seq_lengths = False  # pipeline stages would tell each other shapes as values
         teacher = Teacher(model, config.distill.teacher, config.distill.ema_decay)
         optimization = build_optimization(model, config.optimizer, config.ddp, config.schedule, config.run.updates)
@@ -129,6 +128,12 @@ def dry_run(job: Job) -> DryRun:
             activations=kept.peak,
             traffic=counter.traffic(),
         )
+
+
+def stand_in(config: TrainConfig) -> TrainConfig:
+    """The same run with layers that can be built anywhere: torch's, of the same weights, left as they are allocated."""
+    layers, megatron = replace(config.model, attention="sdpa"), {**config.megatron, "perform_initialization": False}
+    return replace(config, model=layers, precision=PrecisionConfig(), megatron=megatron)
 
 
 def _walk(

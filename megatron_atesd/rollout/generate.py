@@ -9,11 +9,14 @@ from megatron.core import parallel_state
 from torch import Tensor
 
 from megatron_atesd.config import RolloutConfig
+from megatron_atesd.model.fp8 import token_multiple
 from megatron_atesd.model.layers import KVCache
 from megatron_atesd.model.parallel import broadcast_from_last_stage
 from megatron_atesd.model.qwen3 import HiddenStateGPT
 from megatron_atesd.model.vocabulary import whole_logits
 from megatron_atesd.rollout.sampling import sample_tokens, uniforms
+
+_FILLER = -1
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,7 @@ def generate(
     responses: list[Response] = []
     was_training = model.training
     model.eval()
+    model.weights_changed()
     with torch.no_grad(), model.without_sequence_parallel():
         for start in range(0, len(prompts), size):
             part = slice(start, start + size)
@@ -50,7 +54,11 @@ def generate(
 
 
 class _Batch:
-    """One batch on its way: the live rows shrink as responses finish."""
+    """One batch on its way, whose rows shrink as responses finish.
+
+    rows: the prompt of each row; -1 for rows that nobody reads and that only make the multiple that FP8 needs: at the start copies of the
+    first prompt, later finished ones.
+    """
 
     def __init__(
         self,
@@ -63,10 +71,12 @@ class _Batch:
     ) -> None:
         self.model, self.config, self.stop_ids, self.id_limit = model, config, set(stop_ids), id_limit
         self.device = torch.device(torch.cuda.current_device())
-        self.prompts = prompts
+        self.multiple = token_multiple(model.config)
+        fillers = -len(prompts) % self.multiple
+        self.prompts = [*prompts, *[prompts[0]] * fillers]
         self.uniform_BK = uniforms(seeds, config.max_new_tokens)
         self.written: list[list[int]] = [[] for _ in prompts]
-        self.rows = list(range(len(prompts)))
+        self.rows = [*range(len(prompts)), *[_FILLER] * fillers]
 
     def run(self) -> list[Response]:
         lengths_B = torch.tensor([len(prompt) for prompt in self.prompts], device=self.device)
@@ -81,8 +91,9 @@ class _Batch:
                 live = self._record(ids_B.tolist())
                 if not live or step + 1 == self.config.max_new_tokens:
                     break
-                if len(live) < len(ids_B):
-                    rows = torch.tensor(live, device=self.device)
+                kept = self._fill(live)
+                if len(kept) < len(ids_B):
+                    rows = torch.tensor(kept, device=self.device)
                     cache.keep(rows)
                     ids_B = ids_B[rows]
                 hidden = _forward_stages(self.model, ids_B[:, None])
@@ -99,12 +110,20 @@ class _Batch:
         return ids_B
 
     def _record(self, ids: Sequence[int]) -> list[int]:
-        """Append one token a live row; returns the positions (in the live batch) that go on."""
-        for row, token in zip(self.rows, ids, strict=True):
-            self.written[row].append(token)
-        live = [position for position, token in enumerate(ids) if token not in self.stop_ids]
-        self.rows = [self.rows[position] for position in live]
+        """Append one token a row that is read; returns the positions in the batch of those that go on."""
+        live = []
+        for position, (row, token) in enumerate(zip(self.rows, ids, strict=True)):
+            if row != _FILLER:
+                self.written[row].append(token)
+                live += [position] if token not in self.stop_ids else []
         return live
+
+    def _fill(self, live: Sequence[int]) -> list[int]:
+        """Positions of the rows to keep, in order: `live` and as many others as make the multiple; self.rows is of these."""
+        others = sorted(set(range(len(self.rows))).difference(live))[: -len(live) % self.multiple]
+        kept = sorted([*live, *others])
+        self.rows = [_FILLER if position in others else self.rows[position] for position in kept]
+        return kept
 
 
 def _forward_stages(model: HiddenStateGPT, ids_BS: Tensor) -> Tensor | None:

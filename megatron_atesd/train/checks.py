@@ -3,6 +3,7 @@
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,9 @@ from megatron_atesd.data.problems import check_disjoint, load_problems
 from megatron_atesd.data.prompts import PromptRenderer
 from megatron_atesd.data.tokenizer import load_tokenizer
 from megatron_atesd.errors import CheckpointError, ConfigError
+from megatron_atesd.model.fp8 import products, recipe, unavailable
 from megatron_atesd.model.qwen3 import DTYPES, Architecture, read_architecture, transformer_config
+from megatron_atesd.model.spec import uses_transformer_engine
 from megatron_atesd.output_folder import check_writable
 from megatron_atesd.records import Problem
 from megatron_atesd.train.doctor.examine import examine_machine
@@ -34,6 +37,7 @@ def check_before_work(config: TrainConfig, world_size: int) -> tuple[list[Proble
     shape = ModelShape(architecture.heads, architecture.query_groups, architecture.layers, architecture.ffn, architecture.max_positions)
     validate(config, world_size, shape)
     megatron_settings(config, architecture)
+    check_fp8(config, architecture)
     optimizer_settings(DTYPES[config.model.dtype], config.optimizer, config.ddp, config.schedule)
     check_compiler(config.distill.compile)
     PromptRenderer(load_tokenizer(hf, architecture.vocabulary), config.prompt)  # refuses what cannot make prompts
@@ -42,6 +46,22 @@ def check_before_work(config: TrainConfig, world_size: int) -> tuple[list[Proble
         check_writable("run.dir", Path(config.run.dir) / "checkpoints")
     refuse_errors(examine_machine(config))
     return data
+
+
+def check_fp8(config: TrainConfig, architecture: Architecture) -> None:
+    """Raise ConfigError for FP8 that this machine or the shape of the model's layers does not allow."""
+    for name, precision in asdict(config.precision).items():
+        if recipe(precision) is None:
+            continue
+        where = f"precision.{name} is {precision}"
+        if not uses_transformer_engine(config.model.attention):
+            raise ConfigError(f"{where}, but Transformer Engine or a GPU is missing here (model.attention te says which); set it to bf16")
+        if reason := unavailable(precision):
+            raise ConfigError(f"{where}, but this GPU or software does not support it ({reason}); choose another recipe or bf16")
+        tensor, multiple = config.parallel.tensor, 32 if precision == "fp8_mxfp8" else 16
+        for what, size in products(architecture, tensor).items():
+            if size % multiple:
+                raise ConfigError(f"{where}, but the {what} is {size} with parallel.tensor {tensor}, no multiple of {multiple}; lower it")
 
 
 def check_compiler(wanted: bool) -> None:
@@ -65,9 +85,17 @@ def load_data(config: TrainConfig) -> tuple[list[Problem], list[Problem]]:
 
 def megatron_settings(config: TrainConfig, architecture: Architecture) -> TransformerConfig:
     """megatron.core's model settings of a run."""
-    parallel = config.parallel
+    parallel, layers = config.parallel, uses_transformer_engine(config.model.attention)
     return transformer_config(
-        architecture, parallel.tensor, parallel.pipeline, parallel.sequence, config.model.dtype, config.megatron, parallel.virtual_pipeline
+        architecture,
+        parallel.tensor,
+        parallel.pipeline,
+        parallel.sequence,
+        config.model.dtype,
+        config.megatron,
+        parallel.virtual_pipeline,
+        transformer_engine=layers,
+        precision=config.precision.student,
     )
 
 
@@ -83,7 +111,8 @@ def check_unchanged(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
     Layout, memory, checkpoint and monitor settings may change; run.updates too, while the learning rate does not depend on it.
     """
     free = {("rollout", "batch"), ("distill", "chunk"), ("distill", "compile"), ("distill", "teacher_offload")}
-    sections = ("schedule", "optimizer", "distill", "exposure", "rollout", "prompt")
+    sections = ("precision", "schedule", "optimizer", "distill", "exposure", "rollout", "prompt")
+    old = {"precision": {}, **old}  # runs of older versions have none: as model.dtype
     names = {(section, key) for section in sections for key in {*old[section], *new[section]}} - free
     names |= set() if new["schedule"]["decay"] == "constant" else {("run", "updates")}
     for section, key in sorted(names):

@@ -24,6 +24,7 @@ from megatron_atesd.exposure.service import ExposureService
 from megatron_atesd.model.packing import TokenIds
 from megatron_atesd.model.parallel import data_parallel_place
 from megatron_atesd.model.qwen3 import build_model, read_architecture
+from megatron_atesd.model.scaling_history import load_scaling_history, scaling_history
 from megatron_atesd.records import Exposure, Problem, Rollout, UpdateStats
 from megatron_atesd.rollout.generate import generate
 from megatron_atesd.rollout.sampling import sequence_seed
@@ -52,7 +53,8 @@ class TrainingRun:
         check_model_folder(Path(config.model.path))
         load_model_weights(self.model, Path(config.model.path))
         check_weights(self.model.named_parameters(), Path(config.model.path))
-        self.teacher = Teacher(self.model, config.distill.teacher, config.distill.ema_decay, config.distill.teacher_offload)
+        distill = config.distill
+        self.teacher = Teacher(self.model, distill.teacher, distill.ema_decay, distill.teacher_offload, config.precision.teacher)
         self.optimization = build_optimization(self.model, config.optimizer, config.ddp, config.schedule, config.run.updates)
         self.service = ExposureService(config.exposure, config.run.updates, config.run.seed)
         self.probe_rollouts: list[Rollout] = []
@@ -68,7 +70,8 @@ class TrainingRun:
         """One student response a problem; the seed of each is made of run seed, update and problem."""
         prompts = [self.renderer.student(problem) for problem in problems]
         seeds = [sequence_seed(self.config.run.seed, update, problem.id) for problem in problems]
-        responses = generate(self.model, prompts, seeds, self.renderer.stop_ids, self.config.rollout, self.renderer.id_limit)
+        with self.model.computing_in(self.config.precision.rollout):
+            responses = generate(self.model, prompts, seeds, self.renderer.stop_ids, self.config.rollout, self.renderer.id_limit)
         return [Rollout(p, prompt, r.ids, r.truncated) for p, prompt, r in zip(problems, prompts, responses, strict=True)]
 
     def examples(self, rollouts: Sequence[Rollout], alpha: float) -> list[Example]:
@@ -146,6 +149,7 @@ class TrainingRun:
                 "sampler": self.sampler.state_dict(),
                 "probe": fingerprint(self.probe_problems),
                 "exposure": on_every_rank(self.service.state_dict()),
+                "scaling_history": on_every_rank(scaling_history(self.model)),
                 "probe_responses": [(r.response_ids, r.truncated) for r in self.probe_rollouts],
                 "rng": rng_states(),
                 "skipped_in_a_row": self.skipped.in_a_row,
@@ -168,6 +172,7 @@ class TrainingRun:
         self.optimization.load_state_dict(loaded["optimizer"])
         self.optimization.scheduler.load_state_dict(run["scheduler"])
         self.service.load_state_dict(run["exposure"])
+        load_scaling_history(self.model, run.get("scaling_history", {}))
         self.probe_rollouts = [
             Rollout(problem, self.renderer.student(problem), tuple(ids), truncated)
             for problem, (ids, truncated) in zip(self.probe_problems, run["probe_responses"], strict=False)

@@ -5,7 +5,7 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 
-from megatron_atesd.config import TrainConfig
+from megatron_atesd.config import PrecisionConfig, TrainConfig
 from megatron_atesd.errors import CheckpointError, ConfigError
 from megatron_atesd.train.checks import check_compiler, check_unchanged
 
@@ -20,6 +20,7 @@ BEGAN = TrainConfig(optimizer={"lr": 1e-5})
         (replace(BEGAN, distill=replace(BEGAN.distill, teacher="live")), "distill.teacher is live, but the run began with initial"),
         (replace(BEGAN, exposure=replace(BEGAN.exposure, hold=9)), "exposure.hold is 9"),
         (replace(BEGAN, rollout=replace(BEGAN.rollout, temperature=0.5)), "rollout.temperature is 0.5"),
+        (replace(BEGAN, precision=PrecisionConfig("bf16")), "precision.student is bf16, but the run began with None"),
     ],
 )
 def test_the_method_stays(now: TrainConfig, named: str) -> None:

@@ -12,6 +12,7 @@ from megatron_atesd.config import RolloutConfig
 from megatron_atesd.model.parallel import parallel_session
 from megatron_atesd.model.qwen3 import HiddenStateGPT, build_model, read_architecture, transformer_config
 from megatron_atesd.model.vocabulary import whole_logits
+from megatron_atesd.rollout import generate as generation
 from megatron_atesd.rollout.generate import generate
 from megatron_atesd.rollout.sampling import sample_tokens, uniforms
 
@@ -67,6 +68,20 @@ def test_a_response_ends_with_the_stop_id_or_is_truncated(model: HiddenStateGPT)
 def test_a_response_does_not_depend_on_its_batch(model: HiddenStateGPT) -> None:
     alone = [generate(model, [prompt], [seed], [STOP], CONFIG)[0] for prompt, seed in zip(PROMPTS, range(4), strict=True)]
     assert generate(model, PROMPTS[::-1], [3, 2, 1, 0], [STOP], CONFIG) == alone[::-1]
+
+
+def test_rows_that_fill_a_multiple_change_nothing(model: HiddenStateGPT, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected, seeds, rows = generate(model, PROMPTS * 5, range(20), [STOP], CONFIG), range(20), list[int]()
+
+    def seen(model: HiddenStateGPT, ids_BS: torch.Tensor) -> torch.Tensor | None:
+        rows.append(len(ids_BS))
+        return forward(model, ids_BS)
+
+    forward = generation._forward_stages
+    monkeypatch.setattr(generation, "_forward_stages", seen)
+    monkeypatch.setattr(generation, "token_multiple", lambda config: 16)
+    assert generate(model, PROMPTS * 5, seeds, [STOP], CONFIG) == expected
+    assert set(rows) == {32, 16}
 
 
 def test_training_mode_and_cache_are_put_back(model: HiddenStateGPT) -> None:

@@ -1,5 +1,7 @@
 """The teacher's weights beside the student's: what an update makes of them, and that a pass leaves the student as it was."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 from unittest.mock import Mock
 
@@ -13,8 +15,16 @@ from megatron_atesd.distill.teacher import Teacher
 class Student(torch.nn.Linear):
     """Any module will do: the teacher only touches its parameters, one of which is the vocabulary head."""
 
+    precision: str | None = None
+
     def head_weight(self) -> torch.Tensor:
         return self.weight
+
+    @contextmanager
+    def computing_in(self, precision: str | None) -> Iterator[None]:
+        self.precision = precision
+        yield
+        self.precision = None
 
 
 def student(dtype: torch.dtype = torch.float64) -> Any:
@@ -159,3 +169,10 @@ def test_a_device_without_room_for_the_teacher_leaves_the_student_in_place(monke
     with pytest.raises(torch.OutOfMemoryError), teacher.applied():
         pytest.fail("the second weight must not fit")
     assert places(model.parameters()) == students
+
+
+def test_a_pass_computes_in_the_teachers_precision_and_ends_with_it():
+    model = student()
+    with Teacher(model, "initial", precision="fp8_blockwise").applied():
+        assert model.precision == "fp8_blockwise"
+    assert model.precision is None

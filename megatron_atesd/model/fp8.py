@@ -1,0 +1,49 @@
+"""FP8 through Transformer Engine: megatron.core's settings for a pass, and what it asks of a machine and of shapes."""
+
+from typing import Any
+
+from megatron.core.enums import Fp8Recipe
+from megatron.core.fp8_utils import get_fp8_align_size
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from megatron_atesd.config import Precision
+from megatron_atesd.model.architecture import Architecture
+
+# e4m3 has more digits, e5m2 (gradients of hybrid) more range, which gradients need unless few values share a scale.
+_FORMATS = {"tensorwise": "hybrid", "delayed": "hybrid", "blockwise": "e4m3", "mxfp8": "e4m3"}
+
+
+def recipe(precision: Precision | None) -> str | None:
+    """megatron.core's fp8_recipe, None without FP8."""
+    return precision.removeprefix("fp8_") if precision is not None and precision != "bf16" else None
+
+
+def fp8_fields(precision: Precision | None) -> dict[str, Any]:
+    """The fields of TransformerConfig that put the linear layers of a pass into `precision`."""
+    name = recipe(precision)
+    return {"fp8": None if name is None else _FORMATS[name], "fp8_recipe": name or "delayed"}
+
+
+def token_multiple(config: TransformerConfig) -> int:
+    """FP8 products need a multiple of so many tokens; 1 without FP8."""
+    return get_fp8_align_size(Fp8Recipe(config.fp8_recipe)) if config.fp8 else 1
+
+
+def products(arch: Architecture, tensor: int) -> dict[str, int]:
+    """Sizes of the layers' matrix products on one of `tensor` ranks, beside the number of tokens."""
+    heads = arch.heads * arch.head_size // tensor
+    return {
+        "hidden size": arch.hidden,
+        "width of queries, keys and values": heads + 2 * arch.query_groups * arch.head_size // tensor,
+        "width of the attention's output": heads,
+        "feed-forward width": arch.ffn // tensor,
+    }
+
+
+def unavailable(precision: Precision) -> str:
+    """Why Transformer Engine cannot compute in this FP8 precision here; empty if it can."""
+    import transformer_engine.pytorch as te  # pyright: ignore[reportMissingImports]
+
+    checks = {"blockwise": te.is_fp8_block_scaling_available, "mxfp8": te.is_mxfp8_available}
+    available, reason = checks.get(recipe(precision) or "", te.is_fp8_available)(return_reason=True)
+    return "" if available else reason or "no reason given"

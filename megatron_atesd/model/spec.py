@@ -1,0 +1,50 @@
+"""What a chunk's transformer layers are made of: Transformer Engine's modules, or megatron.core's local ones with torch's kernels."""
+
+from importlib.util import find_spec
+from typing import Any, Literal
+
+import torch
+from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec, get_gpt_layer_with_transformer_engine_spec
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from megatron_atesd.errors import ConfigError
+from megatron_atesd.model.layers import CachedAttention, CacheSlot, RMSNorm
+
+
+def uses_transformer_engine(attention: Literal["auto", "te", "sdpa"]) -> bool:
+    """Whether model.attention means Transformer Engine on this machine. Raises ConfigError for te where it cannot run."""
+    installed, gpu = find_spec("transformer_engine") is not None, torch.cuda.is_available()
+    if attention == "te" and not (installed and gpu):
+        lacks = "Transformer Engine is not installed (pip install 'megatron-atesd[gpu]')" if not installed else "there is no GPU here"
+        raise ConfigError(f"model.attention is te, but {lacks}; set it to auto or sdpa")
+    return attention != "sdpa" and installed and gpu
+
+
+def block_spec(config: TransformerConfig, index: int, slot: CacheSlot) -> Any:
+    """megatron.core's spec of the layers of chunk `index`, whose attention fills and reads the KV cache in `slot`."""
+    layer, norm = (_transformer_engine if config.transformer_impl == "transformer_engine" else _local)(config, slot)
+    return TransformerBlockSubmodules(layer_specs=[layer] * get_num_layers_to_build(config, index), layer_norm=norm)
+
+
+def _local(config: TransformerConfig, slot: CacheSlot) -> tuple[Any, Any]:
+    """A layer and the last norm; a class serves where megatron.core's annotations ask for a spec."""
+    layer: Any = get_gpt_layer_local_spec(qk_layernorm=config.qk_layernorm, normalization="RMSNorm")
+    parts, attention = layer.submodules, layer.submodules.self_attention.submodules
+    parts.input_layernorm = parts.pre_mlp_layernorm = RMSNorm
+    attention.core_attention = ModuleSpec(module=CachedAttention, params={"slot": slot})
+    if config.qk_layernorm:
+        attention.q_layernorm = attention.k_layernorm = RMSNorm
+    return layer, RMSNorm
+
+
+def _transformer_engine(config: TransformerConfig, slot: CacheSlot) -> tuple[Any, Any]:
+    from megatron.core.extensions.transformer_engine import TENorm
+
+    from megatron_atesd.model.te_attention import CachedTEAttention
+
+    layer: Any = get_gpt_layer_with_transformer_engine_spec(qk_layernorm=config.qk_layernorm)
+    attention = layer.submodules.self_attention.submodules
+    attention.core_attention = ModuleSpec(module=CachedTEAttention, params={"slot": slot})
+    return layer, TENorm

@@ -1,0 +1,25 @@
+"""Transformer Engine's attention, except while a KV cache is in use. Importable only where Transformer Engine is."""
+
+from typing import Any
+
+from megatron.core.extensions.transformer_engine import TEDotProductAttention
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
+
+from megatron_atesd.model.layers import CachedAttention, CacheSlot
+
+
+class CachedTEAttention(TEDotProductAttention):
+    """megatron.core's `core_attention` on Transformer Engine (flash or cuDNN kernels) in training and scoring passes.
+
+    Generation goes through the same `CachedAttention` as without Transformer Engine.
+    """
+
+    def __init__(self, config: TransformerConfig, layer_number: int, *args: Any, slot: CacheSlot, **kwargs: Any) -> None:
+        super().__init__(config, layer_number, *args, **kwargs)
+        self.generating = CachedAttention(config, layer_number, slot)
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if self.generating.slot.cache is not None:
+            return self.generating(query, key, value)
+        return super().forward(query, key, value, *args, **kwargs)
