@@ -27,7 +27,7 @@ setup(
     install_requires=[
         "jsonargparse[signatures]>=4.49,<5",
         "math-verify>=0.9,<0.10",
-        "megatron-core>=0.16.1,<0.20",
+        "megatron-core>=0.16.1,<0.17",
         "numpy>=2.0,<3",
         "packaging>=24,<27",
         "psutil>=6.0,<8",
