@@ -1,0 +1,88 @@
+"""The FP8 comparison on a machine without FP8: another rounding stands in for it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from megatron_atesd.benchmark.fp8_gap import fp8_gaps, gap_table, usable
+from megatron_atesd.config import Precision, TrainConfig
+from megatron_atesd.config_load import load_config
+from megatron_atesd.data.problems import load_problems
+from megatron_atesd.distill.step import Example
+from megatron_atesd.errors import ConfigError
+from megatron_atesd.model.parallel import parallel_session
+from megatron_atesd.train.run import TrainingRun
+from tests.end_to_end.small_run import arguments, save_inputs
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TrainingRun]:
+    inputs = save_inputs(tmp_path_factory.mktemp("inputs"))
+    config = load_config(arguments(inputs, inputs / "run", "--parallel.tensor=1"))
+    with parallel_session():
+        run = TrainingRun(config, *(load_problems(inputs / f"{name}.jsonl") for name in ("train", "probe")))
+        with torch.no_grad():
+            for parameter in run.model.parameters():
+                parameter.add_(0.1 * torch.randn_like(parameter))
+        yield run
+        run.progress.close()
+
+
+@pytest.fixture(scope="module")
+def examples(run: TrainingRun) -> list[Example]:
+    return [
+        Example(run.renderer.student(p), run.renderer.teacher(p, 1.0).prompt_ids, run.renderer.reference(p)) for p in run.probe_problems
+    ]
+
+
+def test_a_precision_that_changes_nothing_has_no_gap(run: TrainingRun, examples: list[Example]) -> None:
+    (gap,) = fp8_gaps(run, examples, ["bf16"])
+    assert (gap.student_kl, gap.teacher_kl) == pytest.approx((0, 0), abs=1e-7)
+    assert (gap.loss_of_student, gap.loss_of_teacher, gap.loss) == (0, 0, 0)
+    assert (gap.gradient_cosine, gap.gradient_norm) == pytest.approx((1, 1), abs=1e-6)
+
+
+def test_coarser_weights_have_a_gap_where_they_are_used(run: TrainingRun, examples: list[Example], monkeypatch: pytest.MonkeyPatch) -> None:
+    @contextmanager
+    def rounded(precision: Precision | None) -> Iterator[None]:
+        """Within a role in FP8 the layers' matrices have three binary digits."""
+        layers = [p for name, p in run.model.named_parameters() if "linear" in name and p.dim() == 2]
+        before = [p.data for p in layers]
+        for p, whole in zip(layers, originals, strict=True):
+            p.data = whole if precision is None else whole.to(torch.float8_e4m3fn).to(whole.dtype)
+        yield
+        for p, data in zip(layers, before, strict=True):
+            p.data = data
+
+    originals = [p.data.clone() for name, p in run.model.named_parameters() if "linear" in name and p.dim() == 2]
+    monkeypatch.setattr(run.model, "computing_in", rounded)
+    (gap,) = fp8_gaps(run, examples, ["fp8_tensorwise"])
+    assert 1e-5 < gap.student_kl < 1
+    assert 1e-5 < gap.teacher_kl < 1
+    assert gap.student_kl != gap.teacher_kl
+    assert len({round(change, 9) for change in (gap.loss_of_student, gap.loss_of_teacher, gap.loss, 0.0)}) == 4
+    assert 0.5 < gap.gradient_cosine < 0.99999
+    assert gap_table([gap], "fp32").row_count == 1
+
+
+def test_without_fp8_there_is_nothing_to_compare(run: TrainingRun) -> None:
+    config: TrainConfig = replace(run.config, model=replace(run.config.model, dtype="bf16"))
+    with pytest.raises(ConfigError, match="no FP8 recipe can be computed here"):
+        usable(config, run.model.arch, [])
+    with pytest.raises(ConfigError, match=r"precision\.student is fp8_mxfp8, but Transformer Engine"):
+        usable(config, run.model.arch, ["fp8_mxfp8"])
+    with pytest.raises(ConfigError, match="--recipes has fp8, must be of fp8_tensorwise, "):
+        usable(config, run.model.arch, ["fp8"])
+
+
+def test_the_command_refuses_before_the_work(run: TrainingRun, tmp_path: Path) -> None:
+    from tools.fp8_gap import parse
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["fp8_gap.py", "--problems", "2", "--config", "a.yaml", "--run.seed=3"])
+        args, settings = parse()
+    assert (args.problems, settings) == (2, ["--config", "a.yaml", "--run.seed=3"])
