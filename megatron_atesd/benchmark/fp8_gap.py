@@ -111,7 +111,7 @@ def usable(config: TrainConfig, architecture: Architecture, wanted: Sequence[str
     if wanted:
         if unknown := set(wanted).difference(FP8):
             raise ConfigError(f"--recipes has {', '.join(sorted(unknown))}, must be of {', '.join(FP8)}")
-        chosen = [precision for precision in FP8 if precision in wanted]
+        chosen: list[Precision] = [precision for precision in FP8 if precision in wanted]
         for precision in chosen:
             check_fp8(replace(config, precision=PrecisionConfig(precision)), architecture)
         return chosen
