@@ -45,7 +45,7 @@ UNSUPPORTED: dict[str, dict[str, Any]] = {
         "num_moe_experts": None,
         "multi_latent_attention": False,
         "mtp_num_layers": None,
-        "gradient_accumulation_fusion": False,
+        "defer_embedding_wgrad_compute": False,
         "fp16": False,
         "fp8": None,
     },
