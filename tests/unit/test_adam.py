@@ -1,7 +1,8 @@
 """Adam's state passes between torch's Adam and a fused one, and is there before the first step.
 
 The fused ones of Transformer Engine and Apex run on GPUs only. `FusedAdam` here keeps its state as theirs do: the count of steps as an int
-in each group, moments of these two names and nothing else beside a parameter, a setting of its own in each group.
+in each group, moments of these two names and nothing else beside a parameter, a setting of its own in each group. Transformer Engine 2.20's
+own loaded and saved such states as well, without a GPU; only its step needs one.
 """
 
 from collections.abc import Iterator
