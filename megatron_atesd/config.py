@@ -309,9 +309,9 @@ class TrainConfig:
     """A whole training run.
 
     Args:
-        megatron: Any field of megatron.core TransformerConfig.
+        megatron: Any field of megatron.core TransformerConfig; gradient_accumulation_fusion needs NVIDIA Apex, nothing else does.
         optimizer: Any field of megatron.core OptimizerConfig (lr 5e-6, clip_grad 0.1, weight_decay 0 unless set).
-        ddp: Any field of megatron.core DistributedDataParallelConfig.
+        ddp: Any field of megatron.core DistributedDataParallelConfig; overlap_grad_reduce and overlap_param_gather hide communication.
     """
 
     run: RunConfig = field(default_factory=RunConfig)

@@ -48,15 +48,20 @@ UNSUPPORTED: dict[str, dict[str, Any]] = {
         "num_moe_experts": None,
         "multi_latent_attention": False,
         "mtp_num_layers": None,
-        "gradient_accumulation_fusion": False,
+        "defer_embedding_wgrad_compute": False,
         "fp16": False,
         "fp8_param": False,
         "fp8_dot_product_attention": False,
         "fp8_multi_head_attention": False,
         "fp4": None,
     },
-    "optimizer": {"fp16": False, "optimizer_cpu_offload": False},
-    "ddp": {"average_in_collective": False},
+    "optimizer": {
+        "fp16": False,
+        "optimizer_cpu_offload": False,
+        "overlap_param_gather_with_optimizer_step": False,
+        "use_precision_aware_optimizer": False,  # its states are saved in forms that do not load at another layout
+    },
+    "ddp": {"average_in_collective": False, "align_param_gather": False},
 }
 
 

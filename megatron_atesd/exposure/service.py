@@ -50,8 +50,7 @@ class ExposureService:
             self.mode.load_state_dict(state)
 
     def _agree(self, decided: Exposure) -> Exposure:
-        device = torch.device("cuda", torch.cuda.current_device()) if distributed.get_backend() == "nccl" else torch.device("cpu")
-        values = torch.tensor([decided.alpha, decided.decision_id], dtype=torch.float64, device=device)
+        values = torch.tensor([decided.alpha, decided.decision_id], dtype=torch.float64)
         distributed.broadcast(values, src=0)
         self.broadcasts += 1
         alpha, decision_id = values.tolist()

@@ -13,6 +13,10 @@ from megatron.core import parallel_state, tensor_parallel
 from megatron_atesd.errors import ConfigError
 from megatron_atesd.model import cpu_backend
 
+# NCCL for tensors, gloo for control: torch sends tensors by where they are, objects and barriers by the CPU's backend. megatron.core's
+# groups take after the default one.
+WITH_CUDA = "cpu:gloo,cuda:nccl"
+
 
 @contextmanager
 def parallel_session(
@@ -54,7 +58,7 @@ def processes(timeout_minutes: float) -> Iterator[None]:
 
 
 def _init_processes(world: int, timeout: timedelta) -> None:
-    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    backend = WITH_CUDA if torch.cuda.is_available() else "gloo"
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     if "RANK" in os.environ:

@@ -13,6 +13,7 @@ from megatron_atesd.config import Precision
 from megatron_atesd.config_sections import build_section
 from megatron_atesd.data.hf_json import read_json_object
 from megatron_atesd.errors import ConfigError, ConversionError
+from megatron_atesd.model.apex import check_gradient_fusion, find_apex
 from megatron_atesd.model.architecture import Architecture, check_numbers, check_sizes
 from megatron_atesd.model.chunk import ModelChunk
 from megatron_atesd.model.fp8 import fp8_fields
@@ -131,6 +132,7 @@ def transformer_config(
         "moe_token_dispatcher_type": "alltoall",  # variable_seq_lengths demands it, even without experts
     }
     config = build_section("megatron", TransformerConfig, fixed, {**defaults, **(user or {})})
+    check_gradient_fusion(config.gradient_accumulation_fusion, find_apex())
     chunks = config.virtual_pipeline_model_parallel_size or 1
     if chunks != virtual_pipeline:
         raise ConfigError(

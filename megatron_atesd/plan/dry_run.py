@@ -154,6 +154,8 @@ def _walk(
     with counter.during("optimizer"):
         optimization.optimizer.prepare_grads()
         optimization.optimizer.step_with_ready_grads()
+        optimization.start_gather()
+        optimization.weights_ready()
         teacher.update()
 
 

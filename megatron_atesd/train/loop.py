@@ -103,6 +103,8 @@ def train_step(run: TrainingRun, update: int) -> tuple[dict[str, float], list[Ro
     if skipped:
         run.keep_batch(update + 1, exposure, rollouts)
     else:
+        if run.teacher.kind == "ema":  # which reads all weights, so that no pass can hide their gather
+            run.optimization.weights_ready()
         run.teacher.update()
     stepped = time.perf_counter()
 

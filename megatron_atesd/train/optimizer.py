@@ -16,6 +16,8 @@ from megatron_atesd.config import OPTIMIZER_DEFAULTS, ScheduleConfig
 from megatron_atesd.config_sections import build_section
 from megatron_atesd.errors import ConfigError
 from megatron_atesd.model.qwen3 import HiddenStateGPT
+from megatron_atesd.train.adam import is_adam, set_steps, start_moments, translate_steps
+from megatron_atesd.train.param_gather import finish_gather, prepare_gather, start_gather
 
 _ANY_LAYOUT = {"distrib_optim_sharding_type": "fully_reshardable"}
 
@@ -34,32 +36,46 @@ class Optimization:
             cast("DistributedDataParallel", chunk).zero_grad_buffer()
         self.optimizer.zero_grad()
 
+    def start_gather(self) -> None:
+        """After a step, which ends with it: with ddp.overlap_param_gather, let the next pass gather what other ranks have updated."""
+        for chunk in self.wrapped:
+            start_gather(chunk)
+
+    def weights_ready(self) -> None:
+        """Weights are whole on return, also between a step and the next forward pass. Collective over data parallelism."""
+        for chunk in self.wrapped:
+            finish_gather(chunk)
+
     def sharded_state_dict(self, model: Mapping[str, Any], loading: bool) -> dict[str, Any]:
         """megatron.core sharded state beside the sharded state of the `model`, loadable at any TP × PP × DP. Collective when saving."""
-        distributed = self._distributed()
-        if distributed is not None and loading:
-            _start_adam(distributed.optimizer)
+        self.weights_ready()
+        if is_adam(self._part.optimizer):
+            start_moments(self._part)
         return self.optimizer.sharded_state_dict(cast("Any", model), loading, metadata=_ANY_LAYOUT)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over a loaded state."""
-        distributed = self._distributed()
-        if distributed is None:
-            self.optimizer.load_state_dict(dict(state))
-            return
-        # torch's Adam counts steps beside each parameter's moments. megatron.core would give all parameters one and the same counter,
-        # which each of them advances, and its loader of moments fails on a counter: away with it while they load.
-        distributed.load_state_dict({name: value for name, value in state.items() if name != "param_state"})
-        moments = list(distributed.optimizer.state.values())
-        steps = [of_parameter.pop("step") for of_parameter in moments]
-        distributed.load_parameter_state_from_fully_reshardable(state["param_state"])
-        for of_parameter, step in zip(moments, steps, strict=True):
-            of_parameter["step"] = step.clone()
+        whole, steps = dict(state), 0
+        if is_adam(self._part.optimizer):
+            steps = translate_steps(whole.get("optimizer", whole), self._part.optimizer)
+        if isinstance(self._part, DistributedOptimizer):
+            self._load_distributed(whole, steps)
+        else:
+            self.optimizer.load_state_dict(whole)
 
-    def _distributed(self) -> Any:
-        """The distributed optimizer, if torch's Adam stands in for a fused one in it; else None."""
-        part = cast("Any", self.optimizer).chained_optimizers[0]  # one a kind of parameter: a dense model has one kind
-        return part if isinstance(part, DistributedOptimizer) and isinstance(part.optimizer, torch.optim.Adam) else None
+    def _load_distributed(self, state: dict[str, Any], steps: int) -> None:
+        moments, adam = state.pop("param_state"), self._part.optimizer
+        self._part.load_state_dict(state)
+        for of_parameter in adam.state.values():
+            of_parameter.pop("step", None)  # torch's counter, on which megatron.core's loader of moments fails
+        self._part.load_parameter_state_from_fully_reshardable(moments)
+        set_steps(adam, steps)
+
+    @property
+    def _part(self) -> Any:
+        """The one optimizer in megatron.core's chain, which has one a kind of parameter: a dense model has one kind."""
+        (part,) = cast("Any", self.optimizer).chained_optimizers
+        return part
 
     def step(self, loss: float = 0.0) -> tuple[float, float]:
         """Apply the accumulated gradients; returns the gradient norm before clipping and the learning rate used. Collective.
@@ -73,6 +89,7 @@ class Optimization:
         succeeded, norm, _ = cast("tuple[bool, float | None, int | None]", self.optimizer.step())
         if succeeded:
             self.scheduler.step(increment=1)
+        self.start_gather()
         return float(norm or 0.0), lr
 
     def _sum_of_norms(self, loss: float) -> float:
@@ -98,6 +115,8 @@ def build_optimization(
     megatron_optimizer = get_megatron_optimizer(config, wrapped, use_gloo_process_groups=torch.cuda.is_available())
     model.config.finalize_model_grads_func = finalize_model_grads
     model.config.grad_scale_func = megatron_optimizer.scale_loss
+    for chunk in wrapped:
+        prepare_gather(chunk)
     pauses: Any = [chunk.no_sync for chunk in wrapped]  # ddp.overlap_grad_reduce must wait for the last micro-batch
     model.config.no_sync_func = pauses if len(wrapped) > 1 else pauses[0]
     return Optimization(torch.nn.ModuleList(wrapped), megatron_optimizer, _scheduler(megatron_optimizer, config, schedule, updates))
@@ -118,19 +137,12 @@ def optimizer_settings(
         )
     sharded = {"use_distributed_optimizer": config.use_distributed_optimizer}
     ddp_config = build_section("ddp", DistributedDataParallelConfig, sharded, {"grad_reduce_in_fp32": True, **ddp})
-    if ddp_config.overlap_param_gather:
+    if ddp_config.overlap_param_gather and not (config.use_distributed_optimizer and ddp_config.overlap_grad_reduce):
         raise ConfigError(
-            "ddp.overlap_param_gather is true, but vocabulary head, ema teacher and checkpoint read weights outside of a forward pass, "
-            "where that gather may not have ended; set it to false"
+            "ddp.overlap_param_gather is true, but needs optimizer.use_distributed_optimizer (otherwise there is nothing to gather) and "
+            "ddp.overlap_grad_reduce (otherwise all weights are gathered at once); set both to true, or it to false"
         )
     return config, ddp_config
-
-
-def _start_adam(adam: torch.optim.Adam) -> None:
-    """The state that torch's Adam makes itself at its first step, and that megatron.core wants to see before it loads one."""
-    for parameter in (p for group in adam.param_groups for p in group["params"]):
-        moments = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
-        adam.state[parameter] = {"step": torch.tensor(0.0), **moments}
 
 
 def _scheduler(optimizer: MegatronOptimizer, config: OptimizerConfig, schedule: ScheduleConfig, updates: int) -> OptimizerParamScheduler:

@@ -35,6 +35,6 @@ class StopRequest:
 
     def agreed(self) -> str:
         """Name of a signal that some rank has received, '' when none has. Collective."""
-        received = torch.tensor(self._received, device=torch.cuda.current_device())
+        received = torch.tensor(self._received)
         dist.all_reduce(received, op=dist.ReduceOp.MAX)
         return signal.Signals(int(received)).name if received else ""

@@ -20,7 +20,7 @@ from megatron_atesd.train.optimizer import Optimization, build_optimization
 from tests.distributed.launch import run_distributed
 from tests.distributed.test_distill_parallel import DIVERGENCE, examples, save_models
 
-Kind = Literal["initial", "ema"]
+Kind = Literal["initial", "ema", "live"]
 CASES: list[tuple[str, Kind]] = [("fp32", "initial"), ("fp32", "ema"), ("bf16", "initial"), ("bf16", "ema")]
 
 

@@ -1,4 +1,4 @@
-"""Resuming is exact where most of the state is divided or elsewhere: distributed optimizer, bf16, offloaded ema teacher."""
+"""Resuming is exact where most of the state is divided, late or elsewhere: distributed optimizer, overlap, bf16, offloaded ema teacher."""
 
 import shutil
 from pathlib import Path
@@ -20,6 +20,9 @@ SETTINGS = (
     "--model.dtype=bf16",
     "--distill.teacher_offload=true",
     "--optimizer.use_distributed_optimizer=true",
+    "--ddp.overlap_grad_reduce=true",
+    "--ddp.overlap_param_gather=true",
+    "--ddp.bucket_size=20000",
 )
 
 

@@ -95,10 +95,13 @@ def test_a_type_that_yaml_cannot_spell_is_left_to_the_dataclass():
     [
         ("megatron", TransformerConfig, {"context_parallel_size": 2}, "1"),
         ("megatron", TransformerConfig, {"num_moe_experts": 2}, "null"),
-        ("megatron", TransformerConfig, {"gradient_accumulation_fusion": True}, "false"),
+        ("megatron", TransformerConfig, {"defer_embedding_wgrad_compute": True}, "false"),
         ("optimizer", OptimizerConfig, {"fp16": True}, "false"),
         ("optimizer", OptimizerConfig, {"optimizer_cpu_offload": True}, "false"),
+        ("optimizer", OptimizerConfig, {"use_precision_aware_optimizer": True}, "false"),
+        ("optimizer", OptimizerConfig, {"overlap_param_gather_with_optimizer_step": True}, "false"),
         ("ddp", DistributedDataParallelConfig, {"average_in_collective": True}, "false"),
+        ("ddp", DistributedDataParallelConfig, {"align_param_gather": True}, "false"),
     ],
 )
 def test_what_this_project_cannot_work_with_is_refused(section: str, cls: type, user: dict[str, object], only: str):

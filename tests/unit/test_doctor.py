@@ -14,6 +14,7 @@ from packaging.requirements import Requirement
 
 from megatron_atesd.config import CheckpointConfig, RunConfig, TrainConfig
 from megatron_atesd.errors import ConfigError
+from megatron_atesd.model.apex import Apex
 from megatron_atesd.model.architecture import Architecture
 from megatron_atesd.train.doctor import examine, machine, software
 from megatron_atesd.train.doctor.finding import Finding, merge, refuse_errors, worst_first
@@ -66,17 +67,17 @@ def test_an_uninstalled_checkout_has_no_bounds(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_no_apex_is_needed() -> None:
-    assert check_apex([], has_kernels=False) == []
+    assert check_apex(Apex((), False, False)) == []
 
 
 def test_the_package_indexs_apex_is_not_nvidias(tmp_path: Path) -> None:
-    assert verdicts(check_apex([tmp_path], has_kernels=False)) == [("warning", f"apex in {tmp_path} is not NVIDIA's but a web toolkit")]
+    assert verdicts(check_apex(Apex((tmp_path,), False, False))) == [("warning", f"apex in {tmp_path} is not NVIDIA's but a web toolkit")]
 
 
 def test_nvidias_apex_without_its_kernels_is_told_from_one_with_them(tmp_path: Path) -> None:
     (tmp_path / "optimizers").mkdir()
-    assert "built without its CUDA kernels" in verdicts(check_apex([tmp_path], has_kernels=False))[0][1]
-    assert verdicts(check_apex([tmp_path], has_kernels=True)) == []
+    assert "built without its CUDA kernels" in verdicts(check_apex(Apex((tmp_path,), False, False)))[0][1]
+    assert verdicts(check_apex(Apex((tmp_path,), True, False))) == []
 
 
 def test_a_machine_without_gpus_is_no_error() -> None:

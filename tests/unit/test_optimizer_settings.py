@@ -14,7 +14,8 @@ from megatron_atesd.train.optimizer import optimizer_settings
     ("optimizer", "ddp", "said"),
     [
         ({"use_distributed_optimizer": True, "optimizer": "sgd"}, {}, "use_distributed_optimizer is true with optimizer.optimizer sgd"),
-        ({"use_distributed_optimizer": True}, {"overlap_param_gather": True}, "ddp.overlap_param_gather is true"),
+        ({"use_distributed_optimizer": True}, {"overlap_param_gather": True}, "ddp.overlap_param_gather is true, but needs"),
+        ({}, {"overlap_param_gather": True, "overlap_grad_reduce": True}, "ddp.overlap_param_gather is true, but needs"),
         ({"use_distributed_optimizer": True}, {"use_distributed_optimizer": False}, "is decided by optimizer.use_distributed_optimizer"),
     ],
 )

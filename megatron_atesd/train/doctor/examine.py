@@ -119,7 +119,7 @@ def measure_bandwidth() -> list[Finding]:
     data = torch.zeros(PROBE_BYTES // 4, device="cuda" if torch.cuda.is_available() else "cpu")
     seconds = min(_timed_all_reduce(data) for _ in range(1 + PROBE_REPEATS))  # the first one opens the connections
     rate = PROBE_BYTES * 2 * (ranks - 1) / ranks / seconds / 1e9
-    what = f"{rate:.2f} GB/s, all-reduce of {PROBE_BYTES // 2**20} MiB over {ranks} ranks ({dist.get_backend()})"
+    what = f"{rate:.2f} GB/s, all-reduce of {PROBE_BYTES // 2**20} MiB over {ranks} ranks ({'NCCL' if data.is_cuda else 'gloo'})"
     return [Finding("information", "bandwidth", what)]
 
 

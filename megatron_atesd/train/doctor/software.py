@@ -2,11 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from importlib import metadata
-from importlib.util import find_spec
-from pathlib import Path
 
 from packaging.requirements import Requirement
 
+from megatron_atesd.model.apex import Apex, find_apex
 from megatron_atesd.train.doctor.finding import Finding
 
 PROJECT = "megatron-atesd"
@@ -20,9 +19,7 @@ def check_installation() -> list[Finding]:
         return [
             Finding("warning", "versions", f"{PROJECT} is not installed, so its bounds are not known", "pip install -e . in its checkout")
         ]
-    spec = find_spec("apex")
-    folders = list(map(Path, spec.submodule_search_locations or ())) if spec else []
-    return check_versions(bounds, installed_versions(bounds)) + check_apex(folders, find_spec("amp_C") is not None)
+    return check_versions(bounds, installed_versions(bounds)) + check_apex(find_apex())
 
 
 def installed_versions(requirements: Sequence[Requirement]) -> dict[str, str]:
@@ -53,17 +50,15 @@ def check_versions(requirements: Sequence[Requirement], installed: Mapping[str, 
     return [*findings, Finding("information", "versions", ", ".join(f"{name} {version}" for name, version in main.items()))]
 
 
-def check_apex(folders: Sequence[Path], has_kernels: bool) -> list[Finding]:
-    """A warning for an apex that is not NVIDIA's (the package index has a web toolkit of that name) or lacks its compiled part.
-
-    folders: where the package `apex` lies, none when there is none; has_kernels: whether `amp_C` can be imported.
-    """
-    if not folders:
+def check_apex(apex: Apex) -> list[Finding]:
+    """A warning for an apex that is not NVIDIA's (the package index has a web toolkit of that name) or lacks its compiled part."""
+    if not apex.folders:
         return []
-    if not any((folder / "optimizers").is_dir() for folder in folders):
-        what = f"apex in {folders[0]} is not NVIDIA's but a web toolkit"
+    if not apex.nvidias:
+        what = f"apex in {apex.folders[0]} is not NVIDIA's but a web toolkit"
         return [Finding("warning", "apex", what, "pip uninstall apex; NVIDIA's is built from source, and not needed")]
-    if not has_kernels:
-        what = f"apex in {folders[0]} was built without its CUDA kernels (no amp_C)"
+    if not apex.kernels:
+        what = f"apex in {apex.folders[0]} was built without its CUDA kernels (no amp_C)"
         return [Finding("warning", "apex", what, "build it with its CUDA extensions, or pip uninstall apex: it is not needed")]
-    return [Finding("information", "apex", "NVIDIA's, with its kernels")]
+    fusion = "with" if apex.gradients else "without"
+    return [Finding("information", "apex", f"NVIDIA's, with its kernels, {fusion} fused gradient accumulation")]
