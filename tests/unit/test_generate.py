@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -67,6 +68,21 @@ def test_a_response_ends_with_the_stop_id_or_is_truncated(model: HiddenStateGPT)
 def test_a_response_does_not_depend_on_its_batch(model: HiddenStateGPT) -> None:
     alone = [generate(model, [prompt], [seed], [STOP], CONFIG)[0] for prompt, seed in zip(PROMPTS, range(4), strict=True)]
     assert generate(model, PROMPTS[::-1], [3, 2, 1, 0], [STOP], CONFIG) == alone[::-1]
+
+
+def test_a_decoding_step_needs_no_copies_of_keys_for_every_head(model: HiddenStateGPT, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a mask, a GPU has fused kernels only where queries and keys have equally many heads."""
+    seen: list[tuple[int, int, bool]] = []
+    attend = torch.nn.functional.scaled_dot_product_attention
+
+    def watched(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **options: Any) -> torch.Tensor:
+        if options.get("attn_mask") is not None:
+            seen.append((query.shape[1], key.shape[1], options.get("enable_gqa", False)))
+        return attend(query, key, value, **options)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watched)
+    generate(model, PROMPTS, [1, 2, 3, 4], [], CONFIG)
+    assert set(seen) == {(2, 2, False)}
 
 
 def test_training_mode_and_cache_are_put_back(model: HiddenStateGPT) -> None:
