@@ -101,6 +101,7 @@ def _both_passes(
     teacher_batches = model_batches(model, pairs, micro_batch_tokens)
     teacher_hidden = _teacher_pass(model, teacher, teacher_batches)
     padded = padding_share(teacher_batches, pairs)
+    torch.cuda.synchronize()  # a GPU may still work on it: the seconds of the two passes are told apart
     middle = time.perf_counter()
     pairs = [(e.student_prompt, e.response) for e in examples]
     student_batches = model_batches(model, pairs, micro_batch_tokens)
