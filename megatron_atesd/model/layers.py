@@ -106,7 +106,9 @@ class CachedAttention(torch.nn.Module):
         Asked for grouped queries and a mask at once, torch has no fused kernel on a GPU: it would copy all keys and values for every head,
         in fp32.
         """
-        out = F.scaled_dot_product_attention(query.squeeze(2).unflatten(1, (key.shape[1], -1)), key, value, attn_mask=mask, scale=self.scale)
+        out = F.scaled_dot_product_attention(
+            query.squeeze(2).unflatten(1, (key.shape[1], -1)), key, value, attn_mask=mask, scale=self.scale
+        )
         return out.flatten(1, 2).unsqueeze(2)
 
 
