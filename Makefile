@@ -1,5 +1,6 @@
 # make quickstart   sets up, then the whole job on a CPU
 # make test         sets up, then every test that needs no GPU
+# make test-gpu     sets up, then those that need one
 #
 # PYTHON=python3.12 picks the interpreter, VENV=path the environment, PYTEST_ARGS="-k word" what pytest gets.
 
@@ -17,7 +18,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 ONE_THREAD := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
 
-.PHONY: setup quickstart test lint clean interpreter
+.PHONY: setup quickstart test test-gpu lint clean interpreter
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.installed
@@ -27,6 +28,11 @@ quickstart: setup
 
 test: setup
 	$(ONE_THREAD) $(BIN)/python -m pytest -m "not gpu" $(PYTEST_ARGS)
+
+# One process: they share a GPU.
+test-gpu: PYTEST_ARGS = tests/gpu
+test-gpu: setup
+	$(ONE_THREAD) $(BIN)/python -m pytest -m gpu $(PYTEST_ARGS)
 
 lint: setup
 	$(BIN)/ruff check .

@@ -39,11 +39,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HiddenStateGPT]:
 def slowly(model: HiddenStateGPT, prompt: list[int], seed: int, config: RolloutConfig) -> list[int]:
     """One token at a time, the whole sequence again each time, no cache, no batch."""
     written: list[int] = []
+    device = torch.cuda.current_device()
     with torch.no_grad():
         for step in range(config.max_new_tokens):
-            hidden = model(torch.tensor([prompt + written]), None, None)
+            hidden = model(torch.tensor([prompt + written], device=device), None, None)
             logits = whole_logits(model, hidden[0, -1:])
-            uniform = uniforms([seed], config.max_new_tokens)[:, step]
+            uniform = uniforms([seed], config.max_new_tokens)[:, step].to(device)
             written.append(int(sample_tokens(logits, uniform, config.temperature, config.top_p, config.top_k)))
             if written[-1] == STOP:
                 break
