@@ -9,9 +9,9 @@ Settings are those of training, on top of tools/bench_gpu.yaml (--config FILE, -
 Phases: rollout = sampling with the training model; teacher and student = their layers (student: forward and backward); loss = vocabulary
 projections and divergence, forward and backward; training = these three; optimizer = clipping, Adam, EMA teacher. The GPU is waited for
 between phases. MFU: FLOPs of the products (benchmark/flops.py) over the data sheet's dense bf16 speed (plan/hardware.py).
-Loss part: distill_loss on all response tokens of a rank, without TP, over its four matrix products alone (also on whole logits:
-tools/bench_distill.py). Peak: what torch allocated on the fullest GPU, over what tools/plan.py predicts without overhead; on a CPU the
-process's resident memory. Targets are judged for shape 1.7b in bf16 on one GPU.
+Loss part: distill_loss (forward KL, no clip) on all response tokens of a rank, without TP, over its four matrix products alone.
+Peak: what torch allocated on the fullest GPU, over what tools/plan.py predicts without overhead; on a CPU the process's resident memory.
+Targets are judged for shape 1.7b in bf16 on one GPU.
 """
 
 import argparse

@@ -16,18 +16,18 @@ from megatron_atesd.benchmark.workload import Workload, draw_ids
 from megatron_atesd.config import TrainConfig
 from megatron_atesd.distill.divergence import Divergence
 from megatron_atesd.distill.fused import distill_loss
-from megatron_atesd.distill.step import Example, distill_step
+from megatron_atesd.distill.step import Example, StepResult, distill_step
 from megatron_atesd.distill.teacher import Teacher
 from megatron_atesd.errors import ConfigError
 from megatron_atesd.model.architecture import Architecture
 from megatron_atesd.model.parallel import data_parallel_place, parallel_session
-from megatron_atesd.model.qwen3 import build_model
+from megatron_atesd.model.qwen3 import HiddenStateGPT, build_model
 from megatron_atesd.plan.memory import rank_memory
 from megatron_atesd.plan.workload import Lengths, workload_of
 from megatron_atesd.rollout.generate import generate
 from megatron_atesd.train.checks import megatron_settings
 from megatron_atesd.train.doctor.examine import gather
-from megatron_atesd.train.optimizer import build_optimization
+from megatron_atesd.train.optimizer import Optimization, build_optimization
 
 Row = dict[str, Any]
 
@@ -88,32 +88,55 @@ def measure(updates: Updates) -> Measured:
 
 def measure_rank(updates: Updates) -> Row:
     """This rank's row of `Measured.ranks`."""
-    config, work = updates.config, updates.workload
-    memory, steps, losses = PeakMemory(_device()), [], []
-    model = build_model(updates.arch, megatron_settings(config, updates.arch))
-    teacher = Teacher(model, config.distill.teacher, config.distill.ema_decay, config.distill.teacher_offload)
-    total = updates.warmup + updates.steps
-    optimization = build_optimization(model, config.optimizer, config.ddp, config.schedule, total)
-    ids = draw_ids(work, 1 + data_parallel_place()[0])
-    rollout = replace(config.rollout, max_new_tokens=work.response_tokens)
-    for index in range(total):
+    memory, found = PeakMemory(_device()), []
+    parts = build(updates)
+    for index in range(updates.warmup + updates.steps):
         if index == updates.warmup:
             memory.reset()
-        watch = Stopwatch()
-        with watch.phase("rollout"):
-            seeds = [index * work.prompts + row for row in range(work.prompts)]
-            responses = generate(model, ids["prompts"], seeds, (), rollout)  # without a stop id all are of the same length
-        asked = zip(ids["prompts"], ids["references"], responses, strict=True)
-        examples = [Example(prompt, [*prompt, *reference], response.ids) for prompt, reference, response in asked]
-        passes = (optimization.wrapped, model, teacher, examples, _divergence(config), config.parallel.micro_batch_tokens)
-        result, _ = timed_update(watch, optimization, distill_loss, lambda: distill_step(*passes, config.distill.normalize))  # noqa: B023
-        with watch.phase("optimizer"):
-            teacher.update()
-        steps.append(dict(watch.seconds))
-        losses.append(result.loss)
+        found.append(one_update(updates, parts, index))
     stage = parallel_state.get_pipeline_model_parallel_rank()
-    planned = rank_memory(workload_of(config, updates.arch, updates.world, updates.lengths), stage)
-    return {"steps": steps[updates.warmup :], "loss": losses[0], "planned_gib": planned.peak / 2**30, **memory.figures()}
+    planned = rank_memory(workload_of(updates.config, updates.arch, updates.world, updates.lengths), stage).peak / 2**30
+    steps, losses = zip(*found, strict=True)
+    return {"steps": steps[updates.warmup :], "loss": losses[0], "planned_gib": planned, **memory.figures()}
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What an update needs; ids: prompts and references of this data-parallel rank."""
+
+    model: HiddenStateGPT
+    teacher: Teacher
+    optimization: Optimization
+    ids: dict[str, list[list[int]]]
+
+
+def build(updates: Updates) -> Parts:
+    """As training builds them, with random weights and ids."""
+    config, distill = updates.config, updates.config.distill
+    model = build_model(updates.arch, megatron_settings(config, updates.arch))
+    teacher = Teacher(model, distill.teacher, distill.ema_decay, distill.teacher_offload)
+    total = updates.warmup + updates.steps
+    optimization = build_optimization(model, config.optimizer, config.ddp, config.schedule, total)
+    return Parts(model, teacher, optimization, draw_ids(updates.workload, 1 + data_parallel_place()[0]))
+
+
+def one_update(updates: Updates, parts: Parts, index: int) -> tuple[dict[str, float], float]:
+    """Seconds by phase, and the loss. Every response is as long as the others: there is no stop id."""
+    config, watch, prompts = updates.config, Stopwatch(), parts.ids["prompts"]
+    seeds = range(index * len(prompts), (index + 1) * len(prompts))
+    with watch.phase("rollout"):
+        responses = generate(parts.model, prompts, seeds, (), replace(config.rollout, max_new_tokens=updates.lengths.response))
+    asked = zip(prompts, parts.ids["references"], responses, strict=True)
+    examples = [Example(prompt, [*prompt, *reference], response.ids) for prompt, reference, response in asked]
+    settings = (_divergence(config), config.parallel.micro_batch_tokens, config.distill.normalize)
+
+    def passes() -> StepResult:
+        return distill_step(parts.optimization.wrapped, parts.model, parts.teacher, examples, *settings)
+
+    result, _ = timed_update(watch, parts.optimization, distill_loss, passes)
+    with watch.phase("optimizer"):
+        parts.teacher.update()
+    return dict(watch.seconds), result.loss
 
 
 def _divergence(config: TrainConfig) -> Divergence:

@@ -38,6 +38,7 @@ def test_fp8_is_near_bf16_and_not_the_same(recipe: str, capability: tuple[int, i
     """FP8 keeps 3 bits of a mantissa: each factor is off by up to 6 %, the sums by much less. Equal numbers would mean that it is off."""
     roles = ("student", "teacher")
     need(*(f"--precision.{role}={recipe}" for role in roles), capability=capability)
-    bf16, fp8 = (probe_nll(inputs, tmp_path / value, *(f"--precision.{role}={value}" for role in roles)) for value in ("bf16", recipe))
+    settings = {value: (*layers("te"), *(f"--precision.{role}={value}" for role in roles)) for value in ("bf16", recipe)}
+    bf16, fp8 = (probe_nll(inputs, tmp_path / value, *more) for value, more in settings.items())
     assert fp8 == pytest.approx(bf16, rel=0.05)
     assert fp8 != bf16
