@@ -2,6 +2,7 @@
 # make test         sets up, then every test that needs no GPU
 # make test-te      builds Transformer Engine in an environment of its own (6.5 GB, about ten minutes on two cores; needs nvcc of CUDA 13,
 #                   no GPU), then the model of its layers for every recipe
+# make test-gpu     sets up, then those that need one
 #
 # PYTHON=python3.12 picks the interpreter, VENV=path the environment, PYTEST_ARGS="-k word" what pytest gets.
 
@@ -22,7 +23,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 ONE_THREAD := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
 
-.PHONY: setup quickstart test test-te lint clean interpreter
+.PHONY: setup quickstart test test-te test-gpu lint clean interpreter
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.installed
@@ -35,6 +36,11 @@ test: setup
 
 test-te: $(TE_VENV)/.installed
 	CUDA_VISIBLE_DEVICES= $(ONE_THREAD) $(TE_VENV)/bin/python -m pytest tests/te
+
+# One process: they share a GPU.
+test-gpu: PYTEST_ARGS = tests/gpu
+test-gpu: setup
+	$(ONE_THREAD) $(BIN)/python -m pytest -m gpu $(PYTEST_ARGS)
 
 lint: setup
 	$(BIN)/ruff check .

@@ -162,8 +162,8 @@ class DistillConfig:
         teacher: Teacher weights: initial = copy of the start, ema = moving average, live = the student itself.
         ema_decay: Decay of the ema teacher, an update.
         teacher_offload: Keep the teacher's weights in host memory. Saves a copy of the weights on the device (an ema teacher of a bf16
-            model: three, its average is fp32) outside the teacher's passes; costs as much pinned host memory, and a transfer of
-            the weights a pass. The values are the same. [ours]
+            model: three, its average is fp32) outside the teacher's passes; costs as much pinned host memory (twice during
+            a save), and a transfer of the weights a pass. The values are the same. [ours]
         chunk: Response tokens whose logits exist at one time; more is faster. Each takes about 40 bytes · vocabulary / TP
             with TP > 1 or on a GPU, else 8 bytes · vocabulary.
         compile: Let torch.compile fuse the loss between its matrix products, where a CPU then spends a third less time. Needs a C++

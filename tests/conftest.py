@@ -1,4 +1,7 @@
-"""What every test starts from: one thread, no network, and no GPU unless `-m gpu` asks for it. Set before torch is imported."""
+"""What every test starts from: one thread, no network, and no GPU unless `-m gpu` asks for it. Set before torch is imported.
+
+ATESD_GPU_TESTS_DEVICE=cpu runs the tests of tests/gpu on the CPU, as far as they can: to try the tests themselves.
+"""
 
 import os
 import re
@@ -8,6 +11,8 @@ import pytest
 
 os.environ.update(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE", MKL_NUM_THREADS="1", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
 
+ON_CPU = os.environ.get("ATESD_GPU_TESTS_DEVICE") == "cpu"
+
 
 def asks_for_gpu(markexpr: str) -> bool:
     """Whether a `-m` expression selects the gpu marker (and does not only exclude it)."""
@@ -15,7 +20,7 @@ def asks_for_gpu(markexpr: str) -> bool:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if not asks_for_gpu(config.option.markexpr):
+    if ON_CPU or not asks_for_gpu(config.option.markexpr):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
@@ -23,7 +28,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)
     gpu_items = [item for item in items if item.get_closest_marker("gpu")]
-    if gpu_items and not cuda_is_available():
+    if gpu_items and not ON_CPU and not cuda_is_available():
         for item in gpu_items:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device and `pytest -m gpu`"))
 

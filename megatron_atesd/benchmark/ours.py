@@ -15,7 +15,7 @@ from megatron_atesd.distill.fused import Divergence, distill_loss
 from megatron_atesd.distill.teacher import Teacher
 from megatron_atesd.model.parallel import parallel_session
 from megatron_atesd.model.qwen3 import build_model, read_architecture, transformer_config
-from megatron_atesd.train.optimizer import build_optimization
+from megatron_atesd.train.optimizer import Optimization, build_optimization
 
 LOSSES = {"ours": distill_loss, "naive": dense_loss}
 
@@ -32,17 +32,27 @@ def engine(job: Job) -> Iterator[Step]:
         optimization = build_optimization(model, optimizer, {}, ScheduleConfig(), job.warmup + job.steps)
 
         def step(watch: Stopwatch) -> tuple[float, float]:
-            with watch.phase("optimizer"):
-                optimization.zero_grad()
-            with exchanged_loss(watch.timed_loss(LOSSES[job.contender])), watch.phase("student"):
-                result = distill_step(optimization.wrapped, model, teacher, job)
-            watch.seconds["teacher"] = result.teacher_seconds
-            watch.seconds["student"] -= result.teacher_seconds + watch.seconds["loss"]
-            with watch.phase("optimizer"):
-                norm, _ = optimization.step()
+            result, norm = timed_update(
+                watch, optimization, LOSSES[job.contender], lambda: distill_step(optimization.wrapped, model, teacher, job)
+            )
             return result.loss, norm
 
         yield step
+
+
+def timed_update(
+    watch: Stopwatch, optimization: Optimization, loss: Callable[..., Any], passes: Callable[[], distill.StepResult]
+) -> tuple[distill.StepResult, float]:
+    """Result of `passes` (distill_step, with this loss inside) and the gradient norm; seconds of teacher, student, loss and optimizer."""
+    with watch.phase("optimizer"):
+        optimization.zero_grad()
+    with exchanged_loss(watch.timed_loss(loss)), watch.phase("student"):
+        result = passes()
+    watch.seconds["teacher"] = result.teacher_seconds
+    watch.seconds["student"] -= result.teacher_seconds + watch.seconds["loss"]
+    with watch.phase("optimizer"):
+        norm, _ = optimization.step()
+    return result, norm
 
 
 @contextmanager

@@ -49,8 +49,13 @@ class Settings:
             raise ConfigError(f"--baseline is {self.baseline!r}, which is not measured; choose from {', '.join(self.contenders)}")
         if self.device == "cuda" and not torch.cuda.is_available():
             raise ConfigError("--device is cuda, but torch finds no CUDA device; leave it out or choose cpu")
-        if out is not None and (out.is_dir() or not out.parent.is_dir()):
-            raise ConfigError(f"--out is {out}, must be a file in a folder that exists")
+        check_out(out)
+
+
+def check_out(out: Path | None) -> None:
+    """Raise ConfigError, before the work, when the file to write after it cannot be."""
+    if out is not None and (out.is_dir() or not out.parent.is_dir()):
+        raise ConfigError(f"--out is {out}, must be a file in a folder that exists")
 
 
 def numbers(text: str) -> list[int]:
@@ -63,9 +68,14 @@ def numbers(text: str) -> list[int]:
 
 def environment(settings: Settings) -> Iterator[tuple[str, Any]]:
     """What the figures depend on."""
-    yield from ((name, version(name)) for name in ("torch", "transformers", "megatron-core"))
-    yield "device", torch.cuda.get_device_name() if settings.device == "cuda" else _cpu_name()
+    yield from software(settings.device)
     yield from ((name, getattr(settings, name)) for name in ("threads", "steps", "warmup", "repeats", "chunk", "baseline"))
+
+
+def software(device: str) -> Iterator[tuple[str, Any]]:
+    """Versions, and the device's name."""
+    yield from ((name, version(name)) for name in ("torch", "transformers", "megatron-core"))
+    yield "device", torch.cuda.get_device_name() if device == "cuda" else _cpu_name()
 
 
 def _cpu_name() -> str:

@@ -125,7 +125,7 @@ def _add_product(total_VH: Tensor, gradient_CV: Tensor, hidden_CH: Tensor, first
     block = _rows(total_VH, _CACHE_BYTES * 8)
     for total, gradient in zip(total_VH.split(block), gradient_CV.split(block, dim=1), strict=True):
         product = torch.mm(gradient.t(), hidden_CH)
-        total.copy_(product) if first else total.add_(product.to(total.dtype))
+        total.copy_(product) if first else total.add_(product)
 
 
 def _chunk(logits_2CV: Tensor, settings: Divergence, group: dist.ProcessGroup | None, wants_gradient: bool) -> tuple[Tensor, Tensor]:

@@ -98,6 +98,7 @@ def _both_passes(
 ) -> StepResult:
     started = time.perf_counter()
     teacher_hidden, padded = _teacher_pass(model, teacher, examples, micro_batch_tokens)
+    torch.cuda.synchronize()  # a GPU may still work on it: the seconds of the two passes are told apart
     middle = time.perf_counter()
     pairs = [(e.student_prompt, e.response) for e in examples]
     student_batches = model_batches(model, pairs, micro_batch_tokens)

@@ -82,14 +82,15 @@ class Teacher:
     def sharded_state_dict(self) -> dict[str, Any]:
         """megatron.core sharded state under the prefix `teacher.`: an ema teacher's fp32 average, an initial teacher's weights.
 
-        Empty for a live teacher.
+        Empty for a live teacher; of an offloaded one copies.
         """
         if not self.weights:
             return {}
         state, saved = self.model.sharded_state_dict(prefix=PREFIX), self._saved()
         for part in nested_values(state):
             if isinstance(part.data, Tensor):
-                part.data = saved[part.data]
+                # A process that writes in the background shares pinned memory, and would see the next updates: it gets a copy.
+                part.data = saved[part.data].clone() if self.offload else saved[part.data]
                 if isinstance(part, ShardedTensor):
                     part.dtype = part.data.dtype
         return state

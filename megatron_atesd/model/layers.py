@@ -90,15 +90,26 @@ class CachedAttention(torch.nn.Module):
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Tensor:
         query, key, value = (t.permute(1, 2, 0, 3) for t in (query, key, value))
-        cache, mask = self.slot.cache, None
+        cache = self.slot.cache
         if cache is not None and cache.prefilled:
-            key, value, mask = cache.append(self.layer_number, key, value)
-        elif cache is not None:
-            cache.store_prompt(self.layer_number, key, value)
-        out = F.scaled_dot_product_attention(
-            query, key, value, attn_mask=mask, is_causal=mask is None, scale=self.scale, enable_gqa=query.shape[1] != key.shape[1]
-        )
+            out = self._decode(query, *cache.append(self.layer_number, key, value))
+        else:
+            if cache is not None:
+                cache.store_prompt(self.layer_number, key, value)
+            grouped = query.shape[1] != key.shape[1]
+            out = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=self.scale, enable_gqa=grouped)
         return out.permute(2, 0, 1, 3).flatten(2)
+
+    def _decode(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
+        """One token a sequence, [B, heads, 1, D]: the heads of a group go as positions of one head, [B, groups, heads / groups, D].
+
+        Asked for grouped queries and a mask at once, torch has no fused kernel on a GPU: it would copy all keys and values for every head,
+        in fp32.
+        """
+        out = F.scaled_dot_product_attention(
+            query.squeeze(2).unflatten(1, (key.shape[1], -1)), key, value, attn_mask=mask, scale=self.scale
+        )
+        return out.flatten(1, 2).unsqueeze(2)
 
 
 class PositionedRotary(RotaryEmbedding):

@@ -86,12 +86,22 @@ class Job:
 
 def dry_runs(jobs: Sequence[Job]) -> list[DryRun]:
     """`dry_run` of each job, in a process of its own: fake groups and the stand-in device stay there."""
-    with ProcessPoolExecutor(1, get_context("spawn"), _hide_gpus) as pool:
+    with _hidden_gpus(), ProcessPoolExecutor(1, get_context("spawn")) as pool:
         return list(pool.map(dry_run, jobs))
 
 
-def _hide_gpus() -> None:
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+@contextmanager
+def _hidden_gpus() -> Iterator[None]:
+    """For processes that start inside. Hidden later it could be too late: imports may ask for GPUs, and the first answer stays."""
+    name = "CUDA_VISIBLE_DEVICES"
+    before = os.environ.get(name)
+    os.environ[name] = ""
+    try:
+        yield
+    finally:
+        del os.environ[name]
+        if before is not None:
+            os.environ[name] = before
 
 
 def stage_ranks(config: TrainConfig, world: int) -> list[int]:

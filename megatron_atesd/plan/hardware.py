@@ -1,5 +1,6 @@
 """GPUs as their public data sheets describe them, and what of that a program is assumed to reach."""
 
+import re
 from dataclasses import dataclass
 
 
@@ -22,6 +23,13 @@ GPUS = {
     "a100": Gpu(80e9, 312e12, 2.04e12, 300e9, 25e9),
     "b200": Gpu(180e9, 2250e12, 7.7e12, 900e9, 50e9),
 }
+
+
+def sxm_board(name: str) -> Gpu | None:
+    """The board that CUDA calls `name`, such as NVIDIA H100 80GB HBM3; None for one that is not in GPUS, PCIe and NVL boards included."""
+    words = re.findall("[a-z0-9]+", name.lower())
+    known = [gpu for key, gpu in GPUS.items() if key in words]
+    return known[0] if known and not {"pcie", "nvl"} & set(words) else None
 
 
 @dataclass(frozen=True)

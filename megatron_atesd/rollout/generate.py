@@ -84,7 +84,7 @@ class _Batch:
         padded = [[*prompt, *[0] * (longest - len(prompt))] for prompt in self.prompts]
         with self.model.slot.use(KVCache(lengths_B, longest + self.config.max_new_tokens)) as cache:
             hidden = _forward_stages(self.model, torch.tensor(padded, device=self.device))
-            hidden_BH = None if hidden is None else hidden[torch.arange(len(lengths_B)), lengths_B - 1]
+            hidden_BH = None if hidden is None else hidden[torch.arange(len(lengths_B), device=self.device), lengths_B - 1]
             for step in range(self.config.max_new_tokens):
                 cache.advance()
                 ids_B = self._next_ids(hidden_BH, step)

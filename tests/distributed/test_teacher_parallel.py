@@ -7,6 +7,7 @@ from typing import Literal
 import pytest
 import torch
 import torch.distributed as dist
+from megatron.core.dist_checkpointing.dict_utils import nested_values
 
 from checkpoints_convert.weights import load_hf_weights
 from megatron_atesd.distill.teacher import Teacher
@@ -120,6 +121,19 @@ def test_a_loaded_teacher_is_the_saved_one_at_every_layout(
     world = saved_at[0] * saved_at[1]
     assert run_distributed(save_and_load, world, models, cases, saved_at, loaded_at, timeout=240) == [[[]] * len(loaded_at)] * world
     assert differences(models, (1, 1), cases) == []
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_what_is_saved_of_an_offloaded_teacher_is_safe_from_the_next_update(dtype: str, models: Path) -> None:
+    """It lies in pinned memory, which a process that writes in the background shares."""
+    with parallel_session():
+        model = new_model(models, (1, 1), dtype)
+        teacher = Teacher(model, "ema", ema_decay=0.9, offload=True)
+        saved = [part.data for part in nested_values(teacher.sharded_state_dict()) if isinstance(part.data, torch.Tensor)]
+        before = [value.clone() for value in saved]
+        move(model, 3)
+        teacher.update()
+    assert unequal(saved, before) == []
 
 
 @pytest.mark.parametrize(("kind", "dtype"), TEACHERS)

@@ -1,10 +1,11 @@
 """A rank of any layout, without weights or other ranks: every recipe at its world size, and 512 GPUs of Qwen3-32B."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from rich.console import Console
@@ -12,6 +13,7 @@ from rich.console import Console
 from megatron_atesd.config import DistillConfig, ModelConfig, ParallelConfig, TrainConfig
 from megatron_atesd.config_load import load_config
 from megatron_atesd.model.architecture import Architecture
+from megatron_atesd.plan import dry_run
 from megatron_atesd.plan.dry_run import DryRun, Job, Shapes, dry_runs, stage_ranks
 from megatron_atesd.plan.dry_run_table import dry_run_table
 from megatron_atesd.plan.memory import activation_bytes, rank_memory, stage_parameters
@@ -32,6 +34,15 @@ PARAMETERS = {"1.7b": 1_720_574_976, "4b": 4_022_468_096, "8b": 8_190_735_360, "
 def moved(run: DryRun, phase: str, group: str, *kinds: str) -> int:
     """Bytes of these kinds that a phase moves in a group."""
     return sum(t.bytes for t in run.traffic.get(phase, []) if t.group == group and t.kind in kinds)
+
+
+def test_its_process_never_sees_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even before it has imported anything. Linux shows the environment with which a process began."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    monkeypatch.setattr(dry_run, "dry_run", Path.read_bytes)
+    (began_with,) = dry_runs(cast("Any", [Path("/proc/self/environ")]))
+    assert b"\0CUDA_VISIBLE_DEVICES=\0" in b"\0" + cast("bytes", began_with)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "3"
 
 
 def test_every_recipe_has_a_dry_run():

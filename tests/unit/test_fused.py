@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from megatron_atesd.distill import fused
 from megatron_atesd.distill.divergence import Divergence, Kind, divergence, top_k_and_tail
@@ -193,6 +194,28 @@ def test_gradients_of_bf16_states_add_up_in_fp32(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(fused, "_add_product", lambda total, *_, **__: totals.append(total.dtype))
     value_and_gradients(distill_loss, inputs(9, 15, 4, torch.bfloat16), torch.ones(9), Divergence(chunk=4))
     assert totals == [torch.float32] * 3
+
+
+class Sizes(TorchDispatchMode):
+    """Bytes of what each operation gives back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[int] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, Tensor) and func.overloadpacket in (torch.ops.aten._to_copy, torch.ops.aten.mm):
+            self.seen.append(out.nbytes)
+        return out
+
+
+def test_on_a_gpu_the_heads_gradient_takes_no_second_copy_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fused, "_rows", lambda matrix, limit: len(matrix))  # whole, as on a GPU
+    hidden, head, teacher, teacher_head = (value.bfloat16() for value in inputs(4, 997, 64))
+    with Sizes() as sizes:
+        distill_loss(hidden.requires_grad_(), head.requires_grad_(), teacher, teacher_head, torch.ones(4), Divergence(chunk=2))
+    assert max(sizes.seen) == 2 * 997 * 64  # the product and the rounded total, in bf16
 
 
 def loss_and_hidden() -> tuple[Tensor, Tensor]:

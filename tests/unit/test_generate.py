@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -39,11 +40,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HiddenStateGPT]:
 def slowly(model: HiddenStateGPT, prompt: list[int], seed: int, config: RolloutConfig) -> list[int]:
     """One token at a time, the whole sequence again each time, no cache, no batch."""
     written: list[int] = []
+    device = torch.cuda.current_device()
     with torch.no_grad():
         for step in range(config.max_new_tokens):
-            hidden = model(torch.tensor([prompt + written]), None, None)
+            hidden = model(torch.tensor([prompt + written], device=device), None, None)
             logits = whole_logits(model, hidden[0, -1:])
-            uniform = uniforms([seed], config.max_new_tokens)[:, step]
+            uniform = uniforms([seed], config.max_new_tokens)[:, step].to(device)
             written.append(int(sample_tokens(logits, uniform, config.temperature, config.top_p, config.top_k)))
             if written[-1] == STOP:
                 break
@@ -82,6 +84,21 @@ def test_rows_that_fill_a_multiple_change_nothing(model: HiddenStateGPT, monkeyp
     monkeypatch.setattr(generation, "token_multiple", lambda config: 16)
     assert generate(model, PROMPTS * 5, seeds, [STOP], CONFIG) == expected
     assert set(rows) == {32, 16}
+
+
+def test_a_decoding_step_needs_no_copies_of_keys_for_every_head(model: HiddenStateGPT, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a mask, a GPU has fused kernels only where queries and keys have equally many heads."""
+    seen: list[tuple[int, int, bool]] = []
+    attend = torch.nn.functional.scaled_dot_product_attention
+
+    def watched(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **options: Any) -> torch.Tensor:
+        if options.get("attn_mask") is not None:
+            seen.append((query.shape[1], key.shape[1], options.get("enable_gqa", False)))
+        return attend(query, key, value, **options)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watched)
+    generate(model, PROMPTS, [1, 2, 3, 4], [], CONFIG)
+    assert set(seen) == {(2, 2, False)}
 
 
 def test_training_mode_and_cache_are_put_back(model: HiddenStateGPT) -> None:

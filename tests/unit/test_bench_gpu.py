@@ -1,0 +1,142 @@
+"""What tools/bench_gpu.py makes of its measurements, what it refuses, and its whole path on a CPU, where the figures mean nothing."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from megatron_atesd.benchmark.flops import step_flops
+from megatron_atesd.benchmark.measure_updates import run
+from megatron_atesd.benchmark.targets import figures, verdict
+from megatron_atesd.benchmark.update import Measured, Updates
+from megatron_atesd.benchmark.variants import variants
+from megatron_atesd.errors import ConfigError
+from megatron_atesd.plan.hardware import GPUS, sxm_board
+
+ROOT = Path(__file__).resolve().parents[2]
+TOKENS = {"student": 16, "teacher": 40}
+LAYOUT = ["--parallel.tensor=2", "--data.batch=8", "--rollout.max_new_tokens=8"]
+
+
+def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, str(ROOT / "tools" / "bench_gpu.py"), *arguments], capture_output=True, text=True, cwd=ROOT)
+
+
+def updates(*also: str) -> list[Updates]:
+    """Of a job of four processes: two models at TP 2."""
+    return variants("tiny", LAYOUT, also, TOKENS, (2, 1), world=4)
+
+
+def rank(peak: float, **seconds: float) -> dict[str, Any]:
+    step = {"rollout": 4.0, "teacher": 1.0, "student": 2.0, "loss": 0.0, "optimizer": 0.5, **seconds}
+    return {"steps": [step, step], "loss": 0.1, "over_start_gib": peak, "planned_gib": 2.0}
+
+
+MEASURED = Measured([rank(1.0), rank(2.1), rank(1.0), rank(1.5, loss=1.0)], {"loss": 2.6, "products": 2.0})
+
+
+def test_tokens_are_those_of_all_replicas() -> None:
+    found = figures(updates()[0], MEASURED, None, 1e12)
+    read = {"teacher": 8 * (40 + 8), "student": 8 * (16 + 8)}
+    assert found["tokens"] == {name: read.get(name, 8 * 8) for name in ("rollout", "teacher", "student", "loss", "training", "update")}
+    assert found["tokens_per_second"]["rollout"] == 64 / 4.0
+    assert found["tokens_per_second"]["update"] == 64 / 8.5
+
+
+def test_utilisation_is_of_a_ranks_share_of_the_operations() -> None:
+    """Training is teacher, student and loss of the last rank: four seconds."""
+    (one,) = updates()
+    assert one.workload.prompts == 4
+    found = figures(one, MEASURED, 1e9, 2e9)
+    assert found["mfu"] == pytest.approx(step_flops(one.workload) / 2 / 4.0 / 1e9)
+    assert found["share_of_matmul"] == pytest.approx(found["mfu"] / 2)
+
+
+def test_memory_is_the_fullest_ranks_over_its_own_plan() -> None:
+    assert figures(updates()[0], MEASURED, None, 1e12)["peak_over_plan"] == pytest.approx(2.1 / 2.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [("mfu", 0.41, "met"), ("mfu", 0.39, "missed"), ("mfu", None, "not judged"), ("loss_over_products", 1.31, "missed"),
+     ("loss_over_products", 1.29, "met"), ("peak_over_plan", 0.89, "missed"), ("peak_over_plan", 1.11, "missed"),
+     ("peak_over_plan", 1.0, "met")],
+)  # fmt: skip
+def test_targets_are_judged(name: str, value: float | None, expected: str) -> None:
+    assert verdict(name, value, judged=True) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "board"),
+    [("NVIDIA H100 80GB HBM3", "h100"), ("NVIDIA H200", "h200"), ("NVIDIA A100-SXM4-80GB", "a100"), ("NVIDIA B200", "b200"),
+     ("NVIDIA H100 PCIe", None), ("NVIDIA H100 NVL", None), ("NVIDIA GH200 480GB", None), ("NVIDIA GeForce RTX 4090", None)],
+)  # fmt: skip
+def test_a_gpu_is_known_by_the_name_that_cuda_gives_it(name: str, board: str | None) -> None:
+    assert sxm_board(name) == (GPUS[board] if board else None)
+
+
+def test_settings_of_also_come_over_the_others() -> None:
+    plain, other = updates("--distill.chunk 64 --distill.teacher=live")
+    assert (plain.config.distill.chunk, plain.config.distill.teacher) == (2048, "initial")
+    assert (other.config.distill.chunk, other.config.distill.teacher, other.config.data.batch) == (64, "live", 8)
+
+
+@pytest.mark.parametrize(
+    ("shape", "settings", "tokens", "repeats", "message"),
+    [
+        ("9b", [], TOKENS, (1, 0), "--shape is '9b'"),
+        ("tiny", [], TOKENS, (0, 0), "--steps is 0"),
+        ("tiny", [], {"student": 16, "teacher": 8}, (1, 0), "--teacher-tokens is 8, must be at least --student-tokens, 16"),
+        ("tiny", ["--data.batch=3"], TOKENS, (1, 0), "data.batch is 3"),
+        ("tiny", ["--parallel.tensor=4"], TOKENS, (1, 0), "must divide the model's query groups"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(
+    shape: str, settings: list[str], tokens: dict[str, int], repeats: tuple[int, int], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        variants(shape, settings, (), tokens, repeats, world=4)
+
+
+def test_without_a_gpu_it_says_what_can_be_done() -> None:
+    with pytest.raises(ConfigError, match="no CUDA device, so there is nothing to measure; to try the path: --device cpu --shape tiny"):
+        run("1.7b", [], [], TOKENS, (1, 0), "cuda", None)
+
+
+@pytest.fixture(scope="module")
+def tried(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What the tiny shape gives on a CPU: the JSON file's content, and what was printed."""
+    out = tmp_path_factory.mktemp("bench") / "bench.json"
+    sizes = ("--model.dtype=fp32", "--data.batch=4", "--rollout.max_new_tokens=8", "--student-tokens=16", "--teacher-tokens=40")
+    quick = ("--device", "cpu", "--shape", "tiny", *sizes, "--steps", "3", "--warmup", "1", "--also", "--distill.teacher ema")
+    ended = bench(*quick, "--out", str(out))
+    assert ended.returncode == 0, ended.stderr
+    return json.loads(out.read_text()) | {"stdout": ended.stdout}
+
+
+def test_each_variant_is_measured(tried: dict[str, Any]) -> None:
+    assert [row["name"] for row in tried["variants"]] == ["tiny", "--distill.teacher ema"]
+    assert all(row["loss"] > 0 and row["loss_over_products"] > 0 and row["planned_gib"] > 0 for row in tried["variants"])
+
+
+def test_the_phases_make_up_the_update(tried: dict[str, Any]) -> None:
+    for seconds in (row["seconds"] for row in tried["variants"]):
+        phases = [seconds[name] for name in ("rollout", "teacher", "student", "loss", "optimizer")]
+        assert min(phases) > 0
+        assert max(phases) < seconds["update"]
+        assert seconds["training"] < seconds["update"]
+
+
+def test_rates_are_tokens_over_seconds(tried: dict[str, Any]) -> None:
+    for row in tried["variants"]:
+        for phase, rate in row["tokens_per_second"].items():
+            assert rate == pytest.approx(row["tokens"][phase] / row["seconds"][phase])
+
+
+def test_a_cpu_is_not_judged(tried: dict[str, Any]) -> None:
+    assert tried["judged"] is False
+    assert [row["mfu"] for row in tried["variants"]] == [None, None]
+    assert "met" not in tried["stdout"].split()
