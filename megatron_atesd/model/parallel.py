@@ -43,19 +43,22 @@ def parallel_session(
 
 
 @contextmanager
-def processes(timeout_minutes: float) -> Iterator[None]:
-    """torch's default process group while inside, torn down on leaving without an exception; one that exists already is used and left."""
+def processes(timeout_minutes: float, backend: str = "") -> Iterator[None]:
+    """torch's default process group while inside, torn down on leaving without an exception; one that exists already is used and left.
+
+    backend: torch's name of it; without one NCCL where there is CUDA, gloo elsewhere.
+    """
     already = dist.is_initialized()
     if not already:
-        _init_processes(int(os.environ.get("WORLD_SIZE", "1")), timedelta(minutes=timeout_minutes))
+        _init_processes(int(os.environ.get("WORLD_SIZE", "1")), timedelta(minutes=timeout_minutes), backend)
     yield
     if not already:
         dist.destroy_process_group()
 
 
-def _init_processes(world: int, timeout: timedelta) -> None:
-    backend = "nccl" if torch.cuda.is_available() else "gloo"
-    if torch.cuda.is_available():
+def _init_processes(world: int, timeout: timedelta, backend: str) -> None:
+    backend = backend or ("nccl" if torch.cuda.is_available() else "gloo")
+    if backend == "nccl":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     if "RANK" in os.environ:
         store, rank, world = next(dist.rendezvous("env://", timeout=timeout))  # pyright: ignore[reportPrivateImportUsage]
