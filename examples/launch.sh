@@ -6,6 +6,7 @@
 #
 #   NNODES, NODE_RANK        nodes, and which one this is (SLURM_NNODES, SLURM_NODEID)
 #   MASTER_ADDR              host name of node 0 (first of SLURM_JOB_NODELIST); MASTER_PORT, default 29500
+#   LOCAL_ADDR               address of this node for the others, where they cannot resolve the name that it gives itself (hostname -f)
 #   GPUS_PER_NODE            processes a node (SLURM_GPUS_ON_NODE); default: one for each GPU
 #   MAX_RESTARTS             new starts after a failure, each from the newest valid checkpoint; default 0: they also follow a bad setting
 #   JOB_ID                   the same on all nodes, another for each job that shares MASTER_ADDR and port (SLURM_JOB_ID)
@@ -55,6 +56,7 @@ else
     check_number MASTER_PORT "${MASTER_PORT:-29500}" 1 65535
     check_number JOIN_MINUTES "${JOIN_MINUTES:-10}" 1
     options+=(--nnodes "$nodes" --rdzv-backend c10d --rdzv-endpoint "$master:${MASTER_PORT:-29500}")
+    [ -z "${LOCAL_ADDR:-}" ] || options+=(--local-addr "$LOCAL_ADDR")
     export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 # else a restarted rank finds the addresses of those before it
     # Node 0 opens the meeting point, whatever names its machine goes by; the others may come first (read_timeout: until it is there).
     seconds=$((60 * ${JOIN_MINUTES:-10}))

@@ -9,7 +9,7 @@ import pytest
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 LAUNCHERS = sorted(EXAMPLES.glob("*_qwen3_*.sh"))
-NODES = ("NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT", "GPUS_PER_NODE", "JOIN_MINUTES", "JOB_ID", "MAX_RESTARTS")
+NODES = ("NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT", "GPUS_PER_NODE", "JOIN_MINUTES", "JOB_ID", "MAX_RESTARTS", "LOCAL_ADDR")
 CLUSTER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "TORCHELASTIC_RUN_ID", *NODES)
 TWO_NODES = {"NNODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "node0", "JOB_ID": "7"}
 
@@ -70,6 +70,10 @@ def test_several_nodes_meet_at_node_0(stand_in: Path) -> None:
 def test_nodes_wait_for_the_meeting_point_as_long_as_for_each_other(stand_in: Path) -> None:
     assert ",join_timeout=600,read_timeout=600 " in called(stand_in, **TWO_NODES)
     assert ",join_timeout=1800,read_timeout=1800 " in called(stand_in, **TWO_NODES, JOIN_MINUTES="30")
+
+
+def test_a_node_may_say_how_the_others_reach_it(stand_in: Path) -> None:
+    assert " --local-addr 10.0.0.2 " in called(stand_in, **TWO_NODES, LOCAL_ADDR="10.0.0.2")
 
 
 def test_slurm_says_the_same(stand_in: Path) -> None:
