@@ -71,6 +71,13 @@ def test_twice_the_response_doubles_loss_and_rollout_and_does_not_double_the_pro
     assert twice["rollout"].seconds == pytest.approx(2 * short["rollout"].seconds, rel=0.01)  # bound by launches
 
 
+def test_a_stage_reads_and_sends_its_part_of_a_rollout_which_takes_as_long():
+    whole = workload("8b", 8)
+    one, four = (update_phases(work, H100, ASSUMED)[0] for work in (whole, replace(whole, pipeline=4, gpus=4 * whole.gpus)))
+    assert (four.memory, four.sent, four.flops) == pytest.approx((one.memory / 4, one.sent / 4, one.flops / 4))
+    assert four.seconds == pytest.approx(one.seconds)
+
+
 def test_more_micro_batches_shrink_the_bubble():
     work = workload("8b", 8, "--parallel.tensor=1", "--parallel.sequence=false", "--parallel.pipeline=4")
     assert [bubble(work, n) for n in (1, 3, 12)] == [4, 2, 1.25]
