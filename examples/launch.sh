@@ -5,11 +5,12 @@
 # it finds by these variables (Slurm's in their stead inside a Slurm job step of one task a node):
 #
 #   NNODES, NODE_RANK        nodes, and which one this is (SLURM_NNODES, SLURM_NODEID)
-#   MASTER_ADDR              host name of node 0 (first of SLURM_JOB_NODELIST); MASTER_PORT, default 29500
+#   MASTER_ADDR              host name of node 0 (first of SLURM_JOB_NODELIST); MASTER_PORT, default 29500, with
+#                            Slurm 20000 and the last digits of the job's number; jobs that share node 0 need different ones
 #   LOCAL_ADDR               address of this node for the others, where they cannot resolve the name that it gives itself (hostname -f)
 #   GPUS_PER_NODE            processes a node (SLURM_GPUS_ON_NODE); default: one for each GPU
 #   MAX_RESTARTS             new starts after a failure, each from the newest valid checkpoint; default 0: they also follow a bad setting
-#   JOB_ID                   the same on all nodes, another for each job that shares MASTER_ADDR and port (SLURM_JOB_ID)
+#   JOB_ID                   the same on all nodes; with one of its own (SLURM_JOB_ID) no node of another job can join by mistake
 #   JOIN_MINUTES             how long nodes wait for the others, at the start and after a loss; default 10
 #
 # A node that is lost: with MAX_RESTARTS > 0 the others wait for it. Start it, or another in its place, with the same command, and all
@@ -53,9 +54,10 @@ else
     check_number NODE_RANK "$node" 0 $((nodes - 1))
     master=${MASTER_ADDR:-${SLURM_JOB_NODELIST:+$(first_slurm_host)}}
     [ -n "$master" ] || fail "NNODES is $nodes, but MASTER_ADDR is not set; give the host name of node 0 on every node"
-    check_number MASTER_PORT "${MASTER_PORT:-29500}" 1 65535
+    port=${MASTER_PORT:-$((${SLURM_JOB_ID:-0} ? 20000 + ${SLURM_JOB_ID:-0} % 10000 : 29500))}
+    check_number MASTER_PORT "$port" 1 65535
     check_number JOIN_MINUTES "${JOIN_MINUTES:-10}" 1
-    options+=(--nnodes "$nodes" --rdzv-backend c10d --rdzv-endpoint "$master:${MASTER_PORT:-29500}")
+    options+=(--nnodes "$nodes" --rdzv-backend c10d --rdzv-endpoint "$master:$port")
     [ -z "${LOCAL_ADDR:-}" ] || options+=(--local-addr "$LOCAL_ADDR")
     export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 # else a restarted rank finds the addresses of those before it
     # Node 0 opens the meeting point, whatever names its machine goes by; the others may come first (read_timeout: until it is there).

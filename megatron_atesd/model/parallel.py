@@ -58,13 +58,29 @@ def processes(timeout_minutes: float, backend: str = "") -> Iterator[None]:
 
 def _init_processes(world: int, timeout: timedelta, backend: str) -> None:
     backend = backend or ("nccl" if torch.cuda.is_available() else "gloo")
-    if backend == "nccl":
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    store, rank = None, 0
     if "RANK" in os.environ:
         store, rank, world = next(dist.rendezvous("env://", timeout=timeout))  # pyright: ignore[reportPrivateImportUsage]
-        dist.init_process_group(backend, store=_of_this_start(store), rank=rank, world_size=world, timeout=timeout)
+        store = _of_this_start(store)
+        _check_same_backend(store, backend, rank, world)
+    if backend == "nccl":
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    if store is not None:
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timeout)
     else:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=world, timeout=timeout)  # pyright: ignore[reportPrivateImportUsage]
+
+
+def _check_same_backend(store: Any, backend: str, rank: int, world: int) -> None:
+    """Raise ConfigError on all ranks where one, for want of a GPU, has another backend: they would wait for each other in vain."""
+    store.set(f"backend_{rank}", backend)
+    if rank == 0:
+        backends = [store.get(f"backend_{other}").decode() for other in range(world)]
+        odd = next((other for other in range(world) if backends[other] != backend), None)
+        problem = "" if odd is None else f"rank 0 would use {backend}, rank {odd} {backends[odd]}: not all of them see a GPU"
+        store.set("problem", problem or "none")
+    if (problem := store.get("problem").decode()) != "none":
+        raise ConfigError(f"{problem}; tools/doctor.py, started like this job, says which")
 
 
 def _of_this_start(store: Any) -> Any:

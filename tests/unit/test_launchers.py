@@ -78,7 +78,12 @@ def test_a_node_may_say_how_the_others_reach_it(stand_in: Path) -> None:
 
 def test_slurm_says_the_same(stand_in: Path) -> None:
     slurm = {"SLURM_NNODES": "2", "SLURM_NODEID": "1", "SLURM_JOB_NODELIST": "node0,node1", "SLURM_JOB_ID": "7", "SLURM_GPUS_ON_NODE": "8"}
-    assert called(stand_in, **slurm) == called(stand_in, **TWO_NODES, GPUS_PER_NODE="8")
+    assert called(stand_in, **slurm) == called(stand_in, **TWO_NODES, GPUS_PER_NODE="8", MASTER_PORT="20007")
+
+
+def test_slurm_jobs_that_share_a_node_meet_at_different_ports(stand_in: Path) -> None:
+    assert "--rdzv-endpoint node0:24568 " in called(stand_in, **TWO_NODES, SLURM_JOB_ID="1234568")
+    assert "--rdzv-endpoint node0:29501 " in called(stand_in, **TWO_NODES, SLURM_JOB_ID="1234568", MASTER_PORT="29501")
 
 
 @pytest.mark.parametrize("missing", ["NODE_RANK", "MASTER_ADDR"])
