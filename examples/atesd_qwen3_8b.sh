@@ -6,7 +6,8 @@
 #   torchrun --nnodes 2 --nproc-per-node 8 … examples/atesd_qwen3_8b.sh         on every node; with --no-python too
 #
 # Python reads these lines as one string and goes on below it.
-exec bash "$(dirname "$0")/launch.sh" "${0%.sh}.yaml" "$@"
+launcher=$(readlink -f "$0") # it may be called through a link
+exec bash "${launcher%/*}/launch.sh" "${launcher%.sh}.yaml" "$@"
 '''
 import os
 import sys

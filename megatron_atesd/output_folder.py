@@ -1,5 +1,6 @@
 """Whether results can be written to a folder, asked before the work whose results they are."""
 
+import os
 import tempfile
 from contextlib import suppress
 from pathlib import Path
@@ -19,7 +20,7 @@ def make_writable(setting: str, folder: Path) -> None:
 
 def check_writable(setting: str, folder: Path) -> None:
     """As `make_writable`, but leaves nothing behind: for one process, when more can still be refused."""
-    new = [path for path in (folder, *folder.parents) if not path.exists()]
+    new = [path for path in (folder, *folder.parents) if not os.path.exists(path)]  # Path.exists raises in a folder closed to us
     try:
         make_writable(setting, folder)
     finally:

@@ -25,7 +25,7 @@ from megatron_atesd.model.architecture import Architecture
 from megatron_atesd.plan import report
 from megatron_atesd.plan.hardware import GPUS, Assumptions
 from megatron_atesd.plan.published import QWEN3
-from megatron_atesd.plan.search import best_plan, make_plan, remedies
+from megatron_atesd.plan.search import best_plan, make_plan
 from megatron_atesd.plan.workload import Lengths, workload_of
 
 WIDTH = 120  # of the tables where the output is no terminal
@@ -39,21 +39,22 @@ def main() -> None:
     plan, best = make_plan(work, gpu, assume), best_plan(work, gpu, assume)
     print_ = Console(width=max(WIDTH, Console().width), soft_wrap=True).print
     print_(report.layout_text(work), report.memory_table(plan, gpu), report.time_table(plan), sep="\n")
-    fits = plan.peak <= gpu.memory
-    if not fits:
-        print_(f"Does not fit a {args.gpu}. Alone enough: {'; '.join(remedies(work, gpu, assume)) or 'no single setting, see below'}.")
-    print_(
-        f"Suggested: {report.layout_text(best.work)}: {best.seconds:.2f} s an update, {best.peak / report.GIB:.1f} GiB."
-        if best
-        else "No layout of this model fits these GPUs with these settings: take more GPUs, the distributed optimizer or recompute."
-    )
+    print_(report.fit_text(plan, gpu, args.gpu, assume) + report.suggestion_text(plan, best, gpu, assume))
     print_(*report.assumption_lines(plan, gpu, assume), sep="\n")
     runs = walk(config, arch, args.gpus, print_) if args.dry_run else []
     if args.json:
         values = {"gpu": args.gpu, "plan": report.plan_values(plan), "suggested": best and report.plan_values(best)}
-        args.json.write_text(json.dumps(values | {"dry_run": [asdict(run) for run in runs]}, indent=2) + "\n", encoding="utf-8")
-    if not fits:
+        write(args.json, values | {"dry_run": [asdict(run) for run in runs]})
+    if plan.peak > gpu.memory:
         raise SystemExit(1)
+
+
+def write(path: Path, values: dict[str, Any]) -> None:
+    """JSON into a file. Raises ConfigError where it cannot be written."""
+    try:
+        path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"--json is {path}, which cannot be written ({error.strerror}); give a file in a folder that exists") from None
 
 
 def walk(config: TrainConfig, arch: Architecture, gpus: int, print_: Callable[..., None]) -> list[Any]:
@@ -99,6 +100,11 @@ def read(args: argparse.Namespace, settings: list[str]) -> tuple[TrainConfig, Ar
     arch = QWEN3[args.model_shape] if args.model_shape else from_folder(config.model.path)
     shape = ModelShape(arch.heads, arch.query_groups, arch.layers, arch.ffn, arch.max_positions)
     refuse(layout_problems(config.parallel, args.gpus, shape))
+    lengths = Lengths.of(config, args.student_tokens, args.teacher_tokens, args.response_tokens)
+    if (longest := max(lengths.student, lengths.teacher) + lengths.response) > arch.max_positions:
+        raise ConfigError(
+            f"prompt and response are {longest} tokens together, but the model has {arch.max_positions} positions; plan for shorter ones"
+        )
     return config, arch
 
 

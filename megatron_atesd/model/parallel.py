@@ -47,25 +47,45 @@ def parallel_session(
 
 
 @contextmanager
-def processes(timeout_minutes: float) -> Iterator[None]:
-    """torch's default process group while inside, torn down on leaving without an exception; one that exists already is used and left."""
+def processes(timeout_minutes: float, backend: str = "") -> Iterator[None]:
+    """torch's default process group while inside, torn down on leaving without an exception; one that exists already is used and left.
+
+    backend: torch's name of it; without one NCCL beside gloo where there is CUDA, gloo elsewhere.
+    """
     already = dist.is_initialized()
     if not already:
-        _init_processes(int(os.environ.get("WORLD_SIZE", "1")), timedelta(minutes=timeout_minutes))
+        _init_processes(int(os.environ.get("WORLD_SIZE", "1")), timedelta(minutes=timeout_minutes), backend)
     yield
     if not already:
         dist.destroy_process_group()
 
 
-def _init_processes(world: int, timeout: timedelta) -> None:
-    backend = WITH_CUDA if torch.cuda.is_available() else "gloo"
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+def _init_processes(world: int, timeout: timedelta, backend: str) -> None:
+    os.environ.setdefault("TORCH_GLOO_LAZY_INIT", "1")  # else every group connects all its ranks: thousands of sockets a rank on 512 GPUs
+    backend = backend or (WITH_CUDA if torch.cuda.is_available() else "gloo")
+    store, rank = None, 0
     if "RANK" in os.environ:
         store, rank, world = next(dist.rendezvous("env://", timeout=timeout))  # pyright: ignore[reportPrivateImportUsage]
-        dist.init_process_group(backend, store=_of_this_start(store), rank=rank, world_size=world, timeout=timeout)
+        store = _of_this_start(store)
+        _check_same_backend(store, backend, rank, world)
+    if backend == WITH_CUDA:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    if store is not None:
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timeout)
     else:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=world, timeout=timeout)  # pyright: ignore[reportPrivateImportUsage]
+
+
+def _check_same_backend(store: Any, backend: str, rank: int, world: int) -> None:
+    """Raise ConfigError on all ranks where one, for want of a GPU, has another backend: they would wait for each other in vain."""
+    store.set(f"backend_{rank}", backend)
+    if rank == 0:
+        backends = [store.get(f"backend_{other}").decode() for other in range(world)]
+        odd = next((other for other in range(world) if backends[other] != backend), None)
+        problem = "" if odd is None else f"rank 0 would use {backend}, rank {odd} {backends[odd]}: not all of them see a GPU"
+        store.set("problem", problem or "none")
+    if (problem := store.get("problem").decode()) != "none":
+        raise ConfigError(f"{problem}; tools/doctor.py, started like this job, says which")
 
 
 def _of_this_start(store: Any) -> Any:

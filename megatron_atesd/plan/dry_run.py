@@ -57,13 +57,15 @@ class Shapes:
 class DryRun:
     """What one rank holds (bytes, as megatron.core and this project allocate them) and what it sends in one update, by phase.
 
-    The update has `micro_batches` of teacher and student each. teacher: wherever it is kept (distill.teacher_offload). activations: the
-    most that autograd keeps at one time, with the norms of a CPU, which keep more than CUDA's.
+    The update has `micro_batches` of these `shapes` of teacher and student each. teacher: wherever it is kept
+    (distill.teacher_offload). activations: the most that autograd keeps at one time, with the norms of a CPU, which keep more than
+    CUDA's.
     """
 
     rank: int
     stage: int
     micro_batches: int
+    shapes: Shapes
     parameters: int
     weights: int
     gradients: int
@@ -130,6 +132,7 @@ def dry_run(job: Job) -> DryRun:
             rank=job.rank,
             stage=parallel_state.get_pipeline_model_parallel_rank(),
             micro_batches=micro_batches,
+            shapes=job.shapes,
             parameters=sum(p.numel() for p in parameters),
             weights=size(parameters),
             gradients=size(buffer.grad_data for chunk in optimization.wrapped for buffer in cast("Any", chunk).buffers),

@@ -11,6 +11,8 @@ from megatron_atesd.plan.report import gib
 def dry_run_table(runs: Sequence[DryRun]) -> Table:
     """What the dry run allocated, GiB, and the traffic that it saw, GB."""
     table = Table("dry run", *(f"stage {run.stage}, rank {run.rank}" for run in runs))
+    shapes = [(run.micro_batches, run.shapes) for run in runs]
+    table.add_row("micro-batches × sequences × tokens", *(f"{number} × {s.sequences} × {s.length:,}" for number, s in shapes))
     table.add_row("parameters held (millions)", *(f"{run.parameters / 1e6:,.0f}" for run in runs))
     for name in ("weights", "gradients", "optimizer", "teacher", "activations"):
         table.add_row(f"{name}, GiB", *(gib(getattr(run, name)) for run in runs))

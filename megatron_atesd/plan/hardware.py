@@ -1,4 +1,4 @@
-"""GPUs as their public data sheets describe them, and what of that a program is assumed to reach."""
+"""GPUs as their public data sheets (of memory: their users' logs) describe them, and what of that a program is assumed to reach."""
 
 import re
 from dataclasses import dataclass
@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Gpu:
-    """memory: bytes; flops: dense bf16 operations a second; bandwidth: of the memory, bytes a second; nvlink, network: bytes a second
-    that one GPU sends within a node and to other nodes."""
+    """memory: bytes that CUDA reports in all, less than the board's name says; flops: dense bf16 operations a second; bandwidth: of the
+    memory, bytes a second; nvlink, network: bytes a second that one GPU sends within a node and to other nodes."""
 
     memory: float
     flops: float
@@ -18,10 +18,10 @@ class Gpu:
 
 # SXM boards. network: one 400 Gb/s adapter a GPU (200 Gb/s for A100), as in the vendor's own 8-GPU machines.
 GPUS = {
-    "h100": Gpu(80e9, 989e12, 3.35e12, 450e9, 50e9),
-    "h200": Gpu(141e9, 989e12, 4.8e12, 450e9, 50e9),
-    "a100": Gpu(80e9, 312e12, 2.04e12, 300e9, 25e9),
-    "b200": Gpu(180e9, 2250e12, 7.7e12, 900e9, 50e9),
+    "h100": Gpu(79.1 * 2**30, 989e12, 3.35e12, 450e9, 50e9),
+    "h200": Gpu(139.8 * 2**30, 989e12, 4.8e12, 450e9, 50e9),
+    "a100": Gpu(79.1 * 2**30, 312e12, 2.04e12, 300e9, 25e9),
+    "b200": Gpu(178.3 * 2**30, 2250e12, 7.7e12, 900e9, 50e9),
 }
 
 

@@ -7,7 +7,7 @@ from rich.table import Table
 
 from megatron_atesd.plan.hardware import Assumptions, Gpu
 from megatron_atesd.plan.memory import stage_parameters
-from megatron_atesd.plan.search import Plan
+from megatron_atesd.plan.search import MARGIN, Plan, remedies, ways_out
 from megatron_atesd.plan.workload import Workload
 
 GIB = 2**30
@@ -38,6 +38,30 @@ def memory_table(plan: Plan, gpu: Gpu) -> Table:
 
 def gib(value: float) -> str:
     return f"{value / GIB:.2f}"
+
+
+def fit_text(plan: Plan, gpu: Gpu, gpu_name: str, assume: Assumptions) -> str:
+    """'' where the plan fits, else what alone would make it fit."""
+    if plan.peak <= gpu.memory:
+        return ""
+    return f"Does not fit a {gpu_name}. Alone enough: {'; '.join(remedies(plan.work, gpu, assume)) or 'no single setting, see below'}.\n"
+
+
+def suggestion_text(plan: Plan, best: Plan | None, gpu: Gpu, assume: Assumptions) -> str:
+    """The layout to take; the planned one where it fits and no other is clearly faster; where nothing fits, what else would do."""
+    if best is None:
+        ways = [f"{name}: {result_text(found)}" for name, found in ways_out(plan.work, gpu, assume)]
+        return (
+            "No layout of this model fits these GPUs with these settings. Enough: " + (". Or ".join(ways) or "nothing that was tried") + "."
+        )
+    if plan.peak <= gpu.memory and plan.seconds <= best.seconds * (1 + MARGIN):
+        return f"Suggested: this layout; none that fits is clearly faster. Most room: {result_text(best)}."
+    return f"Suggested: {result_text(best)}."
+
+
+def result_text(plan: Plan) -> str:
+    """A layout with its time and memory in a line."""
+    return f"{layout_text(plan.work)}: {plan.seconds:.2f} s an update, {plan.peak / GIB:.1f} GiB"
 
 
 def time_table(plan: Plan) -> Table:

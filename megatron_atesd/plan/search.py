@@ -7,9 +7,12 @@ from dataclasses import dataclass, replace
 from megatron_atesd.plan.hardware import Assumptions, Gpu
 from megatron_atesd.plan.memory import RankMemory, rank_memory
 from megatron_atesd.plan.speed import Phase, update_phases
-from megatron_atesd.plan.workload import Workload
+from megatron_atesd.plan.workload import Recompute, Workload
 
 TOKENS = (2048, 4096, 8192, 16384, 32768, 65536)
+MARGIN = 0.05  # predicted times cannot tell less
+SHARD, OFFLOAD = "optimizer.use_distributed_optimizer true", "distill.teacher_offload true"
+RECOMPUTE = "megatron.recompute_granularity full, recompute_method uniform, recompute_num_layers 1"
 
 
 @dataclass(frozen=True)
@@ -64,10 +67,25 @@ def _divisors(number: int) -> list[int]:
 
 
 def best_plan(work: Workload, gpu: Gpu, assume: Assumptions) -> Plan | None:
-    """The fastest plan that fits, of equally fast ones that with most memory to spare; None when nothing fits."""
+    """Of the plans that fit, and are within MARGIN of the fastest, that with most memory to spare; None when nothing fits."""
     plans = (make_plan(layout, gpu, assume) for layout in layouts(work, assume))
     fitting = [plan for plan in plans if plan.peak <= gpu.memory]
-    return min(fitting, key=lambda plan: (round(plan.seconds, 3), plan.peak), default=None)
+    enough = (1 + MARGIN) * min((plan.seconds for plan in fitting), default=0.0)
+    return min((plan for plan in fitting if plan.seconds <= enough), key=lambda plan: plan.peak, default=None)
+
+
+def ways_out(work: Workload, gpu: Gpu, assume: Assumptions) -> list[tuple[str, Plan]]:
+    """What would do where no layout fits, with its best plan: all memory settings together, and the fewest GPUs of twice, four times …"""
+    together = replace(work, distributed=True, offload=True, recompute=_every_layer(work))
+    wider = (replace(work, gpus=work.gpus * 2**doublings) for doublings in range(1, 11))
+    found = [(f"{SHARD}, {OFFLOAD} and {RECOMPUTE}", best_plan(together, gpu, assume))]
+    enough = next(((more.gpus, plan) for more in wider if (plan := best_plan(more, gpu, assume))), None)
+    found += [(f"{enough[0]} GPUs", enough[1])] if enough else []
+    return [(name, plan) for name, plan in found if plan]
+
+
+def _every_layer(work: Workload) -> Recompute:
+    return Recompute(work.stage_layers // work.virtual, 1)
 
 
 def remedies(work: Workload, gpu: Gpu, assume: Assumptions) -> list[str]:
@@ -75,11 +93,10 @@ def remedies(work: Workload, gpu: Gpu, assume: Assumptions) -> list[str]:
 
     Those that do not suffice alone are left out; the list is empty when none does.
     """
-    block = replace(work.recompute, layers=work.stage_layers // work.virtual, block=1)
     changes = {
-        "optimizer.use_distributed_optimizer true": replace(work, distributed=True),
-        "distill.teacher_offload true": replace(work, offload=True),
-        "megatron.recompute_granularity full, recompute_method uniform, recompute_num_layers 1": replace(work, recompute=block),
+        SHARD: replace(work, distributed=True),
+        OFFLOAD: replace(work, offload=True),
+        RECOMPUTE: replace(work, recompute=_every_layer(work)),
         f"parallel.micro_batch_tokens {work.micro_batch_tokens // 2}": replace(work, micro_batch_tokens=work.micro_batch_tokens // 2),
         f"rollout.batch {max(1, work.generated_at_once // 2)}": replace(work, rollout_batch=max(1, work.generated_at_once // 2)),
         f"distill.chunk {max(1, work.chunk // 2)}": replace(work, chunk=max(1, work.chunk // 2)),

@@ -105,8 +105,8 @@ def _decode(work: Workload, gpu: Gpu, assume: Assumptions) -> Phase:
     waiting = steps * arch.layers * (assume.launch + (2 * assume.hop if work.tensor > 1 else 0))
     prompts = products / (gpu.flops * utilization(assume, rows * lengths.student))
     bound = "kernel launches" if waiting > reading else "memory"
-    sent = tensor_bytes(work, work.sequences * (lengths.student + lengths.response), 4) * work.pipeline
-    return Phase("rollout", flops, steps * (weights + cache), sent, max(reading, waiting) + prompts, bound)
+    sent = tensor_bytes(work, work.sequences * (lengths.student + lengths.response), 4)
+    return Phase("rollout", flops, steps * (weights + cache) / work.pipeline, sent, max(reading, waiting) + prompts, bound)
 
 
 def _loss(work: Workload, gpu: Gpu, assume: Assumptions) -> Phase:

@@ -1,4 +1,4 @@
-"""Two nodes, each an agent of torchrun on the loopback interface: one is lost and comes back, and the run ends as if it had not been."""
+"""Two nodes, each a host with an agent of torchrun: one is lost and comes back, and the run ends as if it had not been."""
 
 import socket
 import subprocess
@@ -14,7 +14,8 @@ from megatron_atesd.faults.job import kill, ranks, started
 from megatron_atesd.faults.state import metrics, reproducible
 from megatron_atesd.train.loop import train
 from tests.distributed.launch import run_distributed
-from tests.end_to_end.small_run import ROOT, finish, newest, recipe_overrides, save_inputs, wait_for
+from tests.end_to_end.small_run import ROOT, TIMEOUT_SECONDS, finish, newest, recipe_overrides, save_inputs, wait_for
+from tests.end_to_end.two_hosts import Host, two_hosts
 
 pytestmark = pytest.mark.slow
 
@@ -29,13 +30,15 @@ class Nodes:
     command: list[str]
     port: int
     folder: Path
+    hosts: list[Host]
 
     def output(self, node: int) -> Path:
         return self.folder / f"output of node {node}"
 
     def start(self, node: int) -> AbstractContextManager[subprocess.Popen[bytes]]:
-        cluster = {"NNODES": "2", "NODE_RANK": str(node), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(self.port), "GPUS_PER_NODE": "1"}
-        return started(self.command, self.output(node), **cluster, MAX_RESTARTS="3")
+        host, master = self.hosts[node], self.hosts[0].address
+        cluster = {"NNODES": "2", "NODE_RANK": str(node), "MASTER_ADDR": master, "MASTER_PORT": str(self.port), "GPUS_PER_NODE": "1"}
+        return started([*host.prefix, *self.command], self.output(node), **host.environment, **cluster, MAX_RESTARTS="3")
 
 
 @dataclass(frozen=True)
@@ -77,11 +80,16 @@ def lost(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Lost:
     """Node 0 starts first and so keeps rank 0: its agent could hand the addresses of lost ranks on to the new ones."""
     folder = tmp_path_factory.mktemp("lost")
     run_dir = folder / "run"
-    nodes = Nodes(["bash", str(LAUNCHER), *settings(inputs, run_dir)], free_port(), folder)
-    with nodes.start(0) as first, nodes.start(1) as second:
+    command = ["bash", str(LAUNCHER), *settings(inputs, run_dir)]
+    with (
+        two_hosts() as hosts,
+        (nodes := Nodes(command, free_port(), folder, hosts)).start(0) as first,
+        nodes.start(1) as second,
+    ):
         wait_for(lambda: newest(run_dir) != "", first, nodes.output(0))
         before = ranks(first)
         kill(second)
+        psutil.wait_procs(before, TIMEOUT_SECONDS)  # which may have been about to finish another checkpoint
         had = newest(run_dir)
         with nodes.start(1) as second:
             wait_for(lambda: ranks_replaced(first, before), first, nodes.output(0))

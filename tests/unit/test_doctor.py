@@ -1,5 +1,6 @@
 """Each check of the doctor: what it calls an error, a warning, or neither."""
 
+import os
 import re
 import runpy
 import shutil
@@ -7,16 +8,19 @@ import sys
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from importlib import metadata
+from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 from packaging.requirements import Requirement
+from rich.console import Console
 
-from megatron_atesd.config import CheckpointConfig, RunConfig, TrainConfig
+from megatron_atesd.config import CheckpointConfig, ModelConfig, RunConfig, TrainConfig
 from megatron_atesd.errors import ConfigError
 from megatron_atesd.model.apex import Apex
 from megatron_atesd.model.architecture import Architecture
-from megatron_atesd.train.doctor import examine, machine, software
+from megatron_atesd.train.doctor import examine, finding, machine, software
 from megatron_atesd.train.doctor.finding import Finding, merge, refuse_errors, worst_first
 from megatron_atesd.train.doctor.machine import GIB, Gpus, check_disk, check_gpus, check_memory, check_transformer_engine
 from megatron_atesd.train.doctor.ranks import RankFacts, check_clocks, check_ranks, code_hash, config_hashes
@@ -135,7 +139,7 @@ def test_the_parameters_of_qwen3_8b() -> None:
 
 
 def facts(**changed: object) -> RankFacts:
-    return replace(RankFacts("a", config_hashes(TrainConfig()), "code", {"torch": "2.13.0"}), **changed)  # pyright: ignore[reportArgumentType]
+    return replace(RankFacts("a", config_hashes(TrainConfig()), "code", {"torch": "2.13.0"}, gpu=True), **changed)  # pyright: ignore[reportArgumentType]
 
 
 def test_equal_ranks_are_one_job() -> None:
@@ -150,6 +154,7 @@ def test_equal_ranks_are_one_job() -> None:
         (facts(config=config_hashes(TrainConfig(run=RunConfig(seed=2)))), "rank 1: settings of section run differ from those of rank 0"),
         (facts(code="other"), "rank 1: files of this project differ from those of rank 0"),
         (facts(versions={"torch": "2.14.0"}), "rank 1: versions of torch differ from those of rank 0"),
+        (facts(gpu=False), "rank 1 without a GPU, unlike the others"),
     ],
 )
 def test_a_rank_that_differs_is_an_error_that_names_it(odd: RankFacts, what: str) -> None:
@@ -199,6 +204,40 @@ def test_a_folder_that_cannot_be_written_is_an_error(tmp_path: Path, monkeypatch
     assert verdicts(examine.see_token(Path(__file__), seconds=0.0)) == [("error", f"{folder} cannot be written (Permission denied)")]
 
 
+def test_a_file_in_the_run_directorys_place_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "run").touch()
+    for run_dir in (tmp_path / "run", tmp_path / "run" / "below"):
+        _, problem = examine.write_token(run_dir)
+        assert problem is not None
+        assert problem.severity == "error"
+        assert problem.what.startswith(f"run.dir is {run_dir}, which cannot be written to (")
+        assert problem.remedy == "give a folder to write to"
+
+
+def test_a_folder_closed_to_this_user_is_looked_for_above(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for other users than root: the system does not say what is below."""
+    stat = os.stat
+
+    def closed(path: str | Path, **options: Any) -> os.stat_result:
+        if str(path).startswith(f"{tmp_path}/closed/"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return stat(path, **options)
+
+    (tmp_path / "closed").mkdir()
+    monkeypatch.setattr(os, "stat", closed)
+    assert machine.nearest_folder(tmp_path / "closed" / "run" / "seed2") == tmp_path / "closed"
+    assert machine.checkpoints_to_come(TrainConfig(run=RunConfig(dir=str(tmp_path / "closed" / "run")))) > 0
+    model = TrainConfig(model=ModelConfig(path=str(tmp_path / "closed" / "model")))
+    assert verdicts(machine.read_model(model)[1]) == [("error", f"{tmp_path}/closed/model/config.json cannot be read (Permission denied)")]
+
+
+def test_a_machine_without_the_model_is_an_error(tmp_path: Path) -> None:
+    found = machine.check_this_machine(TrainConfig(model=ModelConfig(path=str(tmp_path / "model"))))
+    errors = [finding for finding in found if finding.severity == "error"]
+    assert [finding.check for finding in errors] == ["model.path"]
+    assert errors[0].remedy.startswith("give the folder of a downloaded model")
+
+
 def test_findings_of_the_same_remedy_are_one_that_names_its_ranks() -> None:
     full, hot = Finding("warning", "disk", "1 GiB", "free some"), Finding("error", "heat", "90 °C", "cool it")
     merged = merge([[full], [replace(full, what="2 GiB"), hot], [full]])
@@ -210,6 +249,13 @@ def test_only_errors_end_a_job_in_one_line_with_their_remedies() -> None:
     refuse_errors([Finding("warning", "disk", "1 GiB", "free some"), Finding("information", "hosts", "a")])
     with pytest.raises(ConfigError, match=r"^90 °C: cool it \| 8 on 4: start 4$"):
         refuse_errors([Finding("error", "heat", "90 °C", "cool it"), Finding("error", "GPU", "8 on 4", "start 4")])
+
+
+def test_the_table_cuts_no_remedy_short() -> None:
+    console = Console(width=60, file=StringIO())
+    console.print(finding.table([Finding("error", "model.path", "a " * 40, "checkpoints_convert/hf_to_megatron.py")]))
+    assert isinstance(console.file, StringIO)
+    assert "…" not in console.file.getvalue()
 
 
 def test_every_section_of_the_settings_is_compared() -> None:

@@ -195,4 +195,6 @@ def test_the_table_has_a_column_for_each_rank(runs: Sequence[DryRun]):
     console = Console(width=200, record=True, file=StringIO())
     console.print(dry_run_table(runs))
     rows = {line.split("│")[1].strip(): line for line in console.export_text().splitlines() if "│" in line}
+    walked = [f"{run.micro_batches} × {run.shapes.sequences} × {run.shapes.length:,}" for run in runs]
+    assert [cell.strip() for cell in rows["micro-batches × sequences × tokens"].split("│")[2:5]] == walked
     assert [cell.strip() for cell in rows["optimizer, GiB"].split("│")[2:5]] == [f"{run.optimizer / 2**30:.2f}" for run in runs]

@@ -9,7 +9,7 @@ import pytest
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 LAUNCHERS = sorted(EXAMPLES.glob("*_qwen3_*.sh"))
-NODES = ("NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT", "GPUS_PER_NODE", "JOIN_MINUTES", "JOB_ID", "MAX_RESTARTS")
+NODES = ("NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT", "GPUS_PER_NODE", "JOIN_MINUTES", "JOB_ID", "MAX_RESTARTS", "LOCAL_ADDR")
 CLUSTER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "TORCHELASTIC_RUN_ID", *NODES)
 TWO_NODES = {"NNODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "node0", "JOB_ID": "7"}
 
@@ -72,9 +72,18 @@ def test_nodes_wait_for_the_meeting_point_as_long_as_for_each_other(stand_in: Pa
     assert ",join_timeout=1800,read_timeout=1800 " in called(stand_in, **TWO_NODES, JOIN_MINUTES="30")
 
 
+def test_a_node_may_say_how_the_others_reach_it(stand_in: Path) -> None:
+    assert " --local-addr 10.0.0.2 " in called(stand_in, **TWO_NODES, LOCAL_ADDR="10.0.0.2")
+
+
 def test_slurm_says_the_same(stand_in: Path) -> None:
     slurm = {"SLURM_NNODES": "2", "SLURM_NODEID": "1", "SLURM_JOB_NODELIST": "node0,node1", "SLURM_JOB_ID": "7", "SLURM_GPUS_ON_NODE": "8"}
-    assert called(stand_in, **slurm) == called(stand_in, **TWO_NODES, GPUS_PER_NODE="8")
+    assert called(stand_in, **slurm) == called(stand_in, **TWO_NODES, GPUS_PER_NODE="8", MASTER_PORT="20007")
+
+
+def test_slurm_jobs_that_share_a_node_meet_at_different_ports(stand_in: Path) -> None:
+    assert "--rdzv-endpoint node0:24568 " in called(stand_in, **TWO_NODES, SLURM_JOB_ID="1234568")
+    assert "--rdzv-endpoint node0:29501 " in called(stand_in, **TWO_NODES, SLURM_JOB_ID="1234568", MASTER_PORT="29501")
 
 
 @pytest.mark.parametrize("missing", ["NODE_RANK", "MASTER_ADDR"])
@@ -82,6 +91,74 @@ def test_several_nodes_without_number_or_meeting_point_are_refused(missing: str,
     ended = start(stand_in, LAUNCHERS[0], **{name: value for name, value in TWO_NODES.items() if name != missing})
     assert ended.returncode == 2
     assert re.fullmatch(rf"error: NNODES is 2, but {missing} is not set; .*\n", ended.stderr)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "rule"),
+    [
+        ("NNODES", "2:4", "must be a whole number, 1 or more"),
+        ("NODE_RANK", "2", "must be a whole number, 0 to 1"),  # counted from 1: no node would open the meeting point
+        ("MASTER_PORT", "70000", "must be a whole number, 1 to 65535"),
+        ("JOIN_MINUTES", "1.5", "must be a whole number, 1 or more"),
+        ("JOIN_MINUTES", "08", "must be a whole number, 1 or more"),
+        ("GPUS_PER_NODE", "eight", "must be a whole number, 1 or more"),
+        ("MAX_RESTARTS", "-1", "must be a whole number, 0 or more"),
+    ],
+)
+def test_a_wrong_number_is_refused_before_anything_starts(variable: str, value: str, rule: str, stand_in: Path) -> None:
+    ended = start(stand_in, LAUNCHERS[0], **TWO_NODES | {variable: value})
+    assert (ended.returncode, ended.stdout, ended.stderr) == (2, "", f"error: {variable} is '{value}', {rule}\n")
+
+
+def test_a_node_with_a_number_needs_the_number_of_nodes(stand_in: Path) -> None:
+    ended = start(stand_in, LAUNCHERS[0], NODE_RANK="1", MASTER_ADDR="node0")
+    assert (ended.returncode, ended.stderr) == (2, "error: NODE_RANK is 1, but NNODES is not set; give the number of nodes\n")
+
+
+def test_slurm_with_a_task_for_each_gpu_is_refused(stand_in: Path) -> None:
+    step = {"SLURM_STEP_NUM_TASKS": "16", "SLURM_STEP_NUM_NODES": "2"}
+    ended = start(stand_in, LAUNCHERS[0], **TWO_NODES, **step)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr.endswith("give srun --ntasks-per-node=1\n")
+    assert start(stand_in, LAUNCHERS[0], **TWO_NODES, **step | {"SLURM_STEP_NUM_TASKS": "2"}).returncode == 0
+
+
+def test_a_launcher_works_through_a_link_and_with_spaces(stand_in: Path) -> None:
+    link = stand_in / "a link.sh"
+    link.symlink_to(EXAMPLES / "atesd_qwen3_8b.sh")
+    words = start(stand_in, link, "--prompt.instruction", "two  words").stdout.splitlines()
+    assert words[-4:] == ["--config", str(EXAMPLES / "atesd_qwen3_8b.yaml"), "--prompt.instruction", "two  words"]
+
+
+def queued_again(folder: Path, srun: str, *arguments: str) -> bool:
+    """Whether slurm.sbatch queues its job again after an `srun` that does this, where $dir is the directory that the run is given last."""
+    commands = {"srun": f"for word; do case $word in --run.dir) ;; --run.dir=*) dir=${{word#*=}} ;; *) dir=$word ;; esac; done\n{srun}"}
+    commands["scontrol"] = 'echo "$@" >> queued'
+    (folder / ".venv" / "bin").mkdir(parents=True, exist_ok=True)
+    (folder / ".venv" / "bin" / "activate").touch()
+    (folder / "queued").unlink(missing_ok=True)
+    for name, body in commands.items():
+        (folder / name).write_text(f"#!/bin/bash\n{body}\n")
+        (folder / name).chmod(0o755)
+    environment = {"PATH": f"{folder}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"}
+    subprocess.run(["bash", str(EXAMPLES / "slurm.sbatch"), *arguments], cwd=folder, env=environment, check=True, timeout=20)
+    return (folder / "queued").exists() and (folder / "queued").read_text() == "requeue 7\n"
+
+
+FINISH = 'mkdir -p "$dir" && touch "$dir/summary.json"'
+
+
+@pytest.mark.parametrize("run_dir", [["--run.dir", "else where"], ["--run.dir=else where"], []])
+def test_a_slurm_job_is_queued_again_until_its_run_has_finished(run_dir: list[str], tmp_path: Path) -> None:
+    launcher = "examples/opsd_qwen3_4b.sh"
+    assert queued_again(tmp_path, "true", launcher, *run_dir)
+    assert not queued_again(tmp_path, FINISH, launcher, *run_dir)
+    assert (tmp_path / ("else where" if run_dir else "runs/opsd_qwen3_4b") / "summary.json").is_file()
+
+
+def test_a_slurm_job_that_prolongs_a_finished_run_is_queued_again(tmp_path: Path) -> None:
+    assert not queued_again(tmp_path, FINISH)
+    assert queued_again(tmp_path, "true")
 
 
 def test_within_torchrun_a_launcher_is_one_rank(stand_in: Path) -> None:

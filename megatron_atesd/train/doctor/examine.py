@@ -3,6 +3,7 @@
 Whatever is collective needs torch's default process group.
 """
 
+import os
 import sys
 import tempfile
 import time
@@ -16,8 +17,10 @@ import torch
 import torch.distributed as dist
 
 from megatron_atesd.config import TrainConfig
+from megatron_atesd.errors import ConfigError
 from megatron_atesd.model.parallel import is_main, processes
-from megatron_atesd.train.doctor.finding import Finding, merge, refuse_errors, worst_first
+from megatron_atesd.output_folder import check_writable
+from megatron_atesd.train.doctor.finding import Finding, as_finding, merge, refuse_errors, worst_first
 from megatron_atesd.train.doctor.machine import check_this_machine, nearest_folder
 from megatron_atesd.train.doctor.ranks import check_ranks, own_facts
 from megatron_atesd.train.doctor.software import check_installation
@@ -84,7 +87,10 @@ def write_token(run_dir: Path) -> tuple[Path, Finding | None]:
     """A new file where run_dir is or is to be, and what prevented it."""
     token = nearest_folder(run_dir).absolute() / f".doctor-{uuid.uuid4().hex}"
     try:
+        check_writable("run.dir", run_dir)
         token.touch()
+    except ConfigError as error:
+        return token, as_finding("run.dir", error)
     except OSError as error:
         return token, cannot_write(token.parent, error)
     return token, None
@@ -93,7 +99,7 @@ def write_token(run_dir: Path) -> tuple[Path, Finding | None]:
 def see_token(token: Path, seconds: float) -> list[Finding]:
     """An error if the token does not appear here within so many seconds, or no file can be written beside it."""
     deadline = time.monotonic() + seconds
-    while not token.exists():
+    while not os.path.exists(token):  # Path.exists raises in a folder closed to us
         if time.monotonic() > deadline:
             what = f"a file that rank 0 wrote to {token.parent} does not appear"
             return [Finding("error", "run.dir", what, "put run.dir on a file system that all nodes share")]
@@ -112,20 +118,26 @@ def cannot_write(folder: Path, error: OSError) -> Finding:
 
 
 def measure_bandwidth() -> list[Finding]:
-    """GB/s of all-reduces over all ranks: bytes · 2(n − 1)/n a second, so that it compares with the links' speed. Collective."""
+    """GB/s of all-reduces over all ranks: bytes · 2(n − 1)/n a second, so that it compares with the links' speed. Collective.
+
+    Either each rank has a GPU or none has.
+    """
     ranks = dist.get_world_size()
     if ranks == 1:
         return []
-    data = torch.zeros(PROBE_BYTES // 4, device="cuda" if torch.cuda.is_available() else "cpu")
-    seconds = min(_timed_all_reduce(data) for _ in range(1 + PROBE_REPEATS))  # the first one opens the connections
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    backend, device = ("nccl", "cuda") if torch.cuda.is_available() else ("gloo", "cpu")
+    group, data = dist.new_group(backend=backend), torch.zeros(PROBE_BYTES // 4, device=device)
+    seconds = min(_timed_all_reduce(data, group) for _ in range(1 + PROBE_REPEATS))  # the first one opens the connections
     rate = PROBE_BYTES * 2 * (ranks - 1) / ranks / seconds / 1e9
-    what = f"{rate:.2f} GB/s, all-reduce of {PROBE_BYTES // 2**20} MiB over {ranks} ranks ({'NCCL' if data.is_cuda else 'gloo'})"
+    what = f"{rate:.2f} GB/s, all-reduce of {PROBE_BYTES // 2**20} MiB over {ranks} ranks ({backend})"
     return [Finding("information", "bandwidth", what)]
 
 
-def _timed_all_reduce(data: torch.Tensor) -> float:
+def _timed_all_reduce(data: torch.Tensor, group: Any) -> float:
     dist.barrier()
     started = time.perf_counter()
-    dist.all_reduce(data)
+    dist.all_reduce(data, group=group)
     data[0].item()  # waits for the GPU
     return time.perf_counter() - started

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from rich.table import Table
+from rich.table import Column, Table
 
-from megatron_atesd.errors import ConfigError
+from megatron_atesd.errors import AtesdError, ConfigError
 
 COLOURS = {"error": "red", "warning": "yellow", "information": "dim"}  # the worst first
 
@@ -19,6 +19,12 @@ class Finding:
     check: str
     what: str
     remedy: str = ""
+
+
+def as_finding(check: str, error: AtesdError) -> Finding:
+    """The error finding that a refusal is: what it says, and after its semicolon what to do."""
+    what, _, remedy = str(error).partition("; ")
+    return Finding("error", check, what, remedy)
 
 
 def merge(by_rank: Sequence[Sequence[Finding]]) -> list[Finding]:
@@ -55,7 +61,7 @@ def refuse_errors(findings: Sequence[Finding]) -> None:
 
 def table(findings: Sequence[Finding]) -> Table:
     """One row a finding."""
-    result = Table("", "check", "found", "what to do")
+    result = Table("", "check", Column("found", overflow="fold"), Column("what to do", overflow="fold"))  # whole, to be copied
     for finding in findings:
         result.add_row(finding.severity, finding.check, finding.what, finding.remedy, style=COLOURS[finding.severity])
     return result

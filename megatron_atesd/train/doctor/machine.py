@@ -4,6 +4,7 @@ import math
 import os
 import shutil
 from dataclasses import dataclass
+from glob import escape, glob
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -12,9 +13,10 @@ import torch
 from torch.cuda import nccl
 
 from megatron_atesd.config import TrainConfig
+from megatron_atesd.errors import AtesdError
 from megatron_atesd.model.architecture import Architecture
 from megatron_atesd.model.qwen3 import read_architecture
-from megatron_atesd.train.doctor.finding import Finding
+from megatron_atesd.train.doctor.finding import Finding, as_finding
 from megatron_atesd.train.model_folder import find_hf
 
 GIB = 2**30
@@ -41,12 +43,24 @@ def check_this_machine(config: TrainConfig) -> list[Finding]:
     """Findings about the machine of this rank."""
     ranks_here, run_dir = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), Path(config.run.dir)
     free = shutil.disk_usage(nearest_folder(run_dir)).free
+    checkpoint, unusable = read_model(config)
     return [
+        *unusable,
         *check_gpus(see_gpus(), ranks_here, Path("/dev/nvidiactl").exists(), os.environ.get("CUDA_VISIBLE_DEVICES")),
         *check_transformer_engine(torch.cuda.is_available(), find_spec("transformer_engine") is not None),
         *check_memory(psutil.virtual_memory().available, ranks_here),
-        *check_disk(free, checkpoint_bytes(config), checkpoints_to_come(config), config.run.dir),
+        *check_disk(free, checkpoint, checkpoints_to_come(config), config.run.dir),
     ]
+
+
+def read_model(config: TrainConfig) -> tuple[int, list[Finding]]:
+    """Bytes of a checkpoint, 0 with an error when model.path, on this machine, is no model."""
+    try:
+        return checkpoint_bytes(config), []
+    except AtesdError as error:
+        return 0, [as_finding("model.path", error)]
+    except OSError as error:
+        return 0, [Finding("error", "model.path", f"{error.filename} cannot be read ({error.strerror})", "give this user the right to")]
 
 
 def checkpoint_bytes(config: TrainConfig) -> int:
@@ -58,7 +72,7 @@ def checkpoints_to_come(config: TrainConfig) -> int:
     """How many more than those of now will be in the run directory at once: a new one is written before an old one goes."""
     keep, every, updates = config.checkpoint.keep, config.checkpoint.every, config.run.updates
     written = math.ceil(updates / every) if every else 1
-    saved = sum(path.is_dir() for path in Path(config.run.dir).glob("checkpoints/step_*"))
+    saved = sum(map(os.path.isdir, glob(f"{escape(config.run.dir)}/checkpoints/step_*")))
     return max(1, min(written, keep + 1 if keep else written) - saved)
 
 
@@ -71,7 +85,7 @@ def parameters(shape: Architecture) -> int:
 
 def nearest_folder(path: Path) -> Path:
     """The folder itself, or the nearest above it that exists."""
-    return next(folder for folder in (path, *path.absolute().parents) if folder.is_dir())
+    return next(folder for folder in (path, *path.absolute().parents) if os.path.isdir(folder))  # Path.is_dir raises in one closed to us
 
 
 def see_gpus() -> Gpus:

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import torch
+
 from megatron_atesd.config import TrainConfig
 from megatron_atesd.config_load import package_versions
 from megatron_atesd.train.doctor.finding import Finding, name_ranks
@@ -26,11 +28,12 @@ class RankFacts:
     config: dict[str, str]  # section: hash
     code: str
     versions: dict[str, str]
+    gpu: bool  # whether it sees one
 
 
 def own_facts(config: TrainConfig) -> RankFacts:
     """This rank's facts."""
-    return RankFacts(platform.node(), config_hashes(config), code_hash(), package_versions())
+    return RankFacts(platform.node(), config_hashes(config), code_hash(), package_versions(), torch.cuda.is_available())
 
 
 def config_hashes(config: TrainConfig) -> dict[str, str]:
@@ -55,6 +58,7 @@ def check_ranks(facts: Sequence[RankFacts], clocks: Sequence[tuple[float, float]
         *check_config([fact.config for fact in facts]),
         *check_equal("code", [fact.code for fact in facts], "files of this project differ from", "give all nodes the same checkout"),
         *check_rank_versions([fact.versions for fact in facts]),
+        *check_gpus_everywhere([fact.gpu for fact in facts]),
         *show_hosts([fact.host for fact in facts]),
     ]
 
@@ -95,6 +99,15 @@ def check_equal(check: str, values: Sequence[str], what: str, remedy: str) -> li
     usual = Counter(values).most_common(1)[0][0]
     odd = [rank for rank, value in enumerate(values) if value != usual]
     return [Finding("error", check, f"{name_ranks(odd)}: {what} those of rank {values.index(usual)}", remedy)] if odd else []
+
+
+def check_gpus_everywhere(gpu: Sequence[bool]) -> list[Finding]:
+    """An error where some ranks see a GPU and others none: they would wait for each other in vain."""
+    without = [rank for rank, sees in enumerate(gpu) if not sees]
+    if len(without) in (0, len(gpu)):
+        return []
+    remedy = "mend the driver or the CUDA build of torch there (nvidia-smi), or leave these nodes out"
+    return [Finding("error", "GPU", f"{name_ranks(without)} without a GPU, unlike the others", remedy)]
 
 
 def show_hosts(hosts: Sequence[str]) -> list[Finding]:
