@@ -53,7 +53,7 @@ def stored_shapes(arch: Architecture) -> dict[str, tuple[int, ...]]:
 
 
 def extra_states(arch: Architecture) -> Iterator[str]:
-    """Names of the empty objects that linear layers keep beside their weights; megatron.core asks for them when it loads."""
+    """Names of the empty objects that megatron.core's linear layers keep beside their weights: other programs ask for them as they load."""
     for layer in range(arch.layers):
         yield from (f"decoder.layers.{module}._extra_state/shard_{layer}_{arch.layers}" for module in EXTRA_STATE)
 

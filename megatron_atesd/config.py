@@ -36,7 +36,8 @@ class ModelConfig:
         path: Megatron model folder (from hf_to_megatron.py), or a Hugging Face folder, which is loaded directly.
         dtype: Parameter and activation type; bf16 keeps fp32 master weights in the optimizer.
         attention: Layers of the model: te = Transformer Engine's (flash or cuDNN attention, FP8; needs a GPU), sdpa = torch's
-            scaled_dot_product_attention and linear layers, auto = te where it is installed and there is a GPU. The weights are the same.
+            scaled_dot_product_attention and linear layers, auto = te for bf16 where it is installed and there is a GPU, else sdpa.
+            The weights are the same.
     """
 
     path: str = ""

@@ -114,7 +114,7 @@ def build(updates: Updates) -> Parts:
     """As training builds them, with random weights and ids."""
     config, distill = updates.config, updates.config.distill
     model = build_model(updates.arch, megatron_settings(config, updates.arch))
-    teacher = Teacher(model, distill.teacher, distill.ema_decay, distill.teacher_offload)
+    teacher = Teacher(model, distill.teacher, distill.ema_decay, distill.teacher_offload, config.precision.teacher)
     total = updates.warmup + updates.steps
     optimization = build_optimization(model, config.optimizer, config.ddp, config.schedule, total)
     return Parts(model, teacher, optimization, draw_ids(updates.workload, 1 + data_parallel_place()[0]))
@@ -124,7 +124,7 @@ def one_update(updates: Updates, parts: Parts, index: int) -> tuple[dict[str, fl
     """Seconds by phase, and the loss. Every response is as long as the others: there is no stop id."""
     config, watch, prompts = updates.config, Stopwatch(), parts.ids["prompts"]
     seeds = range(index * len(prompts), (index + 1) * len(prompts))
-    with watch.phase("rollout"):
+    with watch.phase("rollout"), parts.model.computing_in(config.precision.rollout):
         responses = generate(parts.model, prompts, seeds, (), replace(config.rollout, max_new_tokens=updates.lengths.response))
     asked = zip(prompts, parts.ids["references"], responses, strict=True)
     examples = [Example(prompt, [*prompt, *reference], response.ids) for prompt, reference, response in asked]

@@ -69,7 +69,7 @@ def prepare(task: Evaluation, world_size: int) -> Prepared:
         settings.model.dtype,
         settings.megatron,
         parallel.virtual_pipeline,
-        transformer_engine=uses_transformer_engine(settings.model.attention),
+        transformer_engine=uses_transformer_engine(settings.model),
         precision=settings.precision.rollout,
     )
     problems = load_problems(task.data, settings.data.on_error)

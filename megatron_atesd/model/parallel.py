@@ -110,6 +110,13 @@ def broadcast_from_last_stage(tensor: torch.Tensor) -> None:
         dist.broadcast(tensor, parallel_state.get_pipeline_model_parallel_last_rank(), group)
 
 
+def broadcast_over_tensor_ranks(tensor: torch.Tensor) -> None:
+    """Overwrite `tensor` on every tensor-parallel rank with the first one's. Collective over them; nothing to do without others."""
+    if parallel_state.get_tensor_model_parallel_world_size() > 1:
+        group: Any = parallel_state.get_tensor_model_parallel_group()
+        dist.broadcast(tensor, parallel_state.get_tensor_model_parallel_src_rank(), group)
+
+
 def data_parallel_place() -> tuple[int, int]:
     """(rank, size) in data parallelism: which share of a batch is this process's."""
     return parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()

@@ -1,7 +1,7 @@
 """What a chunk's transformer layers are made of: Transformer Engine's modules, or megatron.core's local ones with torch's kernels."""
 
 from importlib.util import find_spec
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec, get_gpt_layer_with_transformer_engine_spec
@@ -9,17 +9,21 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_config import TransformerConfig
 
+from megatron_atesd.config import ModelConfig
 from megatron_atesd.errors import ConfigError
 from megatron_atesd.model.layers import CachedAttention, CacheSlot, RMSNorm
 
 
-def uses_transformer_engine(attention: Literal["auto", "te", "sdpa"]) -> bool:
-    """Whether model.attention means Transformer Engine on this machine. Raises ConfigError for te where it cannot run."""
+def uses_transformer_engine(model: ModelConfig) -> bool:
+    """Whether model.attention means Transformer Engine on this machine. Raises ConfigError for te where it cannot run.
+
+    auto leaves fp32 to torch: Transformer Engine rounds the operands of its fp32 products to TF32.
+    """
     installed, gpu = find_spec("transformer_engine") is not None, torch.cuda.is_available()
-    if attention == "te" and not (installed and gpu):
+    if model.attention == "te" and not (installed and gpu):
         lacks = "Transformer Engine is not installed (pip install 'megatron-atesd[gpu]')" if not installed else "there is no GPU here"
         raise ConfigError(f"model.attention is te, but {lacks}; set it to auto or sdpa")
-    return attention != "sdpa" and installed and gpu
+    return model.attention == "te" or (model.attention == "auto" and model.dtype == "bf16" and installed and gpu)
 
 
 def block_spec(config: TransformerConfig, index: int, slot: CacheSlot) -> Any:

@@ -11,7 +11,7 @@ from torch import Tensor
 from megatron_atesd.config import RolloutConfig
 from megatron_atesd.model.fp8 import token_multiple
 from megatron_atesd.model.layers import KVCache
-from megatron_atesd.model.parallel import broadcast_from_last_stage
+from megatron_atesd.model.parallel import broadcast_from_last_stage, broadcast_over_tensor_ranks
 from megatron_atesd.model.qwen3 import HiddenStateGPT
 from megatron_atesd.model.vocabulary import whole_logits
 from megatron_atesd.rollout.sampling import sample_tokens, uniforms
@@ -106,6 +106,7 @@ class _Batch:
             logits_BV = whole_logits(self.model, hidden_BH)[:, : self.id_limit]
             uniform_B = self.uniform_BK[self.rows, step].to(self.device)
             ids_B = sample_tokens(logits_BV, uniform_B, self.config.temperature, self.config.top_p, self.config.top_k)
+            broadcast_over_tensor_ranks(ids_B)  # they sampled alike, but a GPU's sums may differ in their last bit
         broadcast_from_last_stage(ids_B)
         return ids_B
 

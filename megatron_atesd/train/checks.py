@@ -54,7 +54,7 @@ def check_fp8(config: TrainConfig, architecture: Architecture) -> None:
         if recipe(precision) is None:
             continue
         where = f"precision.{name} is {precision}"
-        if not uses_transformer_engine(config.model.attention):
+        if not uses_transformer_engine(config.model):
             raise ConfigError(f"{where}, but Transformer Engine or a GPU is missing here (model.attention te says which); set it to bf16")
         if reason := unavailable(precision):
             raise ConfigError(f"{where}, but this GPU or software does not support it ({reason}); choose another recipe or bf16")
@@ -85,7 +85,7 @@ def load_data(config: TrainConfig) -> tuple[list[Problem], list[Problem]]:
 
 def megatron_settings(config: TrainConfig, architecture: Architecture) -> TransformerConfig:
     """megatron.core's model settings of a run."""
-    parallel, layers = config.parallel, uses_transformer_engine(config.model.attention)
+    parallel, layers = config.parallel, uses_transformer_engine(config.model)
     return transformer_config(
         architecture,
         parallel.tensor,

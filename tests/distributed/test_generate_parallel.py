@@ -11,6 +11,7 @@ from megatron_atesd.config import RolloutConfig
 from megatron_atesd.distill.likelihood import mean_nll
 from megatron_atesd.model.parallel import parallel_session
 from megatron_atesd.model.qwen3 import build_model, read_architecture, transformer_config
+from megatron_atesd.rollout import generate as generation
 from megatron_atesd.rollout.generate import Response, generate
 from tests.distributed.launch import run_distributed
 
@@ -41,7 +42,7 @@ def sample_and_score(folder: Path, world: int) -> list[tuple[list[Response], flo
     return results
 
 
-def test_rollouts_and_likelihoods_do_not_depend_on_the_layout(tmp_path: Path) -> None:
+def save_model(folder: Path) -> None:
     torch.manual_seed(0)
     shape = Qwen3Config(
         vocab_size=33, hidden_size=32, intermediate_size=48, num_hidden_layers=8, num_attention_heads=4, num_key_value_heads=2,
@@ -50,7 +51,11 @@ def test_rollouts_and_likelihoods_do_not_depend_on_the_layout(tmp_path: Path) ->
     model = Qwen3ForCausalLM(shape)
     for parameter in model.parameters():
         parameter.data += 0.2 * torch.randn_like(parameter)
-    model.save_pretrained(tmp_path)
+    model.save_pretrained(folder)
+
+
+def test_rollouts_and_likelihoods_do_not_depend_on_the_layout(tmp_path: Path) -> None:
+    save_model(tmp_path)
     ((expected, expected_nll),) = run_distributed(sample_and_score, 1, tmp_path, 1)[0]
     assert len({response.ids for response in expected}) == len(PROMPTS)
     for world in (2, 4):
@@ -58,3 +63,22 @@ def test_rollouts_and_likelihoods_do_not_depend_on_the_layout(tmp_path: Path) ->
             for responses, nll in rank:
                 assert responses == expected
                 assert abs(nll - expected_nll) < 1e-5
+
+
+def disagree(folder: Path) -> tuple[list[Response], list[Response]]:
+    """Responses of two tensor ranks, as they are, and when the second one would sample other tokens."""
+    dist.init_process_group("gloo")
+    with parallel_session(2):
+        architecture = read_architecture(folder)
+        model = build_model(architecture, transformer_config(architecture, 2, 1, False, "fp32"))
+        load_hf_weights(model, folder)
+        alike = generate(model, PROMPTS, SEEDS, [STOP], CONFIG)
+        if dist.get_rank() == 1:
+            generation.sample_tokens = lambda logits_BV, *_: torch.full(logits_BV.shape[:1], 7)
+        return alike, generate(model, PROMPTS, SEEDS, [STOP], CONFIG)
+
+
+def test_tensor_ranks_go_on_with_the_same_tokens_even_if_they_would_sample_others(tmp_path: Path) -> None:
+    save_model(tmp_path)
+    for alike, corrected in run_distributed(disagree, 2, tmp_path):
+        assert corrected == alike

@@ -24,5 +24,5 @@ def refusal(has_gpu: tuple[bool, bool]) -> str:
 def test_a_rank_without_a_gpu_ends_the_job_on_all_instead_of_hanging() -> None:
     said = run_distributed(refusal, 2, (True, False))
     assert set(said) == {
-        "rank 0 would use nccl, rank 1 gloo: not all of them see a GPU; tools/doctor.py, started like this job, says which"
+        "rank 0 would use cpu:gloo,cuda:nccl, rank 1 gloo: not all of them see a GPU; tools/doctor.py, started like this job, says which"
     }

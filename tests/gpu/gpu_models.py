@@ -1,6 +1,5 @@
 """Models of the GPU checks: small, with random weights, built from settings as training builds them, on the device of this process."""
 
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +9,7 @@ from torch import Tensor
 from transformers import Qwen3ForCausalLM
 
 from checkpoints_convert.weights import load_hf_weights
-from megatron_atesd.config import ModelConfig
 from megatron_atesd.config_load import load_config
-from megatron_atesd.errors import ConfigError
 from megatron_atesd.model.qwen3 import HiddenStateGPT, build_model, read_architecture
 from megatron_atesd.model.vocabulary import whole_logits
 from megatron_atesd.train.checks import megatron_settings
@@ -42,21 +39,15 @@ def layers(kind: str) -> tuple[str, ...]:
     fp32 checks need sdpa: Transformer Engine multiplies fp32 matrices in TF32.
     """
     if kind == "te":
-        need("--model.attention=te")
-    return (f"--model.attention={kind}",) if "attention" in {field.name for field in fields(ModelConfig)} else ()
+        need_transformer_engine()
+    return (f"--model.attention={kind}",)
 
 
-def need(*settings: str, capability: tuple[int, int] = (8, 0)) -> None:
-    """Skip where there is no Transformer Engine, an older GPU, or no such setting."""
+def need_transformer_engine() -> None:
+    """Skip where Transformer Engine is missing or has no GPU."""
     if not torch.cuda.is_available():
         pytest.skip("Transformer Engine computes on a GPU only")
     pytest.importorskip("transformer_engine.pytorch", reason="Transformer Engine is not installed (the gpu extra)")
-    if torch.cuda.get_device_capability() < capability:
-        pytest.skip(f"needs compute capability {capability}, this GPU has {torch.cuda.get_device_capability()}")
-    try:
-        load_config(list(settings))
-    except ConfigError as error:
-        pytest.skip(f"this version has no such setting: {error}")
 
 
 def built(folder: Path, *settings: str) -> HiddenStateGPT:

@@ -3,17 +3,20 @@
 from pathlib import Path
 
 import pytest
+import torch
 
+from megatron_atesd.benchmark.fp8_gap import FP8
+from megatron_atesd.config import Precision
 from megatron_atesd.config_load import load_config
 from megatron_atesd.faults.state import metrics
+from megatron_atesd.model.fp8 import unavailable
 from megatron_atesd.train.loop import train
 from tests.end_to_end.small_run import arguments, save_inputs
-from tests.gpu.gpu_models import layers, need
+from tests.gpu.gpu_models import layers, need_transformer_engine
 
 pytestmark = pytest.mark.gpu
 
-# The oldest compute capability of each recipe: Ada, Hopper, Blackwell.
-RECIPES = {"fp8_tensorwise": (8, 9), "fp8_delayed": (8, 9), "fp8_blockwise": (9, 0), "fp8_mxfp8": (10, 0)}
+ROLES = ("student", "teacher", "rollout")
 
 
 @pytest.fixture(scope="module")
@@ -33,12 +36,18 @@ def test_transformer_engine_gives_what_sdpa_gives(inputs: Path, tmp_path: Path) 
     assert te == pytest.approx(sdpa, rel=1e-2)
 
 
-@pytest.mark.parametrize(("recipe", "capability"), RECIPES.items())
-def test_fp8_is_near_bf16_and_not_the_same(recipe: str, capability: tuple[int, int], inputs: Path, tmp_path: Path) -> None:
-    """FP8 keeps 3 bits of a mantissa: each factor is off by up to 6 %, the sums by much less. Equal numbers would mean that it is off."""
-    roles = ("student", "teacher")
-    need(*(f"--precision.{role}={recipe}" for role in roles), capability=capability)
-    settings = {value: (*layers("te"), *(f"--precision.{role}={value}" for role in roles)) for value in ("bf16", recipe)}
+@pytest.mark.parametrize("recipe", FP8)
+def test_fp8_is_near_bf16_and_not_the_same(recipe: Precision, inputs: Path, tmp_path: Path) -> None:
+    """FP8 keeps 3 bits of a mantissa: each factor is off by up to 6 %, the sums by much less. Equal numbers would mean that it is off.
+
+    Rollouts are in FP8 as well. The delayed recipe's history is in the checkpoint.
+    """
+    need_transformer_engine()
+    if reason := unavailable(recipe):
+        pytest.skip(reason)
+    settings = {value: (*layers("te"), *(f"--precision.{role}={value}" for role in ROLES)) for value in ("bf16", recipe)}
     bf16, fp8 = (probe_nll(inputs, tmp_path / value, *more) for value, more in settings.items())
     assert fp8 == pytest.approx(bf16, rel=0.05)
     assert fp8 != bf16
+    saved = torch.load(tmp_path / recipe / "checkpoints" / "step_1" / "weights" / "common.pt")["run"]["scaling_history"]
+    assert bool(saved) is (recipe == "fp8_delayed")

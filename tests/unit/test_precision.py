@@ -1,6 +1,7 @@
 """FP8 settings: what they ask of megatron.core, of micro-batches and of the machine, and which cannot be together."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -91,16 +92,17 @@ def test_a_pass_that_fails_ends_with_its_precision_too(model: HiddenStateGPT) ->
 def test_transformer_engine_is_taken_where_it_can_run(monkeypatch: pytest.MonkeyPatch, installed: bool, gpu: bool) -> None:
     monkeypatch.setattr(spec, "find_spec", lambda name: object() if installed else None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
-    assert not spec.uses_transformer_engine("auto")
+    assert not spec.uses_transformer_engine(BF16)
     with pytest.raises(ConfigError, match=r"model\.attention is te, but .*; set it to auto or sdpa"):
-        spec.uses_transformer_engine("te")
+        spec.uses_transformer_engine(ModelConfig(attention="te"))
     monkeypatch.setattr(spec, "find_spec", lambda name: object())
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert [spec.uses_transformer_engine(choice) for choice in ("auto", "te", "sdpa")] == [True, True, False]
+    assert [spec.uses_transformer_engine(replace(BF16, attention=choice)) for choice in ("auto", "te", "sdpa")] == [True, True, False]
+    assert [spec.uses_transformer_engine(ModelConfig(attention=choice)) for choice in ("auto", "te")] == [False, True]
 
 
 def fp8_refusal(monkeypatch: pytest.MonkeyPatch, engine: bool = True, reason: str = "", tensor: int = 1) -> str:
-    monkeypatch.setattr(checks, "uses_transformer_engine", lambda attention: engine)
+    monkeypatch.setattr(checks, "uses_transformer_engine", lambda model: engine)
     monkeypatch.setattr(checks, "unavailable", lambda precision: reason)
     config = TrainConfig(model=BF16, precision=PrecisionConfig(teacher="fp8_tensorwise"), parallel=ParallelConfig(tensor=tensor))
     with pytest.raises(ConfigError) as caught:

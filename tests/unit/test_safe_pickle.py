@@ -16,8 +16,7 @@ from checkpoints_convert.command import single_process, whole_model
 from checkpoints_convert.torch_dist import StoredTensors
 from megatron_atesd.errors import CheckpointError
 from megatron_atesd.model.qwen3 import read_architecture
-from megatron_atesd.train.checkpoint import MODEL_PREFIX
-from megatron_atesd.train.model_folder import load_model_weights
+from megatron_atesd.train.checkpoint import MODEL_PREFIX, read_folder
 from megatron_atesd.train.safe_pickle import check_metadata, guarded
 
 
@@ -112,7 +111,7 @@ def test_code_in_a_tensor(folder: Path) -> None:
 
 
 def test_code_in_an_object_beside_the_tensors(folder: Path) -> None:
-    """torch reads these (every layer has some) with weights_only=False when a model loads; the export does not read them."""
+    """torch reads these with weights_only=False when they are asked for, as a GPTModel does, and an optimizer may."""
     file = folder / "weights" / "__9_9.distcp"
     torch.save(Payload(folder.parent / "touched"), file)
 
@@ -123,7 +122,7 @@ def test_code_in_an_object_beside_the_tensors(folder: Path) -> None:
 
     edit_metadata(folder, point_at_payload)
     with single_process(), pytest.raises(CheckpointError, match="cannot be loaded"):
-        load_model_weights(whole_model(read_architecture(folder / "hf"), "fp32"), folder)
+        read_folder(folder, whole_model(read_architecture(folder / "hf"), "fp32").chunks[0].sharded_state_dict(prefix="model."))
     end_process_groups()
     assert not (folder.parent / "touched").exists()
 
