@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, cast, get_args
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -18,10 +18,10 @@ from megatron_atesd.distill.step import Example, distill_step, measure_step
 from megatron_atesd.distill.teacher import Teacher
 from megatron_atesd.errors import ConfigError
 from megatron_atesd.model.architecture import Architecture
+from megatron_atesd.model.fp8 import FP8
 from megatron_atesd.train.checks import check_fp8
 from megatron_atesd.train.run import TrainingRun
 
-FP8: tuple[Precision, ...] = tuple(p for p in get_args(Precision) if p != "bf16")
 # Whole divergence, nothing clipped, at temperature 1: the distance of two distributions.
 DISTANCE = Divergence("forward_kl")
 

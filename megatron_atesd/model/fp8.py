@@ -1,6 +1,6 @@
 """FP8 through Transformer Engine: megatron.core's settings for a pass, and what it asks of a machine and of shapes."""
 
-from typing import Any
+from typing import Any, get_args
 
 from megatron.core.enums import Fp8Recipe
 from megatron.core.fp8_utils import get_fp8_align_size
@@ -9,6 +9,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron_atesd.config import Precision
 from megatron_atesd.model.architecture import Architecture
 
+FP8: tuple[Precision, ...] = tuple(precision for precision in get_args(Precision) if precision != "bf16")
 # e4m3 has more digits, e5m2 (gradients of hybrid) more range, which gradients need unless few values share a scale.
 _FORMATS = {"tensorwise": "hybrid", "delayed": "hybrid", "blockwise": "e4m3", "mxfp8": "e4m3"}
 

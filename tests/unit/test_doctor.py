@@ -112,6 +112,22 @@ def test_transformer_engine_is_missed_on_gpus_only() -> None:
     assert check_transformer_engine(cuda=False, installed=False) == []
 
 
+def test_transformer_engine_tells_its_fp8_recipes() -> None:
+    def hopper(precision: str) -> str:
+        return "needs Blackwell" if precision == "fp8_mxfp8" else ""
+
+    assert said(check_transformer_engine(True, True, hopper)) == "installed; fp8_tensorwise, fp8_delayed, fp8_blockwise"
+    assert said(check_transformer_engine(True, True, lambda precision: "too old")) == "installed; no FP8"
+
+
+def test_a_transformer_engine_that_does_not_load_is_an_error() -> None:
+    def broken(precision: str) -> str:
+        raise OSError("libnccl.so.2: cannot open shared object file")
+
+    found = check_transformer_engine(True, True, broken)
+    assert verdicts(found) == [("error", "installed, but it cannot be used (libnccl.so.2: cannot open shared object file)")]
+
+
 def test_little_memory_is_a_warning() -> None:
     assert verdicts(check_memory(3 * GIB, 4)) == [("warning", "only 3.0 GiB of memory available for 4 processes of this node")]
     assert verdicts(check_memory(4 * GIB, 4)) == []

@@ -3,6 +3,7 @@
 import math
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from glob import escape, glob
 from importlib.util import find_spec
@@ -12,9 +13,10 @@ import psutil
 import torch
 from torch.cuda import nccl
 
-from megatron_atesd.config import TrainConfig
+from megatron_atesd.config import Precision, TrainConfig
 from megatron_atesd.errors import AtesdError
 from megatron_atesd.model.architecture import Architecture
+from megatron_atesd.model.fp8 import FP8, unavailable
 from megatron_atesd.model.qwen3 import read_architecture
 from megatron_atesd.train.doctor.finding import Finding, as_finding
 from megatron_atesd.train.model_folder import find_hf
@@ -119,12 +121,22 @@ def check_gpus(gpus: Gpus, ranks_here: int, driver: bool, visible: str | None) -
     return findings
 
 
-def check_transformer_engine(cuda: bool, installed: bool) -> list[Finding]:
-    """Whether Transformer Engine is there; only worth having with CUDA."""
+def check_transformer_engine(cuda: bool, installed: bool, why_not: Callable[[Precision], str] = unavailable) -> list[Finding]:
+    """Whether Transformer Engine is there and which FP8 it can compute; only worth having with CUDA.
+
+    why_not: why an FP8 precision cannot be computed here, empty if it can; the first call imports Transformer Engine.
+    """
     if not cuda:
         return []
-    remedy = "" if installed else "for FP8 and fused kernels: pip install -e '.[gpu]'"
-    return [Finding("information", "Transformer Engine", "installed" if installed else "not installed", remedy)]
+    if not installed:
+        return [Finding("information", "Transformer Engine", "not installed", "for FP8 and fused kernels: pip install -e '.[gpu]'")]
+    try:
+        able = [precision for precision in FP8 if not why_not(precision)]
+    except (ImportError, OSError, RuntimeError, AttributeError) as error:
+        what = f"installed, but it cannot be used ({error})"
+        remedy = "install the build for this torch and CUDA, or pip uninstall transformer-engine transformer-engine-torch"
+        return [Finding("error", "Transformer Engine", what, remedy)]
+    return [Finding("information", "Transformer Engine", f"installed; {', '.join(able) or 'no FP8'}")]
 
 
 def check_memory(available: int, ranks_here: int) -> list[Finding]:
