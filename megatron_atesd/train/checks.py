@@ -94,6 +94,7 @@ def megatron_settings(config: TrainConfig, architecture: Architecture) -> Transf
         config.model.dtype,
         config.megatron,
         parallel.virtual_pipeline,
+        context=parallel.context,
         transformer_engine=layers,
         precision=config.precision.student,
     )

@@ -41,7 +41,7 @@ def slowly(model: HiddenStateGPT, prompt: list[int], seed: int, config: RolloutC
     written: list[int] = []
     with torch.no_grad():
         for step in range(config.max_new_tokens):
-            hidden = model(torch.tensor([prompt + written]), None, None)
+            hidden = model(torch.tensor([prompt + written]))
             logits = whole_logits(model, hidden[0, -1:])
             uniform = uniforms([seed], config.max_new_tokens)[:, step]
             written.append(int(sample_tokens(logits, uniform, config.temperature, config.top_p, config.top_k)))

@@ -51,7 +51,7 @@ def test_activations_are_within_five_percent_of_what_is_kept(
         model = build_model(arch, transformer_config(arch, 1, 1, False, dtype, settings))
         kept = KeptForBackward(model.parameters())
         with kept:
-            model(torch.zeros(SEQUENCES, PROMPT + RESPONSE, dtype=torch.long), None, None).sum().backward()
+            model(torch.zeros(SEQUENCES, PROMPT + RESPONSE, dtype=torch.long)).sum().backward()
     estimate = activation_bytes(workload(arch, {"fp32": 4, "bf16": 2}[dtype], recompute), 0, fused_norm=False)
     assert estimate == pytest.approx(kept.peak, rel=0.05)
 
@@ -61,7 +61,7 @@ def test_the_kv_cache_is_what_generation_allocates(arch: Architecture, dtype: st
     with parallel_session(), torch.no_grad():
         model = build_model(arch, transformer_config(arch, 1, 1, False, dtype))
         with model.slot.use(KVCache(torch.full((3,), PROMPT), PROMPT + RESPONSE)) as cache:
-            model(torch.zeros(3, PROMPT, dtype=torch.long), None, None)
+            model(torch.zeros(3, PROMPT, dtype=torch.long))
             measured = sum(tensor.untyped_storage().nbytes() for pair in cache._layers.values() for tensor in pair)
     work = workload(arch, {"fp32": 4, "bf16": 2}[dtype], Recompute())
     assert kv_cache_bytes(work, 3, PROMPT, RESPONSE) == measured
