@@ -125,8 +125,8 @@ class CachedAttention(torch.nn.Module):
                 yield self._attend(q, k, v)
                 continue
             for chunk, number in zip(q.chunk(2, dim=2), (rank, 2 * size - 1 - rank), strict=True):
-                seen = (number + 1) * chunk.shape[2]
-                yield self._attend(chunk, k[:, :, :seen], v[:, :, :seen], causal_lower_right(chunk.shape[2], seen))
+                mask = _last_of(chunk.shape[2], seen := (number + 1) * chunk.shape[2], chunk.device)
+                yield self._attend(chunk, k[:, :, :seen], v[:, :, :seen], mask)
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
         """[B, heads, S, D] of queries of this form, keys and values [B, groups, S, D]; causal without a mask."""
@@ -134,6 +134,13 @@ class CachedAttention(torch.nn.Module):
         return F.scaled_dot_product_attention(
             query, key, value, attn_mask=mask, is_causal=mask is None, scale=self.scale, enable_gqa=grouped
         )
+
+
+def _last_of(queries: int, keys: int, device: torch.device) -> Tensor:
+    """Causal mask of the last `queries` of `keys` positions; for CUDA's flash attention one that takes no memory."""
+    if device.type == "cuda":
+        return causal_lower_right(queries, keys)
+    return torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
 
 
 def _heads_first(*tensors: Tensor) -> Iterator[Tensor]:

@@ -106,7 +106,11 @@ def plain_reference(
     names = ("kl", "disagreement", "confidence", "teacher_entropy", "student_entropy")
     means = dict(zip(names, torch.cat(statistics, dim=1).mean(dim=1).tolist(), strict=True))
     metrics = {"loss": float(loss.detach()), "tokens": sum(len(example.response) for example in examples(37)), **means}
-    return metrics, [float(mean) for mean in sequence_means], {name: p.grad for name, p in student.named_parameters() if p.grad is not None}
+    return (
+        metrics,
+        [float(mean.detach()) for mean in sequence_means],
+        {name: p.grad for name, p in student.named_parameters() if p.grad is not None},
+    )
 
 
 def plain_statistics(teacher_TV: torch.Tensor, student_TV: torch.Tensor) -> torch.Tensor:
@@ -198,10 +202,9 @@ LONG_LAYOUTS = {
     4: [
         Layout(context=2, tensor=2, sequence=True, tokens=60),
         Layout(context=2, pipeline=2, virtual=2, packed=True, tokens=30),
-        Layout(context=2, pipeline=2, tokens=40),
         Layout(context=2, shares=(3, 1), tokens=40, overlap=True),
         Layout(context=2, tensor=2, sequence=True, packed=True, tokens=45),
-        Layout(context=4, packed=True, tokens=60),
+        Layout(context=4, tokens=60),
     ],
 }  # fmt: skip
 

@@ -25,9 +25,9 @@ BLOCK = {"recompute_granularity": "full", "recompute_method": "block", "recomput
 def workload(arch: Architecture, size: int, recompute: Recompute) -> Workload:
     """One micro-batch on one rank."""
     return Workload(
-        arch=arch, gpus=1, tensor=1, pipeline=1, virtual=1, sequence=False, size=size, micro_batch_tokens=4096, batch=SEQUENCES,
-        rollout_batch=0, chunk=128, teacher="initial", offload=False, distributed=False, recompute=recompute, probe=64, grounded=False,
-        lengths=Lengths(PROMPT, PROMPT, RESPONSE),
+        arch=arch, gpus=1, tensor=1, pipeline=1, virtual=1, sequence=False, context=1, ring=False, size=size, micro_batch_tokens=4096,
+        batch=SEQUENCES, rollout_batch=0, chunk=128, teacher="initial", offload=False, distributed=False, recompute=recompute, probe=64,
+        grounded=False, lengths=Lengths(PROMPT, PROMPT, RESPONSE),
     )  # fmt: skip
 
 
