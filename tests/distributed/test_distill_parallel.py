@@ -106,11 +106,8 @@ def plain_reference(
     names = ("kl", "disagreement", "confidence", "teacher_entropy", "student_entropy")
     means = dict(zip(names, torch.cat(statistics, dim=1).mean(dim=1).tolist(), strict=True))
     metrics = {"loss": float(loss.detach()), "tokens": sum(len(example.response) for example in examples(37)), **means}
-    return (
-        metrics,
-        [float(mean.detach()) for mean in sequence_means],
-        {name: p.grad for name, p in student.named_parameters() if p.grad is not None},
-    )
+    gradients = {name: p.grad for name, p in student.named_parameters() if p.grad is not None}
+    return metrics, [float(mean.detach()) for mean in sequence_means], gradients
 
 
 def plain_statistics(teacher_TV: torch.Tensor, student_TV: torch.Tensor) -> torch.Tensor:
