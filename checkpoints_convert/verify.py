@@ -85,7 +85,7 @@ def _megatron_logits(folder: Path, prefix: str, architecture: Architecture, dtyp
     model.load_state_dict({name.removeprefix(prefix): value for name, value in loaded.items() if name.startswith(prefix)})
     _round(model, dtype)
     device = torch.cuda.current_device()
-    return [whole_logits(model, model(ids.to(device), None, None)[0]).cpu() for ids in sequences]
+    return [whole_logits(model, model(ids.to(device))[0]).cpu() for ids in sequences]
 
 
 def _round(model: torch.nn.Module, dtype: torch.dtype) -> None:

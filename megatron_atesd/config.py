@@ -77,7 +77,13 @@ class ParallelConfig:
         virtual_pipeline: Model chunks of a pipeline rank (VP); above 1 the schedule is the interleaved 1F1B, with a smaller bubble and
             more communication. pipeline × virtual_pipeline divides the number of layers.
         sequence: Sequence parallelism (SP): shard activations along the sequence between TP regions; needs tensor > 1.
-        micro_batch_tokens: Tokens, padding included, in one forward pass of a data-parallel rank; a longer sequence has a pass for itself.
+        context: Context-parallel size (CP): so many ranks share each sequence in training and scoring passes, for sequences too long for
+            one; each generates its share of the rollouts. With Transformer Engine keys and values go round the ranks, without it each rank
+            gathers them.
+        packed: Put the sequences of a micro-batch one after the other instead of padding each to the longest. Worth it when lengths
+            differ a lot; on a GPU best with model.attention te.
+        micro_batch_tokens: Tokens, padding included, in one forward pass of a data-parallel rank (of its CP ranks together); a longer
+            sequence has a pass for itself.
         timeout_minutes: A collective that waits longer than this ends the job.
     """
 
@@ -85,6 +91,8 @@ class ParallelConfig:
     pipeline: int = 1
     virtual_pipeline: int = 1
     sequence: bool = False
+    context: int = 1
+    packed: bool = False
     micro_batch_tokens: int = 8192
     timeout_minutes: float = 30.0
 
@@ -140,7 +148,7 @@ class RolloutConfig:
         temperature: Divides the logits; 0 takes the most likely token. [paper: OPSD 1.1]
         top_p: Nucleus mass kept, after top-k. [paper: OPSD 0.95]
         top_k: Most likely tokens kept (0 = all). [paper: OPSD 20]
-        batch: Sequences generated at once by one data-parallel rank (0 = all).
+        batch: Sequences generated at once by one data- and context-parallel rank (0 = all).
     """
 
     max_new_tokens: int = 1024

@@ -44,6 +44,7 @@ BOUNDS: dict[str, Bound] = {
     "parallel.tensor": ONE_OR_MORE,
     "parallel.pipeline": ONE_OR_MORE,
     "parallel.virtual_pipeline": ONE_OR_MORE,
+    "parallel.context": ONE_OR_MORE,
     "parallel.micro_batch_tokens": ONE_OR_MORE,
     "parallel.timeout_minutes": POSITIVE,
     "data.probe_size": ZERO_OR_MORE,
@@ -123,7 +124,7 @@ def section_problems(config: TrainConfig, sections: Collection[str]) -> list[str
 
 
 def layout_problems(parallel: ParallelConfig, world_size: int, model: ModelShape | None = None) -> list[str]:
-    """The rules that TP, PP and VP break against the number of processes, and against the model's shape when it is given."""
+    """The rules that TP, PP, VP and CP break against the number of processes, and against the model's shape when it is given."""
     shape_problems = () if model is None else _division_problems(parallel, model)
     return [*_process_problems(parallel, world_size), *_virtual_problems(parallel), *shape_problems]
 
@@ -148,7 +149,7 @@ def _bound_problems(config: TrainConfig) -> Iterator[str]:
 def parallel_problems(config: TrainConfig, world_size: int) -> Iterator[str]:
     """The rules that layout and batch break against the number of processes."""
     parallel, batch = config.parallel, config.data.batch
-    model_ranks = parallel.tensor * parallel.pipeline
+    model_ranks = parallel.tensor * parallel.pipeline * parallel.context
     if parallel.sequence and parallel.tensor == 1:
         yield "parallel.sequence is true with parallel.tensor 1: sequence parallelism divides work between tensor ranks; set it to false"
     yield from _virtual_problems(parallel)
@@ -161,11 +162,12 @@ def parallel_problems(config: TrainConfig, world_size: int) -> Iterator[str]:
 
 
 def _process_problems(parallel: ParallelConfig, world_size: int) -> Iterator[str]:
-    model_ranks = parallel.tensor * parallel.pipeline
+    model_ranks = parallel.tensor * parallel.pipeline * parallel.context
     if world_size % model_ranks:
+        context, which = (f" times parallel.context {parallel.context}", "three") if parallel.context > 1 else ("", "two")
         yield (
-            f"parallel.tensor {parallel.tensor} times parallel.pipeline {parallel.pipeline} is {model_ranks}, which does not divide the "
-            f"{world_size} processes; start a multiple of {model_ranks} processes or lower one of the two"
+            f"parallel.tensor {parallel.tensor} times parallel.pipeline {parallel.pipeline}{context} is {model_ranks}, which does not "
+            f"divide the {world_size} processes; start a multiple of {model_ranks} processes or lower one of the {which}"
         )
 
 

@@ -17,6 +17,7 @@ RULED_BY = {
     "virtual_pipeline_model_parallel_size": "parallel.virtual_pipeline",
     "overlap_p2p_comm": "parallel.virtual_pipeline",
     "batch_p2p_comm": "parallel.virtual_pipeline",
+    "context_parallel_size": "parallel.context",
     "sequence_parallel": "parallel.sequence",
     "transformer_impl": "model.attention",
     "fp8": "precision.student",
@@ -44,7 +45,8 @@ RULED_BY = {
 # Fields of megatron.core that would change what this project computes, or that it would fail with later; the one value it knows.
 UNSUPPORTED: dict[str, dict[str, Any]] = {
     "megatron": {
-        "context_parallel_size": 1,
+        "hierarchical_context_parallel_sizes": None,
+        "hybrid_context_parallel": False,
         "num_moe_experts": None,
         "multi_latent_attention": False,
         "mtp_num_layers": None,

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
 from torch import Tensor
 
 from megatron_atesd.distill.divergence import Divergence
@@ -82,6 +84,8 @@ def example_losses(model: HiddenStateGPT, teacher: Teacher, examples: Sequence[E
     teacher_hidden, _ = _teacher_pass(model, teacher, examples, 1)
     batches = model_batches(model, [(e.student_prompt, e.response) for e in examples], 1)
     sums = run_schedule(model, batches, _student_loss(model, teacher, teacher_hidden, divergence, "token"), forward_only=True)
+    for total in sums:
+        dist.all_reduce(total, group=parallel_state.get_context_parallel_group())
     means = {member: float(total[0] / total[1]) for batch, total in zip(batches, sums, strict=False) for member in batch.members}
     return [means[member] for member in sorted(means)]
 
@@ -133,7 +137,7 @@ def _teacher_pass(
 
     def last_stage(batch: PackedBatch, hidden_BSH: Tensor) -> tuple[Tensor, Tensor, list[tuple[int, Tensor]]]:
         hidden_TH = batch.response_hidden(hidden_BSH)
-        parts = hidden_TH.split(batch.response_lengths()[: len(batch.members)].tolist())
+        parts = hidden_TH.split(batch.shared_lengths())
         return hidden_TH.sum(), torch.ones((), dtype=torch.int, device=hidden_TH.device), list(zip(batch.members, parts, strict=True))
 
     was_training = model.training
@@ -169,11 +173,11 @@ def _student_loss(
 def token_weights(batch: PackedBatch, normalize: Normalize) -> tuple[Tensor, Tensor]:
     """Weight of each response token [T], and the count (int) by which their weighted sum is divided once, globally.
 
-    token: 1 and the number of tokens. sequence: 1 / the token's sequence length, and the number of sequences that have tokens.
+    token: 1 and the number of tokens. sequence: 1 / the length of the token's response, and the number of first tokens, each of which
+    stands for its response.
     """
     if normalize == "token":
         return torch.ones_like(batch.targets_T, dtype=torch.float32), torch.tensor(
             len(batch.targets_T), dtype=torch.int, device=batch.targets_T.device
         )
-    lengths_B = batch.response_lengths()
-    return 1.0 / lengths_B[batch.sequence_T].float(), (lengths_B > 0).sum().int()
+    return 1.0 / batch.lengths_N[batch.sequence_T].float(), (batch.place_T == 0).sum().int()

@@ -69,6 +69,7 @@ def prepare(task: Evaluation, world_size: int) -> Prepared:
         settings.model.dtype,
         settings.megatron,
         parallel.virtual_pipeline,
+        context=parallel.context,
         transformer_engine=uses_transformer_engine(settings.model),
         precision=settings.precision.rollout,
     )

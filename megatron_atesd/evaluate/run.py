@@ -14,7 +14,7 @@ from megatron_atesd.evaluate.average import difficulty_of, summarize
 from megatron_atesd.evaluate.grading import Grader
 from megatron_atesd.evaluate.prepare import Evaluation, Prepared, prepare
 from megatron_atesd.evaluate.sample import Answered, answer_problems
-from megatron_atesd.model.parallel import is_main, parallel_session
+from megatron_atesd.model.parallel import is_main, session_of
 from megatron_atesd.model.qwen3 import HiddenStateGPT, build_model
 from megatron_atesd.train.model_folder import load_model_weights
 
@@ -28,7 +28,7 @@ def evaluate(task: Evaluation) -> dict[str, Any] | None:
     """
     with Grader(task.grading_workers, task.grading_seconds) as grader:
         prepared, parallel = prepare(task, int(os.environ.get("WORLD_SIZE", "1"))), task.settings.parallel
-        with parallel_session(parallel.tensor, parallel.pipeline, task.seed, parallel.timeout_minutes, parallel.virtual_pipeline):
+        with session_of(parallel, task.seed):
             model = build_model(prepared.architecture, prepared.megatron)
             load_model_weights(model, prepared.folder)
             answered = _answers(task, model, prepared)

@@ -1,6 +1,6 @@
 """One chunk of the model: consecutive layers that a pipeline rank runs without talking to another."""
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from megatron.core import parallel_state, tensor_parallel
@@ -10,7 +10,9 @@ from megatron.core.transformer.transformer_layer import get_transformer_layer_of
 from torch import Tensor
 
 from megatron_atesd.model.architecture import Architecture
+from megatron_atesd.model.context import Bounds, context_place, join_sequences, split_sequences
 from megatron_atesd.model.layers import CacheSlot, PositionedRotary
+from megatron_atesd.model.packed import PackedSequences
 from megatron_atesd.model.spec import block_spec
 
 _LAYERS = "decoder.layers."
@@ -20,7 +22,8 @@ class ModelChunk(GPTModel):
     """GPTModel whose last chunk returns final hidden states [B, S, H] instead of logits.
 
     The vocabulary projection belongs to the loss and to sampling, which form logits only where and as long as they need them.
-    Under sequence parallelism the hidden states are gathered; their gradient must arrive whole on every TP rank.
+    Under sequence and context parallelism the hidden states are gathered. Their gradient must arrive whole on every TP rank, while
+    those of CP ranks are added: each has its share of the loss.
     index: which of the pipeline rank's chunks this is, in the order in which activations pass them.
     """
 
@@ -37,6 +40,7 @@ class ModelChunk(GPTModel):
             rotary_base=arch.rope_base,  # pyright: ignore[reportArgumentType]
             vp_stage=index,
         )
+        self.slot = slot
         self.first_layer = get_transformer_layer_offset(config, index)
         self.rotary_pos_emb = PositionedRotary(
             slot=slot,
@@ -46,11 +50,21 @@ class ModelChunk(GPTModel):
             use_cpu_initialization=not torch.cuda.is_available(),
         )
 
-    def _postprocess(self, hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
+    def forward(self, ids_BS: Tensor, bounds: Bounds | None = None) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Hidden states of whole sequences [B, S]; with `bounds` B is 1 and several sequences lie one after the other between them."""
+        packed: Any = None if bounds is None else PackedSequences(bounds)
+        if self.slot.cache is None:
+            ids_BS = split_sequences(ids_BS, bounds or (0, ids_BS.shape[1]))
+        return super().forward(ids_BS, cast("Any", None), cast("Any", None), packed_seq_params=packed)
+
+    def _postprocess(self, hidden_states: Tensor, *_: Any, packed_seq_params: PackedSequences | None = None, **__: Any) -> Tensor:
         if not self.post_process:
             return hidden_states
         if self.config.sequence_parallel:
             hidden_states = tensor_parallel.gather_from_sequence_parallel_region(hidden_states, tensor_parallel_output_grad=False)
+        if self.slot.cache is None:
+            bounds = packed_seq_params.bounds if packed_seq_params is not None else (0, len(hidden_states) * context_place()[1])
+            hidden_states = join_sequences(hidden_states, bounds)
         return hidden_states.transpose(0, 1).contiguous()
 
     def head_weight(self) -> torch.nn.Parameter:

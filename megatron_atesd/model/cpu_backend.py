@@ -43,8 +43,9 @@ class _CudaElsewhere(TorchFunctionMode):
         kwargs = dict(kwargs) if kwargs else {}
         if "device" in kwargs and _is_cuda(kwargs["device"]):
             kwargs["device"] = self.stand_in
+        kwargs.pop("pin_memory", None)  # there is no GPU to copy to from pinned memory
         if func is torch.Tensor.cuda:
-            return args[0]
+            return args[0].to(self.stand_in)
         if func is torch.Tensor.to:
             args = tuple(self.stand_in if _is_cuda(arg) else arg for arg in args)
         if func is torch.Tensor.type and len(args) == 1 and not kwargs:

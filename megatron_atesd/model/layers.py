@@ -1,11 +1,13 @@
 """The layers of ours inside Megatron's GPTModel: attention with a KV cache, rotary by position, RMSNorm.
 
 The model that trains is the model that samples: while a `KVCache` is in the shared `CacheSlot`, attention appends to it and rotary
-embedding uses each sequence's own positions; with an empty slot both are the plain causal training forward.
+embedding uses each sequence's own positions; with an empty slot both are the plain causal training forward, of which a context-parallel
+rank has its part (context.py). Generation is not divided over context parallelism.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -13,6 +15,10 @@ import torch.nn.functional as F
 from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
+from torch.nn.attention.bias import causal_lower_right
+
+from megatron_atesd.model.context import Bounds, context_place, join_sequences
+from megatron_atesd.model.packed import PackedSequences
 
 
 class KVCache:
@@ -81,24 +87,33 @@ class CacheSlot:
 class CachedAttention(torch.nn.Module):
     """Parameter-free core attention on torch's scaled_dot_product_attention; causal, grouped queries.
 
-    The interface is megatron.core's `core_attention`: query [S, B, heads, D], key and value [S, B, groups, D] → [S, B, heads·D].
+    The interface is megatron.core's `core_attention`: query [S, B, heads, D], key and value [S, B, groups, D] → [S, B, heads·D]; packed
+    sequences have no B. Each is attended by itself. Under context parallelism every rank gathers keys and values.
     """
 
     def __init__(self, config: TransformerConfig, layer_number: int, slot: CacheSlot, **_: Any) -> None:
         super().__init__()
         self.layer_number, self.slot, self.scale = layer_number, slot, config.softmax_scale
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Tensor:
-        query, key, value = (t.permute(1, 2, 0, 3) for t in (query, key, value))
-        cache = self.slot.cache
-        if cache is not None and cache.prefilled:
-            out = self._decode(query, *cache.append(self.layer_number, key, value))
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, *_: Any, packed_seq_params: PackedSequences | None = None, **__: Any
+    ) -> Tensor:
+        if packed_seq_params is not None:
+            query, key, value = (t[:, None] for t in (query, key, value))
+        if (cache := self.slot.cache) is not None:
+            outs = [self._cached(cache, *_heads_first(query, key, value))]
         else:
-            if cache is not None:
-                cache.store_prompt(self.layer_number, key, value)
-            grouped = query.shape[1] != key.shape[1]
-            out = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=self.scale, enable_gqa=grouped)
-        return out.permute(2, 0, 1, 3).flatten(2)
+            bounds = packed_seq_params.bounds if packed_seq_params is not None else (0, len(query) * context_place()[1])
+            if context_place()[1] > 1:
+                key, value = join_sequences(torch.cat((key, value), dim=-1), bounds).chunk(2, dim=-1)
+            outs = list(self._by_sequence(bounds, *_heads_first(query, key, value)))
+        return torch.cat([out.permute(2, 0, 1, 3) for out in outs]).flatten(2)
+
+    def _cached(self, cache: KVCache, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        if cache.prefilled:
+            return self._decode(query, *cache.append(self.layer_number, key, value))
+        cache.store_prompt(self.layer_number, key, value)
+        return self._attend(query, key, value)
 
     def _decode(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
         """One token a sequence, [B, heads, 1, D]: the heads of a group go as positions of one head, [B, groups, heads / groups, D].
@@ -111,6 +126,38 @@ class CachedAttention(torch.nn.Module):
         )
         return out.flatten(1, 2).unsqueeze(2)
 
+    def _by_sequence(self, bounds: Bounds, query: Tensor, key: Tensor, value: Tensor) -> Iterator[Tensor]:
+        """Of each sequence what this rank has: all of it, or two chunks, each of which sees the keys up to its own last."""
+        rank, size = context_place()
+        lengths = [stop - start for start, stop in pairwise(bounds)]
+        parts = (query.split([n // size for n in lengths], dim=2), key.split(lengths, dim=2), value.split(lengths, dim=2))
+        for q, k, v in zip(*parts, strict=True):
+            if size == 1:
+                yield self._attend(q, k, v)
+                continue
+            for chunk, number in zip(q.chunk(2, dim=2), (rank, 2 * size - 1 - rank), strict=True):
+                mask = _last_of(chunk.shape[2], seen := (number + 1) * chunk.shape[2], chunk.device)
+                yield self._attend(chunk, k[:, :, :seen], v[:, :, :seen], mask)
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
+        """[B, heads, S, D] of queries of this form, keys and values [B, groups, S, D]; causal without a mask."""
+        grouped = query.shape[1] != key.shape[1]
+        return F.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, is_causal=mask is None, scale=self.scale, enable_gqa=grouped
+        )
+
+
+def _last_of(queries: int, keys: int, device: torch.device) -> Tensor:
+    """Causal mask of the last `queries` of `keys` positions; for CUDA's flash attention one that takes no memory."""
+    if device.type == "cuda":
+        return causal_lower_right(queries, keys)
+    return torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
+
+
+def _heads_first(*tensors: Tensor) -> Iterator[Tensor]:
+    """[S, B, heads, D] → [B, heads, S, D]."""
+    return (t.permute(1, 2, 0, 3) for t in tensors)
+
 
 class PositionedRotary(RotaryEmbedding):
     """Megatron's rotary embedding; while a cache is in use, at each cached sequence's positions: [S, B, 1, D], not [S, 1, 1, D]."""
@@ -122,7 +169,9 @@ class PositionedRotary(RotaryEmbedding):
     def forward(self, max_seq_len: int, *args: Any, **kwargs: Any) -> Tensor:
         if self.slot.cache is None:
             return super().forward(max_seq_len, *args, **kwargs)
-        angles = self.slot.cache.positions(max_seq_len)[..., None] * self.inv_freq.to(self.slot.cache.lengths_B.device)
+        # megatron.core multiplies the number of tokens by CP, but here they are whole sequences.
+        positions_SB = self.slot.cache.positions(max_seq_len // context_place()[1])
+        angles = positions_SB[..., None] * self.inv_freq.to(positions_SB.device)
         return torch.cat((angles, angles), dim=-1)[:, :, None, :]
 
 

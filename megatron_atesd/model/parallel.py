@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state, tensor_parallel
 
+from megatron_atesd.config import ParallelConfig
 from megatron_atesd.errors import ConfigError
 from megatron_atesd.model import cpu_backend
 
@@ -20,30 +21,41 @@ WITH_CUDA = "cpu:gloo,cuda:nccl"
 
 @contextmanager
 def parallel_session(
-    tensor: int = 1, pipeline: int = 1, seed: int = 1, timeout_minutes: float = 30.0, virtual_pipeline: int = 1
+    tensor: int = 1, pipeline: int = 1, seed: int = 1, timeout_minutes: float = 30.0, virtual_pipeline: int = 1, context: int = 1
 ) -> Iterator[None]:
     """megatron.core's process groups while inside, torn down on leaving; a default process group that exists already is used and left.
 
     An exception leaves without waiting for the other ranks: torchrun ends them, and the first traceback is the culprit's.
-    Raises ConfigError when TP·PP does not divide the world size.
+    Raises ConfigError when TP·PP·CP does not divide the world size.
     """
     world = int(os.environ.get("WORLD_SIZE", "1"))
-    if world % (tensor * pipeline):
+    if world % (tensor * pipeline * context):
         raise ConfigError(
-            f"world size {world} is not a multiple of parallel.tensor × parallel.pipeline = {tensor} × {pipeline}; "
-            f"start torchrun with a multiple of {tensor * pipeline} processes or change the sizes"
+            f"world size {world} is not a multiple of parallel.tensor × parallel.pipeline × parallel.context = {tensor} × {pipeline} × "
+            f"{context}; start torchrun with a multiple of {tensor * pipeline * context} processes or change the sizes"
         )
     cpu_backend.install()
     with processes(timeout_minutes):
         chunks = virtual_pipeline if virtual_pipeline > 1 else None
         minutes: Any = timeout_minutes  # goes into a timedelta: need not be whole
         parallel_state.initialize_model_parallel(
-            tensor, pipeline, chunks, create_gloo_process_groups=torch.cuda.is_available(), distributed_timeout_minutes=minutes
+            tensor,
+            pipeline,
+            chunks,
+            context_parallel_size=context,
+            create_gloo_process_groups=torch.cuda.is_available(),
+            distributed_timeout_minutes=minutes,
         )
         tensor_parallel.model_parallel_cuda_manual_seed(seed, force_reset_rng=True)
         torch.manual_seed(seed)
         yield
         parallel_state.destroy_model_parallel()
+
+
+def session_of(parallel: ParallelConfig, seed: int = 1) -> AbstractContextManager[None]:
+    """The parallel_session of a run's settings."""
+    sizes = (parallel.tensor, parallel.pipeline, seed, parallel.timeout_minutes, parallel.virtual_pipeline, parallel.context)
+    return parallel_session(*sizes)
 
 
 @contextmanager

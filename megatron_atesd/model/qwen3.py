@@ -87,6 +87,7 @@ def transformer_config(
     user: Mapping[str, Any] | None = None,
     virtual_pipeline: int = 1,
     *,
+    context: int = 1,
     transformer_engine: bool = False,
     precision: Precision | None = None,
 ) -> TransformerConfig:
@@ -110,6 +111,7 @@ def transformer_config(
         "tensor_model_parallel_size": tensor,
         "pipeline_model_parallel_size": pipeline,
         "virtual_pipeline_model_parallel_size": virtual_pipeline if virtual_pipeline > 1 else None,
+        "context_parallel_size": context,
         "sequence_parallel": sequence,
         "pipeline_dtype": DTYPES[dtype],
         "params_dtype": DTYPES[dtype],
@@ -151,12 +153,13 @@ class HiddenStateGPT(torch.nn.ModuleList):
     """What this rank holds of a model whose last pipeline stage returns final hidden states: its chunks.
 
     There is one chunk unless parallel.virtual_pipeline is above 1. Parameters and states go by their names in the whole model.
+    packed: micro-batches for it hold their sequences one after the other (parallel.packed).
     """
 
-    def __init__(self, arch: Architecture, config: TransformerConfig) -> None:
+    def __init__(self, arch: Architecture, config: TransformerConfig, packed: bool = False) -> None:
         slot = CacheSlot()
         super().__init__([ModelChunk(arch, config, index, slot) for index in range(config.virtual_pipeline_model_parallel_size or 1)])
-        self.arch, self.config, self.slot = arch, config, slot
+        self.arch, self.config, self.slot, self.packed = arch, config, slot, packed
 
     @property
     def chunks(self) -> list[ModelChunk]:
@@ -248,6 +251,6 @@ class HiddenStateGPT(torch.nn.ModuleList):
                 setattr(target, name, True)
 
 
-def build_model(arch: Architecture, config: TransformerConfig) -> HiddenStateGPT:
+def build_model(arch: Architecture, config: TransformerConfig, packed: bool = False) -> HiddenStateGPT:
     """This rank's part of the model, on its device, in the parameter dtype; weights are random until loaded."""
-    return HiddenStateGPT(arch, config).to(device=torch.cuda.current_device(), dtype=config.params_dtype)
+    return HiddenStateGPT(arch, config, packed).to(device=torch.cuda.current_device(), dtype=config.params_dtype)

@@ -1,5 +1,6 @@
 """One pass over micro-batches through megatron.core's pipeline schedule, and the way results of the last stage reach every rank."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -10,8 +11,9 @@ from megatron.core import parallel_state
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
+from megatron_atesd.model.context import context_place
 from megatron_atesd.model.fp8 import token_multiple
-from megatron_atesd.model.packing import PackedBatch, Pair, micro_batches
+from megatron_atesd.model.packing import Needs, PackedBatch, Pair, micro_batches
 from megatron_atesd.model.parallel import broadcast_from_last_stage
 from megatron_atesd.model.qwen3 import HiddenStateGPT
 
@@ -36,7 +38,7 @@ def run_schedule(model: torch.nn.Module, batches: Sequence[PackedBatch], last_st
 
     def forward_step(data: Iterator[PackedBatch], chunk: torch.nn.Module, *_: Any) -> tuple[Tensor, Callable[[Tensor], Any]]:
         batch = next(data)
-        return chunk(batch.ids_BS, None, None), partial(last_stage, batch)
+        return chunk(batch.ids_BS, batch.bounds), partial(last_stage, batch)
 
     chunks = list(model.children())
     return get_forward_backward_func()(
@@ -52,16 +54,18 @@ def run_schedule(model: torch.nn.Module, batches: Sequence[PackedBatch], last_st
 
 def model_batches(model: HiddenStateGPT, pairs: Sequence[Pair], tokens: int) -> list[PackedBatch]:
     """Micro-batches of up to `tokens` tokens as `model`'s layout and present precision need them; at least one, so that no rank misses
-    a collective."""
-    config = model.config
-    multiple = (config.tensor_model_parallel_size if config.sequence_parallel else 1) * token_multiple(config)
-    return micro_batches(pairs, tokens, multiple, micro_batch_multiple(model))
+    a collective. Their responses are this context-parallel rank's share."""
+    config, (rank, size) = model.config, context_place()
+    on_rank = (config.tensor_model_parallel_size if config.sequence_parallel else 1) * token_multiple(config)
+    chunks = 2 * size if size > 1 else 1
+    needs = Needs(math.lcm(chunks, size * on_rank), chunks, micro_batch_multiple(model), model.packed, (rank, size))
+    return micro_batches(pairs, tokens, needs)
 
 
 def sum_over_ranks(sums: Sequence[Tensor], size: int) -> list[float]:
-    """Sums [size] of every micro-batch (none on all but the last stage), added over data parallelism and known on every rank."""
+    """Sums [size] of every micro-batch (none on all but the last stage), added over data and context parallelism; on every rank."""
     device = torch.cuda.current_device()
     total = torch.stack([*sums, torch.zeros(size, dtype=torch.float64, device=device)]).sum(dim=0)
-    dist.all_reduce(total, group=parallel_state.get_data_parallel_group())
+    dist.all_reduce(total, group=parallel_state.get_data_parallel_group(with_context_parallel=True))
     broadcast_from_last_stage(total)
     return total.tolist()

@@ -7,11 +7,13 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from megatron_atesd.model.layers import CachedAttention, CacheSlot
+from megatron_atesd.model.packed import PackedSequences
 
 
 class CachedTEAttention(TEDotProductAttention):
     """megatron.core's `core_attention` on Transformer Engine (flash or cuDNN kernels) in training and scoring passes.
 
+    Under context parallelism keys and values go round the ranks (megatron.cp_comm_type), and no rank holds all.
     Generation goes through the same `CachedAttention` as without Transformer Engine.
     """
 
@@ -19,7 +21,10 @@ class CachedTEAttention(TEDotProductAttention):
         super().__init__(config, layer_number, *args, **kwargs)
         self.generating = CachedAttention(config, layer_number, slot)
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, *args: Any, packed_seq_params: PackedSequences | None = None, **kwargs: Any
+    ) -> Tensor:
         if self.generating.slot.cache is not None:
             return self.generating(query, key, value)
-        return super().forward(query, key, value, *args, **kwargs)
+        packed = None if packed_seq_params is None else packed_seq_params.on_device
+        return super().forward(query, key, value, *args, packed_seq_params=packed, **kwargs)

@@ -24,8 +24,8 @@ from megatron_atesd.distill.fused import distill_loss
 from megatron_atesd.distill.teacher import Teacher
 from megatron_atesd.model import cpu_backend
 from megatron_atesd.model.architecture import Architecture
-from megatron_atesd.model.packing import PackedBatch
-from megatron_atesd.model.parallel import parallel_session
+from megatron_atesd.model.packing import PackedBatch, round_up
+from megatron_atesd.model.parallel import session_of
 from megatron_atesd.model.qwen3 import HiddenStateGPT, build_model
 from megatron_atesd.model.schedule import LastStage, micro_batch_multiple, run_schedule
 from megatron_atesd.model.vocabulary import vocabulary_shard
@@ -39,18 +39,24 @@ META = torch.device("meta")
 
 @dataclass(frozen=True)
 class Shapes:
-    """Of each micro-batch: so many sequences of `length` tokens, the last `response` of which the loss sees."""
+    """Of each micro-batch: so many sequences of `length` tokens, the last `response` of which the loss sees.
+
+    Of these a rank sees one in `context`. packed: the sequences lie one after the other.
+    """
 
     sequences: int
     length: int
     response: int
+    context: int = 1
+    packed: bool = False
 
     @classmethod
     def of(cls, config: TrainConfig) -> "Shapes":
         """The micro-batch of a recipe whose sequences are as long as it allows."""
-        length = config.prompt.max_length + config.rollout.max_new_tokens
-        length = -(-length // config.parallel.tensor) * config.parallel.tensor
-        return cls(max(1, config.parallel.micro_batch_tokens // length), length, config.rollout.max_new_tokens)
+        parallel = config.parallel
+        multiple = parallel.tensor * (2 * parallel.context if parallel.context > 1 else 1)
+        length = round_up(config.prompt.max_length + config.rollout.max_new_tokens, multiple)
+        return cls(max(1, parallel.micro_batch_tokens // length), length, config.rollout.max_new_tokens, parallel.context, parallel.packed)
 
 
 @dataclass(frozen=True)
@@ -173,9 +179,11 @@ def _walk(
 
 
 def _batch(shapes: Shapes) -> PackedBatch:
-    ids_BS = torch.empty(shapes.sequences, shapes.length, dtype=torch.long, device=META)
-    tokens = torch.empty(shapes.sequences * shapes.response, dtype=torch.long, device=META)
-    return PackedBatch(tuple(range(shapes.sequences)), ids_BS, tokens, tokens, tokens)
+    count, length = shapes.sequences, shapes.length
+    ids_BS = torch.empty(*((1, count * length) if shapes.packed else (count, length)), dtype=torch.long, device=META)
+    tokens = torch.empty(count * -(-shapes.response // shapes.context), dtype=torch.long, device=META)
+    bounds = tuple(range(0, (count + 1) * length, length)) if shapes.packed else None
+    return PackedBatch(tuple(range(count)), ids_BS, tokens, tokens, tokens, tokens, tokens[:count], bounds)
 
 
 def _teacher_stage(batch: PackedBatch, hidden_BSH: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -199,9 +207,9 @@ def _student_stage(model: HiddenStateGPT, teacher: Teacher, config: TrainConfig,
     return last_stage
 
 
-def _fused_attention(query: Tensor, key: Tensor, value: Tensor, is_causal: bool, scale: float | None, **_: Any) -> Tensor:
+def _fused_attention(query: Tensor, key: Tensor, value: Tensor, scale: float | None, **_: Any) -> Tensor:
     """The kernel that a device would choose: for meta tensors torch chooses the one that forms the matrix of scores."""
-    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, is_causal=is_causal, scale=scale)[0]
+    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, is_causal=True, scale=scale)[0]
 
 
 @contextmanager
@@ -209,12 +217,11 @@ def fake_groups(config: TrainConfig, world: int, rank: int) -> Iterator[None]:
     """megatron.core's process groups as `rank` of `world` ranks sees them; nobody is at the other end."""
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
-    parallel = config.parallel
     os.environ["WORLD_SIZE"] = str(world)
     dist.Backend.backend_capability["fake"] = ["cpu", "cuda", "meta"]
     dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world)
     try:
-        with parallel_session(parallel.tensor, parallel.pipeline, virtual_pipeline=parallel.virtual_pipeline):
+        with session_of(config.parallel):
             yield
     finally:
         dist.destroy_process_group()
@@ -228,6 +235,7 @@ def group_names() -> dict[str, str]:
         "embedding": parallel_state.get_embedding_group(check_initialized=False),
         "data": parallel_state.get_data_parallel_group(with_context_parallel=True),
         "tensor": parallel_state.get_tensor_model_parallel_group(),
+        "context": parallel_state.get_context_parallel_group(),
     }
     return {group.group_name: name for name, group in groups.items() if isinstance(group, dist.ProcessGroup)}
 

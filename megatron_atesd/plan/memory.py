@@ -53,8 +53,8 @@ def stage_parameters(work: Workload, stage: int) -> int:
 
 
 def optimizer_bytes(work: Workload, parameters: int) -> float:
-    """fp32 master weights of a bf16 model and Adam's two moments; the distributed optimizer divides them among data ranks."""
-    return parameters * ((_MASTER if work.size < 4 else 0) + _MOMENTS) / (work.data if work.distributed else 1)
+    """fp32 master weights of a bf16 model and Adam's two moments; the distributed optimizer divides them among data and context ranks."""
+    return parameters * ((_MASTER if work.size < 4 else 0) + _MOMENTS) / (work.replicas if work.distributed else 1)
 
 
 def teacher_bytes(work: Workload, parameters: int) -> float:
@@ -69,12 +69,14 @@ def layer_activation(work: Workload, fused_norm: bool) -> float:
 
     size · (2·H norm outputs + Q + 2K projections + K + Q rotated + Q attention output + 2·F + 3·F of SwiGLU), Q, K, F divided by T,
     H as well under sequence parallelism, and what the norms of hidden states, queries and keys keep: with CUDA their inputs (that of
-    the keys is a view of the projection); on a CPU two fp32 copies of each (of fp32 keys one, the other being that view).
+    the keys is a view of the projection); on a CPU two fp32 copies of each (of fp32 keys one, the other being that view). Context ranks
+    that gather keys and values keep those of all, 2·K a token, in place of their own rotated keys.
     """
     arch, size = work.arch, work.size
     q, k = arch.heads * arch.head_size / work.tensor, arch.query_groups * arch.head_size / work.tensor
     h, f = arch.hidden / work.split_hidden, arch.ffn / work.tensor
-    kept = size * (2 * h + (q + 2 * k) + k + 2 * q + 5 * f)
+    keys = k if work.context == 1 or work.ring else 2 * k * work.context
+    kept = size * (2 * h + (q + 2 * k) + keys + 2 * q + 5 * f)
     if fused_norm:
         return kept + size * (2 * h + (q if arch.qk_norm else 0))
     return kept + 8 * 2 * h + ((8 * q + (8 if size < 4 else 4) * k) if arch.qk_norm else 0)
@@ -96,14 +98,15 @@ def activation_bytes(work: Workload, stage: int, fused_norm: bool = True) -> flo
 
     A recomputed block keeps its input, size · H a token. The pass whose backward runs has, besides, either the layers that are not
     recomputed (on the last stage with the final norm and the hidden states, whole and of the responses), or later, when these are done,
-    a block that is.
+    a block that is. Context ranks have a part of the tokens each, and all of the whole hidden states.
     """
-    micro_batches, tokens = work.packed(work.lengths.student)[0], work.fullest(work.lengths.student)
+    micro_batches, tokens = work.packed(work.lengths.student)[0], work.fullest(work.lengths.student) / work.context
     layer, h = layer_activation(work, fused_norm), work.arch.hidden / work.split_hidden
     again = min(work.recompute.layers, work.stage_layers // work.virtual) * work.virtual
     kept, inputs = (work.stage_layers - again) * layer, again / work.recompute.block * work.size * h
     waiting = passes_in_flight(work, stage, micro_batches) - 1
-    ends = h * (work.size if fused_norm else 8) + 2 * work.size * work.arch.hidden if stage == work.pipeline - 1 else 0
+    whole = work.size * work.arch.hidden * (1 + work.context)
+    ends = h * (work.size if fused_norm else 8) + whole if stage == work.pipeline - 1 else 0
     return tokens * (waiting * (kept + inputs) + inputs + max(kept + ends, layer * work.recompute.block if again else 0))
 
 
@@ -114,7 +117,7 @@ def loss_bytes(work: Workload, whole_chunk: bool = True) -> dict[str, float]:
     whole_chunk: elementwise work on a whole chunk, as on a GPU or with T > 1; on one CPU it goes row by row.
     """
     arch, lengths = work.arch, work.lengths
-    responses = work.fullest(lengths.student) * lengths.response / (lengths.student + lengths.response)
+    responses = work.fullest(lengths.student) * lengths.response / (lengths.student + lengths.response) / work.context
     rounded = work.size if work.size < 4 else 0
     head = vocabulary_parameters(arch, work.tensor)
     on_loan = {"teacher's head, on loan": float(head * work.size)} if work.offload and work.teacher != "live" else {}
@@ -127,8 +130,8 @@ def loss_bytes(work: Workload, whole_chunk: bool = True) -> dict[str, float]:
 
 
 def hidden_states_bytes(work: Workload) -> float:
-    """The teacher's hidden states of all response tokens of an update, not divided by T."""
-    return float(work.sequences * work.lengths.response * work.arch.hidden * work.size)
+    """The teacher's hidden states of all response tokens of an update, divided among context ranks, not by T."""
+    return work.sequences * work.lengths.response * work.arch.hidden * work.size / work.context
 
 
 def kv_cache_bytes(work: Workload, sequences: int, prompt: int, response: int) -> float:
@@ -137,7 +140,7 @@ def kv_cache_bytes(work: Workload, sequences: int, prompt: int, response: int) -
     return 2 * width * work.size * work.stage_layers * sequences * (prompt + response)
 
 
-def forward_bytes(work: Workload, tokens: int) -> float:
+def forward_bytes(work: Workload, tokens: float) -> float:
     """What one layer has at a time when nothing is kept for a backward: size · (4·H + 2·Q + 2·K + 5·F) a token."""
     arch = work.arch
     split = 2 * (arch.heads + arch.query_groups) * arch.head_size + 5 * arch.ffn
@@ -155,7 +158,7 @@ def rollout_bytes(work: Workload, stage: int) -> dict[str, float]:
 
 def teacher_pass_bytes(work: Workload, stage: int, parameters: int) -> dict[str, float]:
     """One layer's work, an offloaded teacher's weights, and on the last stage the hidden states that are kept."""
-    found = {"forward pass": forward_bytes(work, work.fullest(work.lengths.teacher))}
+    found = {"forward pass": forward_bytes(work, work.fullest(work.lengths.teacher) / work.context)}
     if work.offload and work.teacher != "live":
         found["teacher, on loan"] = float(parameters * work.size)
     return found | ({"teacher's hidden states": hidden_states_bytes(work)} if stage == work.pipeline - 1 else {})

@@ -16,9 +16,9 @@ GIB = 2**30
 def layout_text(work: Workload) -> str:
     """The layout in a line."""
     virtual = f" (VP {work.virtual})" if work.virtual > 1 else ""
-    return (
-        f"TP {work.tensor} × PP {work.pipeline}{virtual} × DP {work.data} = {work.gpus} GPUs, micro_batch_tokens {work.micro_batch_tokens}"
-    )
+    context = f" × CP {work.context}" if work.context > 1 else ""
+    layout = f"TP {work.tensor} × PP {work.pipeline}{virtual}{context} × DP {work.data} = {work.gpus} GPUs"
+    return f"{layout}, micro_batch_tokens {work.micro_batch_tokens}"
 
 
 def memory_table(plan: Plan, gpu: Gpu) -> Table:

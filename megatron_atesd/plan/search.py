@@ -47,12 +47,12 @@ def make_plan(work: Workload, gpu: Gpu, assume: Assumptions) -> Plan:
 def layouts(work: Workload, assume: Assumptions) -> Iterator[Workload]:
     """Every TP (within a node) × PP × DP and token budget that the model's shape and the batch allow, as configured otherwise.
 
-    Sequence parallelism goes with TP; a pipeline is not interleaved.
+    Sequence parallelism goes with TP; a pipeline is not interleaved; CP stays.
     """
     arch = work.arch
     for tensor in _divisors(math.gcd(arch.heads, arch.query_groups, arch.ffn)):
         for pipeline in _divisors(arch.layers):
-            model = tensor * pipeline
+            model = tensor * pipeline * work.context
             if tensor > assume.gpus_per_node or work.gpus % model or work.batch % (work.gpus // model):
                 continue
             for tokens in TOKENS:

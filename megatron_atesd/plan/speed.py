@@ -29,7 +29,7 @@ def forward_flops(arch: Architecture, length: int) -> float:
     return float(arch.layers * (2 * length * layer_parameters(arch, 1) + attention))
 
 
-def loss_flops(arch: Architecture, tokens: int) -> float:
+def loss_flops(arch: Architecture, tokens: float) -> float:
     """Logits of both roles and the gradients of hidden states and head: four products of tokens × H × V."""
     return 4 * 2.0 * tokens * arch.hidden * arch.vocabulary
 
@@ -41,6 +41,16 @@ def tensor_bytes(work: Workload, tokens: float, passes: int) -> float:
     parallelism, which gathers the inputs again.
     """
     return passes * work.stage_layers * tokens * work.arch.hidden * work.size * (work.tensor - 1) / work.tensor
+
+
+def context_bytes(work: Workload, tokens: float, passes: float) -> float:
+    """Bytes of keys and values that a rank sends to the other context ranks: 2 · K / T · size a token and layer, less its own part.
+
+    tokens: of all ranks together. passes: 1 in a forward pass; a backward pass has 2, for it sends the gradients as well, or 1 where
+    keys and values were gathered and kept.
+    """
+    width = 2 * work.arch.query_groups * work.arch.head_size / work.tensor
+    return passes * work.stage_layers * tokens * width * work.size * (work.context - 1) / work.context
 
 
 def bubble(work: Workload, micro_batches: int) -> float:
@@ -75,48 +85,50 @@ def _student_passes(work: Workload) -> tuple[float, int]:
 def _layers(name: str, work: Workload, gpu: Gpu, assume: Assumptions, prompt: int, passes: float, collectives: int) -> Phase:
     micro_batches, tokens = work.packed(prompt)
     length = prompt + work.lengths.response
-    flops = passes * work.sequences * forward_flops(work.arch, length) / (work.tensor * work.pipeline)
-    tensor = tensor_bytes(work, work.sequences * length, collectives)
+    mine = work.sequences * length / work.context  # tokens
+    flops = passes * work.sequences * forward_flops(work.arch, length) / (work.tensor * work.pipeline * work.context)
+    tensor, keys = tensor_bytes(work, mine, collectives), context_bytes(work, work.sequences * length, passes)
     # once forward, and once backward when there is a backward
-    pipeline = (1 + (passes > 1)) * work.sequences * length * work.arch.hidden * work.size / work.split_hidden * (work.pipeline > 1)
-    computing = flops / (gpu.flops * utilization(assume, tokens))
-    link = gpu.nvlink if work.tensor * work.data * work.pipeline <= assume.gpus_per_node else gpu.network
-    sending = tensor / (_tensor_link(work, gpu, assume) * assume.link) + pipeline / (link * assume.link)
+    pipeline = (1 + (passes > 1)) * mine * work.arch.hidden * work.size / work.split_hidden * (work.pipeline > 1)
+    computing = flops / (gpu.flops * utilization(assume, tokens / work.context))
+    near, next_to, all_ranks = (_link(gpu, assume, ranks) for ranks in (work.tensor, work.tensor * work.context, work.gpus))
+    sending = (tensor / near + keys / next_to + pipeline / all_ranks) / assume.link
     seconds = (computing + sending) * bubble(work, micro_batches)
     bound = "products" if computing >= sending else "messages"
-    return Phase(name, flops, 0.0, tensor + pipeline, seconds, bound if bubble(work, micro_batches) < 2 else "pipeline bubble")
+    return Phase(name, flops, 0.0, tensor + keys + pipeline, seconds, bound if bubble(work, micro_batches) < 2 else "pipeline bubble")
 
 
-def _tensor_link(work: Workload, gpu: Gpu, assume: Assumptions) -> float:
-    return gpu.nvlink if work.tensor <= assume.gpus_per_node else gpu.network
+def _link(gpu: Gpu, assume: Assumptions, ranks: int) -> float:
+    """Bytes a second between so many neighbouring ranks."""
+    return gpu.nvlink if ranks <= assume.gpus_per_node else gpu.network
 
 
 def _decode(work: Workload, gpu: Gpu, assume: Assumptions) -> Phase:
     """All stages in turn: each step reads the weights and the KV cache of half a response on average, after one pass over the prompts."""
     arch, lengths, rows = work.arch, work.lengths, work.generated_at_once
-    batches = -(-work.sequences // rows)
+    batches = -(-work.responses // rows)
     steps = batches * lengths.response
     weights = (arch.layers * layer_parameters(arch, work.tensor) + vocabulary_parameters(arch, work.tensor)) * work.size
     context = lengths.student + lengths.response / 2
     cache = 2 * arch.query_groups * arch.head_size / work.tensor * work.size * arch.layers * rows * context
-    products = work.sequences * forward_flops(arch, lengths.student) / work.tensor
+    products = work.responses * forward_flops(arch, lengths.student) / work.tensor
     flops = (products + steps * rows * 2 * weights / work.size) / work.pipeline
     reading = steps * (weights + cache) / (gpu.bandwidth * assume.bandwidth)
     waiting = steps * arch.layers * (assume.launch + (2 * assume.hop if work.tensor > 1 else 0))
     prompts = products / (gpu.flops * utilization(assume, rows * lengths.student))
     bound = "kernel launches" if waiting > reading else "memory"
-    sent = tensor_bytes(work, work.sequences * (lengths.student + lengths.response), 4)
+    sent = tensor_bytes(work, work.responses * (lengths.student + lengths.response), 4)
     return Phase("rollout", flops, steps * (weights + cache) / work.pipeline, sent, max(reading, waiting) + prompts, bound)
 
 
 def _loss(work: Workload, gpu: Gpu, assume: Assumptions) -> Phase:
     """On the last stage: products, and elementwise work that reads and writes about 80 bytes an entry of the logits."""
-    tokens = work.sequences * work.lengths.response
+    tokens = work.sequences * work.lengths.response / work.context
     flops = loss_flops(work.arch, tokens) / work.tensor
     memory = 80.0 * tokens * work.arch.vocabulary / work.tensor
     computing, moving = flops / (gpu.flops * assume.utilization), memory / (gpu.bandwidth * assume.bandwidth)
     sent = 2 * tokens * work.arch.hidden * 4 * (work.tensor - 1) / work.tensor
-    seconds = computing + moving + sent / (_tensor_link(work, gpu, assume) * assume.link)
+    seconds = computing + moving + sent / (_link(gpu, assume, work.tensor) * assume.link)
     return Phase("loss", flops, memory, sent, seconds, "products" if computing > moving else "memory")
 
 
@@ -125,18 +137,18 @@ def _busiest(work: Workload) -> int:
 
 
 def _gradients(work: Workload, gpu: Gpu, assume: Assumptions) -> Phase:
-    """fp32 gradients over data ranks: all-reduce sends 2·(D - 1) / D of them; the distributed optimizer's scatter half of that, and its
-    gather the weights."""
-    share, parameters = (work.data - 1) / work.data, _busiest(work)
+    """fp32 gradients over D data and context ranks: all-reduce sends 2·(D - 1) / D of them; the distributed optimizer's scatter half of
+    that, and its gather the weights."""
+    share, parameters = (work.replicas - 1) / work.replicas, _busiest(work)
     sent = parameters * share * ((4 + work.size) if work.distributed else 8)
-    link = gpu.nvlink if work.tensor * work.data <= assume.gpus_per_node else gpu.network
+    link = _link(gpu, assume, work.tensor * work.replicas)
     return Phase("gradients over data ranks", 0.0, 0.0, sent, sent / (link * assume.link), "messages")
 
 
 def _optimizer(work: Workload, gpu: Gpu, assume: Assumptions) -> Phase:
     """Norms read the gradients twice; Adam reads gradient, master weight and moments and writes the latter and the weight."""
     each = 2 * 4 + 4 + 2 * (4 + 8) + work.size
-    memory = _busiest(work) * each / (work.data if work.distributed else 1)
+    memory = _busiest(work) * each / (work.replicas if work.distributed else 1)
     return Phase("optimizer", 0.0, float(memory), 0.0, memory / (gpu.bandwidth * assume.bandwidth), "memory")
 
 
@@ -148,11 +160,11 @@ def _probe(work: Workload, gpu: Gpu, assume: Assumptions) -> Phase:
     arch, lengths, mine = work.arch, work.lengths, -(-work.probe // work.data)
     reference = max(1, lengths.teacher - lengths.student)
     prompts = [lengths.student, *([lengths.teacher] if work.grounded else [])]
-    layers = mine * sum(forward_flops(arch, prompt + reference) for prompt in prompts) / (work.tensor * work.pipeline)
-    head = mine * len(prompts) * loss_flops(arch, reference) / 4 / work.tensor
-    sent = tensor_bytes(work, mine * sum(prompt + reference for prompt in prompts), 4)
-    computing = (layers + head) / (gpu.flops * utilization(assume, work.micro_batch_tokens))
-    sending = sent / (_tensor_link(work, gpu, assume) * assume.link)
+    layers = mine * sum(forward_flops(arch, prompt + reference) for prompt in prompts) / (work.tensor * work.pipeline * work.context)
+    head = mine * len(prompts) * loss_flops(arch, reference) / 4 / (work.tensor * work.context)
+    sent = tensor_bytes(work, mine * sum(prompt + reference for prompt in prompts) / work.context, 4)
+    computing = (layers + head) / (gpu.flops * utilization(assume, work.micro_batch_tokens / work.context))
+    sending = sent / (_link(gpu, assume, work.tensor) * assume.link)
     micro_batches = max(1, mine * (lengths.student + reference) // work.micro_batch_tokens)
     seconds = (computing + sending) * bubble(work, micro_batches)
     return Phase("probe", layers + head, 0.0, sent, seconds, "products" if computing >= sending else "messages")

@@ -34,7 +34,8 @@ class Recompute:
 class Workload:
     """One update of a run on `gpus` processes.
 
-    size: bytes of a parameter. probe: problems that are scored after it; grounded: by the teacher as well (learned exposure). The other
+    size: bytes of a parameter. ring: keys and values go round context-parallel ranks, as in Transformer Engine, instead of being gathered
+    on each. probe: problems that are scored after it; grounded: by the teacher as well (learned exposure). The other
     names are the settings'.
     """
 
@@ -44,6 +45,8 @@ class Workload:
     pipeline: int
     virtual: int
     sequence: bool
+    context: int
+    ring: bool
     size: int
     micro_batch_tokens: int
     batch: int
@@ -60,7 +63,7 @@ class Workload:
     @property
     def data(self) -> int:
         """Data-parallel ranks."""
-        return self.gpus // (self.tensor * self.pipeline)
+        return self.gpus // (self.tensor * self.pipeline * self.context)
 
     @property
     def sequences(self) -> int:
@@ -72,8 +75,18 @@ class Workload:
         return self.arch.layers // self.pipeline
 
     @property
+    def replicas(self) -> int:
+        """Ranks that hold the same weights and add their gradients."""
+        return self.data * self.context
+
+    @property
+    def responses(self) -> int:
+        """That one rank generates in an update: context-parallel ranks share them out."""
+        return -(-self.sequences // self.context)
+
+    @property
     def generated_at_once(self) -> int:
-        return min(self.sequences, self.rollout_batch or self.sequences)
+        return min(self.responses, self.rollout_batch or self.responses)
 
     @property
     def split_hidden(self) -> int:
@@ -102,6 +115,8 @@ def workload_of(config: TrainConfig, arch: Architecture, gpus: int, lengths: Len
         pipeline=parallel.pipeline,
         virtual=parallel.virtual_pipeline,
         sequence=parallel.sequence,
+        context=parallel.context,
+        ring=config.model.attention != "sdpa",
         size={"fp32": 4, "bf16": 2}[config.model.dtype],
         micro_batch_tokens=parallel.micro_batch_tokens,
         batch=config.data.batch,

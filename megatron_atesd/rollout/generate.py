@@ -9,6 +9,7 @@ from megatron.core import parallel_state
 from torch import Tensor
 
 from megatron_atesd.config import RolloutConfig
+from megatron_atesd.model.context import context_place
 from megatron_atesd.model.fp8 import token_multiple
 from megatron_atesd.model.layers import KVCache
 from megatron_atesd.model.parallel import broadcast_from_last_stage, broadcast_over_tensor_ranks
@@ -35,22 +36,33 @@ def generate(
     config: RolloutConfig,
     id_limit: int | None = None,
 ) -> list[Response]:
-    """One response a prompt, in order; called with equal arguments on every rank of a model-parallel group, and equal there.
+    """One response a prompt, in order; called with equal arguments on every rank of a data-parallel rank's model, and equal there.
 
+    Context-parallel ranks hold the same weights: each answers its share of the prompts.
     A response depends on its own prompt and seed, not on the others of its batch. Ids from `id_limit` on are never sampled: models have
     more embedding rows than their tokenizer has ids.
     """
-    size = config.batch or len(prompts)
+    rank, ranks = context_place()
+    mine, my_seeds = prompts[rank::ranks], seeds[rank::ranks]
+    size = config.batch or max(1, len(mine))
     responses: list[Response] = []
     was_training = model.training
     model.eval()
     model.weights_changed()
     with torch.no_grad(), model.without_sequence_parallel():
-        for start in range(0, len(prompts), size):
+        for start in range(0, len(mine), size):
             part = slice(start, start + size)
-            responses += _Batch(model, prompts[part], seeds[part], stop_ids, config, id_limit).run()
+            responses += _Batch(model, mine[part], my_seeds[part], stop_ids, config, id_limit).run()
     model.train(was_training)
-    return responses
+    return _of_all_ranks(responses, ranks, len(prompts))
+
+
+def _of_all_ranks(mine: list[Response], ranks: int, count: int) -> list[Response]:
+    """All `count` responses, in the order of their prompts. Collective over context parallelism."""
+    shares = [mine] * ranks
+    if ranks > 1:
+        dist.all_gather_object(shares, mine, group=parallel_state.get_context_parallel_group())
+    return [shares[i % ranks][i // ranks] for i in range(count)]
 
 
 class _Batch:
@@ -135,7 +147,7 @@ def _forward_stages(model: HiddenStateGPT, ids_BS: Tensor) -> Tensor | None:
             received = torch.empty(steps, batch, model.arch.hidden, dtype=model.config.params_dtype, device=ids_BS.device)
             dist.recv(received, parallel_state.get_pipeline_model_parallel_prev_rank())
             chunk.set_input_tensor(received)  # pyright: ignore[reportArgumentType]
-        out = chunk(ids_BS, None, None)
+        out = chunk(ids_BS)
         if chunk.post_process:
             return out
         dist.send(out.contiguous(), parallel_state.get_pipeline_model_parallel_next_rank())

@@ -38,6 +38,7 @@ def check_before_work(config: TrainConfig, world_size: int) -> tuple[list[Proble
     validate(config, world_size, shape)
     megatron_settings(config, architecture)
     check_fp8(config, architecture)
+    check_context(config)
     optimizer_settings(DTYPES[config.model.dtype], config.optimizer, config.ddp, config.schedule)
     check_compiler(config.distill.compile)
     PromptRenderer(load_tokenizer(hf, architecture.vocabulary), config.prompt)  # refuses what cannot make prompts
@@ -62,6 +63,15 @@ def check_fp8(config: TrainConfig, architecture: Architecture) -> None:
         for what, size in products(architecture, tensor).items():
             if size % multiple:
                 raise ConfigError(f"{where}, but the {what} is {size} with parallel.tensor {tensor}, no multiple of {multiple}; lower it")
+
+
+def check_context(config: TrainConfig) -> None:
+    """Raise ConfigError for context parallelism in fp32 with Transformer Engine, whose kernels for it are of half precision."""
+    if config.parallel.context > 1 and config.model.dtype == "fp32" and uses_transformer_engine(config.model):
+        raise ConfigError(
+            f"parallel.context is {config.parallel.context} with model.dtype fp32, but Transformer Engine divides attention over ranks in "
+            "bf16 only; set model.dtype to bf16, or model.attention to sdpa"
+        )
 
 
 def check_compiler(wanted: bool) -> None:
@@ -94,6 +104,7 @@ def megatron_settings(config: TrainConfig, architecture: Architecture) -> Transf
         config.model.dtype,
         config.megatron,
         parallel.virtual_pipeline,
+        context=parallel.context,
         transformer_engine=layers,
         precision=config.precision.student,
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 from megatron_atesd.config import TrainConfig
 from megatron_atesd.config_load import save_config
 from megatron_atesd.distill.step import distill_step
-from megatron_atesd.model.parallel import is_main, parallel_session
+from megatron_atesd.model.parallel import is_main, session_of
 from megatron_atesd.records import Rollout
 from megatron_atesd.train.agreement import on_rank_0
 from megatron_atesd.train.checks import check_before_work
@@ -26,13 +26,13 @@ from megatron_atesd.train.run_checkpoints import Saver, check_fresh, set_aside, 
 def train(config: TrainConfig) -> None:
     """Train from `config`, or go on from the newest valid checkpoint of its run directory, to the last update or until asked to stop."""
     problems, probe_problems = check_before_work(config, int(os.environ.get("WORLD_SIZE", "1")))
-    parallel, run_dir = config.parallel, Path(config.run.dir)
+    run_dir = Path(config.run.dir)
     checkpoints = run_dir / "checkpoints"
     if config.checkpoint.resume == "never":
         check_fresh(checkpoints)
     with (
         examined_processes(config),
-        parallel_session(parallel.tensor, parallel.pipeline, config.run.seed, parallel.timeout_minutes, parallel.virtual_pipeline),
+        session_of(config.parallel, config.run.seed),
     ):
         chosen = start_from(checkpoints, config.checkpoint.resume)
         run = TrainingRun(config, problems, probe_problems)

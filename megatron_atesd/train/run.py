@@ -49,7 +49,7 @@ class TrainingRun:
         self.renderer = PromptRenderer(load_tokenizer(self.hf_folder, architecture.vocabulary), config.prompt, config.exposure.reveal)
         check_prompts(self.renderer, [*problems, *probe_problems])
         self.sampler = ProblemSampler(problems, config.data.batch, config.run.seed, *data_parallel_place())
-        self.model = build_model(architecture, megatron_settings(config, architecture))
+        self.model = build_model(architecture, megatron_settings(config, architecture), config.parallel.packed)
         check_model_folder(Path(config.model.path))
         load_model_weights(self.model, Path(config.model.path))
         check_weights(self.model.named_parameters(), Path(config.model.path))
@@ -114,7 +114,7 @@ class TrainingRun:
     def keep_batch(self, update: int, exposure: Exposure, rollouts: Sequence[Rollout]) -> None:
         """Write the batch of a skipped update for inspection. Collective over the ranks of one model."""
         losses = example_losses(self.model, self.teacher, self.examples(rollouts, exposure.alpha), self.divergence)
-        if losses and parallel_state.get_tensor_model_parallel_rank() == 0:
+        if losses and parallel_state.get_tensor_model_parallel_rank() == parallel_state.get_context_parallel_rank() == 0:
             self.skipped.save(update, data_parallel_place()[0], exposure.alpha, rollouts, losses)
 
     def _grounding(self, alpha: float) -> float:

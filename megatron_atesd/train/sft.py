@@ -29,7 +29,8 @@ def sft_step(optimization: Optimization, model: HiddenStateGPT, examples: Sequen
 
     def last_stage(batch: PackedBatch, hidden_BSH: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         nll_T = token_nll(batch.response_hidden(hidden_BSH), model.head_weight(), batch.targets_T, shard)
-        mask_T = torch.tensor([bit for member in batch.members for bit in masks[member]], dtype=torch.int, device=nll_T.device)
+        places = zip(batch.sequence_T.tolist(), batch.place_T.tolist(), strict=True)
+        mask_T = torch.tensor([masks[batch.members[n]][place] for n, place in places], dtype=torch.int, device=nll_T.device)
         loss, count = (nll_T * mask_T).sum(), mask_T.sum().int()
         return loss, count, torch.stack((loss.detach().double(), count.double()))
 

@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen3Co
 from checkpoints_convert.weights import hf_tensors, load_hf_weights
 from megatron_atesd.config import ScheduleConfig
 from megatron_atesd.distill.divergence import Divergence, divergence
-from megatron_atesd.distill.step import Example, Normalize, StepResult, distill_step
+from megatron_atesd.distill.step import Example, Normalize, StepResult, distill_step, example_losses
 from megatron_atesd.distill.teacher import Teacher
 from megatron_atesd.model.packing import TokenIds
 from megatron_atesd.model.parallel import parallel_session
@@ -36,6 +36,8 @@ class Layout:
     pipeline: int = 1
     virtual: int = 1
     sequence: bool = False
+    context: int = 1
+    packed: bool = False
     tokens: int = 1
     shares: tuple[int, ...] = (4,)  # examples of each data-parallel rank
     chunk: int = 5
@@ -46,18 +48,22 @@ class Layout:
     def name(self) -> str:
         shares = "-".join(map(str, self.shares))
         layout = f"tp{self.tensor}-pp{self.pipeline}-vp{self.virtual}-sp{int(self.sequence)}-tokens{self.tokens}-shares{shares}"
-        return f"{layout}-chunk{self.chunk}-overlap{int(self.overlap)}-{self.recompute}"
+        return f"{layout}-cp{self.context}-packed{int(self.packed)}-chunk{self.chunk}-overlap{int(self.overlap)}-{self.recompute}"
 
 
 def examples(vocabulary: int) -> list[Example]:
-    """Ragged prompts and responses; the teacher's prompts are longer than the student's."""
+    """Ragged prompts and responses; the teacher's prompts are longer than the student's.
+
+    One sequence has fewer tokens than context parallelism has chunks, one response is empty.
+    """
     random = torch.Generator().manual_seed(7)
 
     def ids(low: int, high: int) -> list[int]:
         length = int(torch.randint(low, high, (1,), generator=random))
         return torch.randint(vocabulary, (length,), generator=random).tolist()
 
-    return [Example(ids(2, 6), ids(5, 14), ids(1, 9)) for _ in range(4)]
+    first, last = (Example(ids(2, 6), ids(5, 14), ids(3, 9)) for _ in range(2))
+    return [first, Example(ids(1, 2), ids(2, 3), ids(1, 2)), Example(ids(2, 6), ids(5, 14), []), last]
 
 
 def save_models(folder: Path, family: str, tied: bool) -> None:
@@ -74,10 +80,15 @@ def save_models(folder: Path, family: str, tied: bool) -> None:
         model.save_pretrained(folder / role)
 
 
-def plain_reference(student: PreTrainedModel, teacher: PreTrainedModel, normalize: str) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
-    """The same step as anyone would write it: whole logits, autograd, one sequence at a time. Its metrics, and every gradient."""
+def plain_reference(
+    student: PreTrainedModel, teacher: PreTrainedModel, normalize: str
+) -> tuple[dict[str, float], list[float], dict[str, torch.Tensor]]:
+    """The same step as anyone would write it: whole logits, autograd, one sequence at a time.
+
+    Its metrics, the mean loss of each response that is not empty, and every gradient.
+    """
     token_losses, sequence_means, statistics = [], [], []
-    for example in examples(37):
+    for example in (e for e in examples(37) if e.response):
 
         def log_probs(model: PreTrainedModel, prompt: TokenIds, response: TokenIds = example.response) -> torch.Tensor:
             logits = model(torch.tensor([[*prompt, *response]])).logits[0, len(prompt) - 1 : -1]
@@ -95,7 +106,8 @@ def plain_reference(student: PreTrainedModel, teacher: PreTrainedModel, normaliz
     names = ("kl", "disagreement", "confidence", "teacher_entropy", "student_entropy")
     means = dict(zip(names, torch.cat(statistics, dim=1).mean(dim=1).tolist(), strict=True))
     metrics = {"loss": float(loss.detach()), "tokens": sum(len(example.response) for example in examples(37)), **means}
-    return metrics, {name: p.grad for name, p in student.named_parameters() if p.grad is not None}
+    gradients = {name: p.grad for name, p in student.named_parameters() if p.grad is not None}
+    return metrics, [float(mean.detach()) for mean in sequence_means], gradients
 
 
 def plain_statistics(teacher_TV: torch.Tensor, student_TV: torch.Tensor) -> torch.Tensor:
@@ -105,18 +117,22 @@ def plain_statistics(teacher_TV: torch.Tensor, student_TV: torch.Tensor) -> torc
     return torch.stack((divergence(teacher_TV, student_TV, "forward_kl"), differ_T, student_TV.exp().amax(-1), *entropies))
 
 
-def megatron_steps(layouts: Sequence[Layout], folder: Path, normalize: Normalize) -> list[StepResult]:
-    """One distill step at each layout; leaves every gradient, as a model folder of weights, in folder/<layout>."""
+def megatron_steps(layouts: Sequence[Layout], folder: Path, normalize: Normalize) -> list[tuple[StepResult, list[float]]]:
+    """One distill step at each layout; leaves every gradient, as a model folder of weights, in folder/<layout>.
+
+    Besides, for the last pipeline stage, the losses of this data-parallel rank's examples one by one.
+    """
     dist.init_process_group("gloo")
     return [megatron_step(layout, folder, normalize) for layout in layouts]
 
 
-def megatron_step(layout: Layout, folder: Path, normalize: Normalize) -> StepResult:
-    with parallel_session(layout.tensor, layout.pipeline, virtual_pipeline=layout.virtual):
+def megatron_step(layout: Layout, folder: Path, normalize: Normalize) -> tuple[StepResult, list[float]]:
+    with parallel_session(layout.tensor, layout.pipeline, virtual_pipeline=layout.virtual, context=layout.context):
         architecture = read_architecture(folder / "student")
         sizes = (layout.tensor, layout.pipeline, layout.sequence)
-        config = transformer_config(architecture, *sizes, "fp32", RECOMPUTE[layout.recompute], layout.virtual)
-        model = build_model(architecture, config)
+        recompute = RECOMPUTE[layout.recompute]
+        config = transformer_config(architecture, *sizes, "fp32", recompute, layout.virtual, context=layout.context)
+        model = build_model(architecture, config, layout.packed)
         load_hf_weights(model, folder / "teacher")
         teacher = Teacher(model, "initial")
         load_hf_weights(model, folder / "student")
@@ -127,10 +143,15 @@ def megatron_step(layout: Layout, folder: Path, normalize: Normalize) -> StepRes
         mine = examples(37)[first : first + layout.shares[rank]]
         divergence = replace(DIVERGENCE, chunk=layout.chunk)
         result = distill_step(optimization.wrapped, model, teacher, mine, divergence, layout.tokens, normalize)
+        losses = example_losses(model, teacher, mine, divergence)
         for parameter in model.parameters():
             parameter.data = parameter.main_grad.clone()  # pyright: ignore[reportAttributeAccessIssue]
         write_folder(folder / layout.name, model_state(model), folder / "student")
-        return result
+        return result, losses
+
+
+def digits(loss: float) -> str:
+    return f"{loss:.4g}"
 
 
 def gradients_by_hf_name(folder: Path, layout: Layout) -> dict[str, torch.Tensor]:
@@ -165,6 +186,24 @@ LAYOUTS = {
         Layout(pipeline=2, virtual=2, shares=(0, 4), tokens=20, overlap=True),
     ],
 }
+# Context parallelism, and sequences one after the other.
+LONG_LAYOUTS = {
+    2: [
+        Layout(packed=True, shares=(3, 1), tokens=45),
+        Layout(pipeline=2, packed=True, tokens=200, recompute="selective"),
+        Layout(context=2),
+        Layout(context=2, tokens=60, recompute="full"),
+        Layout(context=2, packed=True, tokens=60, recompute="selective"),
+        Layout(tensor=2, sequence=True, packed=True, tokens=45),
+    ],
+    4: [
+        Layout(context=2, tensor=2, sequence=True, tokens=60),
+        Layout(context=2, pipeline=2, virtual=2, packed=True, tokens=30),
+        Layout(context=2, shares=(3, 1), tokens=40, overlap=True),
+        Layout(context=2, tensor=2, sequence=True, packed=True, tokens=45),
+        Layout(context=4, tokens=60),
+    ],
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("world", LAYOUTS)
@@ -172,14 +211,25 @@ LAYOUTS = {
     ("family", "tied", "normalize"), [("qwen3", True, "token"), ("qwen3", False, "sequence"), ("llama", True, "token")]
 )
 def test_metrics_and_every_gradient_equal_plain_pytorch(world: int, family: str, tied: bool, normalize: Normalize, tmp_path: Path) -> None:
+    compare(LAYOUTS[world], world, family, tied, normalize, tmp_path)
+
+
+@pytest.mark.parametrize("world", LONG_LAYOUTS)
+def test_context_parallelism_and_packed_sequences_change_nothing(world: int, tmp_path: Path) -> None:
+    compare(LONG_LAYOUTS[world], world, "qwen3", True, "sequence", tmp_path)
+
+
+def compare(layouts: Sequence[Layout], world: int, family: str, tied: bool, normalize: Normalize, tmp_path: Path) -> None:
     save_models(tmp_path, family, tied)
-    results = run_distributed(megatron_steps, world, LAYOUTS[world], tmp_path, normalize)
+    results = run_distributed(megatron_steps, world, layouts, tmp_path, normalize)
     load = Qwen3ForCausalLM if family == "qwen3" else LlamaForCausalLM
     student, teacher = (load.from_pretrained(tmp_path / role).eval() for role in ("student", "teacher"))
-    metrics, expected = plain_reference(student, teacher, normalize)
-    for index, layout in enumerate(LAYOUTS[world]):
+    metrics, each, expected = plain_reference(student, teacher, normalize)
+    for index, layout in enumerate(layouts):
         for rank in results:
-            assert {name: getattr(rank[index], name) for name in metrics} == pytest.approx(metrics, rel=1e-5), layout
+            result, losses = rank[index]
+            assert {name: getattr(result, name) for name in metrics} == pytest.approx(metrics, rel=1e-5), layout
+            assert set(map(digits, losses)) <= {*map(digits, each), "nan"}, layout  # that of an empty response
         got = gradients_by_hf_name(tmp_path, layout)
         assert set(got) == set(expected)
         for name, gradient in expected.items():

@@ -1,4 +1,4 @@
-"""Every rank of a model-parallel group holds the same rollouts, and they are those of one process."""
+"""Every rank of a model holds the same rollouts, and they are those of one process."""
 
 from pathlib import Path
 
@@ -19,11 +19,11 @@ PROMPTS = [[5, 7, 9], [1], [2, 3, 4, 5, 6], [9, 9], [8, 1, 8], [30, 31], [4, 4, 
 SEEDS = [1, 2, 3, 4, 5, 6, 7, 8]
 STOP = 11
 CONFIG = RolloutConfig(max_new_tokens=16, temperature=1.0, top_p=0.9, top_k=12)
-# TP, PP, VP, SP
+# TP, PP, VP, SP, CP
 LAYOUTS = {
-    1: [(1, 1, 1, False)],
-    2: [(2, 1, 1, False), (2, 1, 1, True), (1, 2, 1, False), (1, 2, 2, False)],
-    4: [(2, 2, 1, True), (2, 2, 2, True), (1, 4, 2, False)],
+    1: [(1, 1, 1, False, 1)],
+    2: [(2, 1, 1, False, 1), (2, 1, 1, True, 1), (1, 2, 1, False, 1), (1, 2, 2, False, 1), (1, 1, 1, False, 2)],
+    4: [(2, 2, 1, True, 1), (2, 2, 2, True, 1), (1, 4, 2, False, 1), (2, 1, 1, True, 2), (1, 2, 2, False, 2)],
 }
 
 
@@ -31,14 +31,18 @@ def sample_and_score(folder: Path, world: int) -> list[tuple[list[Response], flo
     """Responses and the mean NLL of fixed pairs, at each layout of this world size."""
     dist.init_process_group("gloo")
     results = []
-    for tensor, pipeline, virtual, sequence in LAYOUTS[world]:
-        with parallel_session(tensor, pipeline, virtual_pipeline=virtual):
+    for tensor, pipeline, virtual, sequence, context in LAYOUTS[world]:
+        with parallel_session(tensor, pipeline, virtual_pipeline=virtual, context=context):
             architecture = read_architecture(folder)
             sizes = (tensor, pipeline, sequence)
-            model = build_model(architecture, transformer_config(architecture, *sizes, "fp32", virtual_pipeline=virtual))
+            config = transformer_config(architecture, *sizes, "fp32", virtual_pipeline=virtual, context=context)
+            model = build_model(architecture, config)
             load_hf_weights(model, folder)
             pairs = [(prompt, [3, 1, 4, 1, 5][: 1 + i % 5]) for i, prompt in enumerate(PROMPTS)]
-            results.append((generate(model, PROMPTS, SEEDS, [STOP], CONFIG), mean_nll(model, pairs, micro_batch_tokens=64)))
+            responses = generate(model, PROMPTS, SEEDS, [STOP], CONFIG)
+            if context > 1:  # of one prompt, all ranks but one have none
+                assert generate(model, PROMPTS[:1], SEEDS[:1], [STOP], CONFIG) == responses[:1]
+            results.append((responses, mean_nll(model, pairs, micro_batch_tokens=64)))
     return results
 
 

@@ -38,9 +38,12 @@ from tests.end_to_end.small_run import (
 pytestmark = pytest.mark.slow
 
 UPDATES = 6
+# The run and its number of updates from which each goes on.
 OTHER_LAYOUTS = {
-    "data": ["--parallel.tensor=1"],
-    "interleaved pipeline": ["--parallel.tensor=1", "--parallel.pipeline=2", "--parallel.virtual_pipeline=2"],
+    "data": ("unbroken", 4, ["--parallel.tensor=1"]),
+    "interleaved pipeline": ("unbroken", 4, ["--parallel.tensor=1", "--parallel.pipeline=2", "--parallel.virtual_pipeline=2"]),
+    "context": ("unbroken", 2, ["--parallel.tensor=1", "--parallel.context=2", "--parallel.packed=true"]),
+    "after context": ("context", 4, ["--parallel.tensor=1"]),
 }
 # The names that every run with a learned exposure has; perf/mfu needs a known device, eval/* an evaluation.
 METRICS = {
@@ -57,7 +60,7 @@ METRICS = {
 
 @dataclass(frozen=True)
 class Undisturbed:
-    """A run that nothing happened to at TP=2, others from its step_4 on at other layouts; what each said, and a refusal."""
+    """A run that nothing happened to at TP=2, others from its middle on at other layouts; what each said, and a refusal."""
 
     run_dir: Path
     said: str
@@ -91,13 +94,13 @@ def undisturbed_runs(inputs: Path, folder: Path) -> Undisturbed:
     run_dir, others, seen = folder / "unbroken", {}, {}
     with watched_rollouts() as seen["unbroken"]:
         said = train_and_say(inputs, run_dir)
-    for name, layout in OTHER_LAYOUTS.items():
+    for name, (source, step, layout) in OTHER_LAYOUTS.items():
         other_dir = folder / name
         if dist.get_rank() == 0:
-            shutil.copytree(run_dir, other_dir)
+            shutil.copytree(folder / source, other_dir)
         dist.barrier()
         with watched_rollouts() as seen[name]:
-            others[name] = other_dir, train_and_say(inputs, other_dir, "--checkpoint.resume=step_4", *layout)
+            others[name] = other_dir, train_and_say(inputs, other_dir, f"--checkpoint.resume=step_{step}", *layout)
     with pytest.raises(CheckpointError) as refusal:
         train_and_say(inputs, run_dir, "--checkpoint.resume=never")
     return Undisturbed(run_dir, said, others, seen, preempted_run(inputs, folder / "preempted"), str(refusal.value))
@@ -122,8 +125,8 @@ def watched_rollouts() -> Iterator[dict[int, list[str]]]:
 
 
 def is_first_of_replica() -> bool:
-    stages = parallel_state.get_tensor_model_parallel_rank(), parallel_state.get_pipeline_model_parallel_rank()
-    return stages == (0, 0)
+    model = parallel_state.get_tensor_model_parallel_rank(), parallel_state.get_pipeline_model_parallel_rank()
+    return (*model, parallel_state.get_context_parallel_rank()) == (0, 0, 0)
 
 
 def preempted_run(inputs: Path, run_dir: Path) -> tuple[Path, str, str]:
@@ -225,9 +228,9 @@ def test_a_preempted_run_that_saves_in_the_background_ends_as_the_unbroken_one(u
 
 @pytest.mark.parametrize("layout", OTHER_LAYOUTS)
 def test_over_a_change_of_layout_every_problem_is_seen_once_an_epoch(undisturbed: Undisturbed, layout: str) -> None:
-    """An epoch is three updates; the change comes amid the second one."""
+    """An epoch is three updates; the change comes amid one."""
     ids = undisturbed.seen["unbroken"] | undisturbed.seen[layout]
-    assert sorted(undisturbed.seen[layout]) == [4, 5]
+    assert sorted(undisturbed.seen[layout]) == list(range(OTHER_LAYOUTS[layout][1], UPDATES))
     epochs = [sorted(ids[update] + ids[update + 1] + ids[update + 2]) for update in (0, 3)]
     assert epochs[0] == epochs[1]
     assert len(set(epochs[0])) == len(epochs[0]) == PROBLEMS
@@ -258,13 +261,13 @@ def test_tensorboard_has_every_metric(undisturbed: Undisturbed) -> None:
 
 @pytest.mark.parametrize("layout", OTHER_LAYOUTS)
 def test_a_checkpoint_goes_on_at_another_layout_with_the_same_rollouts(undisturbed: Undisturbed, layout: str) -> None:
-    """The first rollout of updates 5 and 6, problem and response, as the console shows it."""
-    other_dir, other_said = undisturbed.others[layout]
-    assert "after 4 updates" in other_said
-    assert samples(other_said) == samples(undisturbed.said)[4:]
+    """The first rollout of each update, problem and response, as the console shows it."""
+    (other_dir, other_said), done = undisturbed.others[layout], OTHER_LAYOUTS[layout][1]
+    assert f"after {done} updates" in other_said
+    assert samples(other_said) == samples(undisturbed.said)[done:]
     names = ("rollout/length", "rollout/truncated", "rollout/accuracy", "exposure/alpha")
-    new, old = metrics(other_dir)[4], metrics(undisturbed.run_dir)[4]
-    assert [new[name] for name in names] == [old[name] for name in names]
+    new, old = metrics(other_dir)[done], metrics(undisturbed.run_dir)[done]
+    assert [new[name] for name in names] == pytest.approx([old[name] for name in names], rel=1e-6)
 
 
 def samples(said: str) -> list[str]:
@@ -274,9 +277,9 @@ def samples(said: str) -> list[str]:
 
 @pytest.mark.parametrize("layout", OTHER_LAYOUTS)
 def test_a_checkpoint_goes_on_at_another_layout_with_the_same_losses(undisturbed: Undisturbed, layout: str) -> None:
-    other_dir, _ = undisturbed.others[layout]
+    (other_dir, _), done = undisturbed.others[layout], OTHER_LAYOUTS[layout][1]
     names = ("distill/loss", "distill/kl", "student/confidence", "optim/grad_norm", "probe/nll")
-    for new, old in zip(metrics(other_dir)[4:], metrics(undisturbed.run_dir)[4:], strict=True):
+    for new, old in zip(metrics(other_dir)[done:], metrics(undisturbed.run_dir)[done:], strict=True):
         assert [new[name] for name in names] == pytest.approx([old[name] for name in names], rel=1e-4)
 
 

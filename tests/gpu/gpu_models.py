@@ -66,7 +66,7 @@ def token_ids(*shape: int) -> Tensor:
 
 @torch.no_grad()
 def our_logits(model: HiddenStateGPT, ids_BS: Tensor) -> Tensor:
-    return whole_logits(model, model(ids_BS, None, None).flatten(0, 1))
+    return whole_logits(model, model(ids_BS).flatten(0, 1))
 
 
 @torch.no_grad()

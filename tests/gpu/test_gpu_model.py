@@ -43,12 +43,12 @@ def test_hidden_states_with_the_cache_are_those_of_a_whole_pass(dtype: str, kind
     """Decoding runs through another attention kernel: in bf16 each rounds for itself, with errors of one or two percent."""
     model, ids_BS, prompt = built(folder, f"--model.dtype={dtype}", *layers(kind)).eval(), token_ids(3, 40), 17
     with torch.no_grad():
-        whole_BSH = model(ids_BS, None, None)
+        whole_BSH = model(ids_BS)
         with model.slot.use(KVCache(torch.full((3,), prompt, device=ids_BS.device), 40)) as cache:
-            parts = [model(ids_BS[:, :prompt], None, None)]
+            parts = [model(ids_BS[:, :prompt])]
             for step in range(prompt, 40):
                 cache.advance()
-                parts.append(model(ids_BS[:, step : step + 1], None, None))
+                parts.append(model(ids_BS[:, step : step + 1]))
     assert error(torch.cat(parts, dim=1), whole_BSH) < tolerance
 
 

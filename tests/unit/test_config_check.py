@@ -37,6 +37,7 @@ def refusal(paths: list[str]):
         (4, ["parallel.tensor=2", "parallel.pipeline=2", "parallel.sequence=true"]),
         (8, ["parallel.tensor=2", "data.batch=8"]),
         (2, ["parallel.pipeline=2", "parallel.virtual_pipeline=7"]),
+        (8, ["parallel.tensor=2", "parallel.context=2", "data.batch=2"]),
         (1, ["rollout.temperature=0", "distill.temperature=1"]),
         (1, ["exposure.batch=1", "exposure.advantage=ema"]),
         (1, ["exposure.entropy_floor=-1.5"]),
@@ -85,6 +86,12 @@ def test_a_value_out_of_bounds_is_refused(refusal, setting: str, rule: str):
             6,
             ["parallel.tensor=2", "parallel.pipeline=2"],
             "parallel.tensor 2 times parallel.pipeline 2 is 4, which does not divide the 6 processes",
+        ),
+        (
+            6,
+            ["parallel.tensor=2", "parallel.context=2"],
+            "parallel.tensor 2 times parallel.pipeline 1 times parallel.context 2 is 4, which does not divide the 6 processes; "
+            "start a multiple of 4 processes or lower one of the three",
         ),
         (3, [], "data.batch is 32, must be a multiple of the 3 data-parallel ranks; 30 or 33 would do"),
         (8, ["data.batch=4"], "data.batch is 4, must be a multiple of the 8 data-parallel ranks; 8 would do"),

@@ -93,7 +93,7 @@ def test_a_type_that_yaml_cannot_spell_is_left_to_the_dataclass():
 @pytest.mark.parametrize(
     ("section", "cls", "user", "only"),
     [
-        ("megatron", TransformerConfig, {"context_parallel_size": 2}, "1"),
+        ("megatron", TransformerConfig, {"hybrid_context_parallel": True}, "false"),
         ("megatron", TransformerConfig, {"num_moe_experts": 2}, "null"),
         ("megatron", TransformerConfig, {"defer_embedding_wgrad_compute": True}, "false"),
         ("optimizer", OptimizerConfig, {"fp16": True}, "false"),

@@ -18,7 +18,7 @@ from megatron_atesd.plan.dry_run import DryRun, Job, Shapes, dry_runs, stage_ran
 from megatron_atesd.plan.dry_run_table import dry_run_table
 from megatron_atesd.plan.memory import activation_bytes, rank_memory, stage_parameters
 from megatron_atesd.plan.published import QWEN3
-from megatron_atesd.plan.speed import tensor_bytes
+from megatron_atesd.plan.speed import context_bytes, tensor_bytes
 from megatron_atesd.plan.workload import Lengths, workload_of
 
 pytestmark = pytest.mark.slow
@@ -74,13 +74,12 @@ def wide_jobs() -> list[Job]:
     return [Job(config, QWEN3["32b"], 512, rank, Shapes(4, length=2048, response=1024)) for rank in stage_ranks(config, 512)]
 
 
-def small_job(tensor: int, pipeline: int, virtual: int, rank: int, **recompute: Any) -> Job:
-    """Qwen3-0.6B on 8 GPUs."""
-    parallel = ParallelConfig(tensor, pipeline, virtual, sequence=tensor > 1)
-    config = TrainConfig(
-        model=ModelConfig("Qwen3-0.6B", "bf16"), parallel=parallel, distill=DistillConfig(teacher="ema", chunk=4096), megatron=recompute
-    )
-    return Job(config, QWEN3["0.6b"], 8, rank, Shapes(4, length=512, response=256))
+def small_job(tensor: int, pipeline: int, virtual: int, rank: int, context: int = 1, packed: bool = False, **recompute: Any) -> Job:
+    """Qwen3-0.6B on 8 GPUs, with torch's kernels."""
+    parallel = ParallelConfig(tensor, pipeline, virtual, sequence=tensor > 1, context=context, packed=packed)
+    model, distill = ModelConfig("Qwen3-0.6B", "bf16", "sdpa"), DistillConfig(teacher="ema", chunk=4096)
+    config = TrainConfig(model=model, parallel=parallel, distill=distill, megatron=recompute)
+    return Job(config, QWEN3["0.6b"], 8, rank, Shapes(4, 512, response=256, context=context, packed=packed))
 
 
 FULL = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
@@ -89,6 +88,8 @@ SMALL = {
     "interleaved, last stage": small_job(1, 4, 7, rank=6),
     "recompute, TP × PP": small_job(2, 4, 1, rank=0, **FULL),
     "recompute, TP": small_job(2, 1, 1, rank=0, **FULL),
+    "context": small_job(1, 1, 1, rank=0, context=2),
+    "context, packed, TP × PP": small_job(2, 2, 1, rank=7, context=2, packed=True),
 }
 
 
@@ -151,6 +152,17 @@ def test_the_plan_counts_the_messages_between_tensor_ranks(runs: Sequence[DryRun
     for phase, passes in (("teacher", 4), ("student", 10)):
         gathered = moved(middle, phase, "tensor", "allgather_base", "reduce_scatter_base")
         assert tensor_bytes(work, tokens, passes) == gathered * 7 / 8  # a rank's own eighth is not sent
+
+
+def test_the_plan_counts_the_keys_and_values_between_context_ranks(walked: Sequence[DryRun]):
+    """Gathered forward and their gradients scattered backward; besides, on this last stage, the hidden states of both passes."""
+    job, run = SMALL["context"], walked[len(WALKED) + list(SMALL).index("context")]
+    work = workload_of(job.config, job.arch, job.world, Lengths.of(job.config))
+    tokens = 4 * 512
+    hidden = tokens * job.arch.hidden * 2
+    for phase, passes in (("teacher", 1), ("student", 2)):
+        gathered = moved(run, phase, "context", "allgather_base", "reduce_scatter_base")
+        assert context_bytes(work, tokens, passes) == (gathered - passes * hidden) / 2  # a rank's own half is not sent
 
 
 @pytest.mark.parametrize("name", WALKED)

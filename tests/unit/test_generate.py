@@ -43,7 +43,7 @@ def slowly(model: HiddenStateGPT, prompt: list[int], seed: int, config: RolloutC
     device = torch.cuda.current_device()
     with torch.no_grad():
         for step in range(config.max_new_tokens):
-            hidden = model(torch.tensor([prompt + written], device=device), None, None)
+            hidden = model(torch.tensor([prompt + written], device=device))
             logits = whole_logits(model, hidden[0, -1:])
             uniform = uniforms([seed], config.max_new_tokens)[:, step].to(device)
             written.append(int(sample_tokens(logits, uniform, config.temperature, config.top_p, config.top_k)))

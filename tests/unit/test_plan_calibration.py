@@ -25,9 +25,9 @@ BLOCK = {"recompute_granularity": "full", "recompute_method": "block", "recomput
 def workload(arch: Architecture, size: int, recompute: Recompute) -> Workload:
     """One micro-batch on one rank."""
     return Workload(
-        arch=arch, gpus=1, tensor=1, pipeline=1, virtual=1, sequence=False, size=size, micro_batch_tokens=4096, batch=SEQUENCES,
-        rollout_batch=0, chunk=128, teacher="initial", offload=False, distributed=False, recompute=recompute, probe=64, grounded=False,
-        lengths=Lengths(PROMPT, PROMPT, RESPONSE),
+        arch=arch, gpus=1, tensor=1, pipeline=1, virtual=1, sequence=False, context=1, ring=False, size=size, micro_batch_tokens=4096,
+        batch=SEQUENCES, rollout_batch=0, chunk=128, teacher="initial", offload=False, distributed=False, recompute=recompute, probe=64,
+        grounded=False, lengths=Lengths(PROMPT, PROMPT, RESPONSE),
     )  # fmt: skip
 
 
@@ -51,7 +51,7 @@ def test_activations_are_within_five_percent_of_what_is_kept(
         model = build_model(arch, transformer_config(arch, 1, 1, False, dtype, settings))
         kept = KeptForBackward(model.parameters())
         with kept:
-            model(torch.zeros(SEQUENCES, PROMPT + RESPONSE, dtype=torch.long), None, None).sum().backward()
+            model(torch.zeros(SEQUENCES, PROMPT + RESPONSE, dtype=torch.long)).sum().backward()
     estimate = activation_bytes(workload(arch, {"fp32": 4, "bf16": 2}[dtype], recompute), 0, fused_norm=False)
     assert estimate == pytest.approx(kept.peak, rel=0.05)
 
@@ -61,7 +61,7 @@ def test_the_kv_cache_is_what_generation_allocates(arch: Architecture, dtype: st
     with parallel_session(), torch.no_grad():
         model = build_model(arch, transformer_config(arch, 1, 1, False, dtype))
         with model.slot.use(KVCache(torch.full((3,), PROMPT), PROMPT + RESPONSE)) as cache:
-            model(torch.zeros(3, PROMPT, dtype=torch.long), None, None)
+            model(torch.zeros(3, PROMPT, dtype=torch.long))
             measured = sum(tensor.untyped_storage().nbytes() for pair in cache._layers.values() for tensor in pair)
     work = workload(arch, {"fp32": 4, "bf16": 2}[dtype], Recompute())
     assert kv_cache_bytes(work, 3, PROMPT, RESPONSE) == measured

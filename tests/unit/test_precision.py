@@ -165,3 +165,17 @@ def test_a_folder_without_history_is_fine(model: HiddenStateGPT, tmp_path: Path)
     stand_in = with_stand_ins(model, 4)
     load_scaling_history(model, {})
     assert stand_in.fp8_meta == {}
+
+
+@pytest.mark.parametrize(("model", "context", "engine"), [(BF16, 2, True), (ModelConfig(), 1, True), (ModelConfig(), 2, False)])
+def test_context_parallelism_that_has_kernels_passes(
+    monkeypatch: pytest.MonkeyPatch, model: ModelConfig, context: int, engine: bool
+) -> None:
+    monkeypatch.setattr(checks, "uses_transformer_engine", lambda attention: engine)
+    assert checks.check_context(TrainConfig(model=model, parallel=ParallelConfig(context=context))) is None
+
+
+def test_context_parallelism_in_fp32_is_refused_with_transformer_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks, "uses_transformer_engine", lambda attention: True)
+    with pytest.raises(ConfigError, match=r"parallel\.context is 2 with model\.dtype fp32, .* set model\.dtype to bf16"):
+        checks.check_context(TrainConfig(parallel=ParallelConfig(context=2)))
