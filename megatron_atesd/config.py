@@ -48,6 +48,11 @@ class ModelConfig:
 Precision = Literal["bf16", "fp8_tensorwise", "fp8_delayed", "fp8_blockwise", "fp8_mxfp8"]
 
 
+def fp8_recipe(precision: Precision | None) -> str | None:
+    """The name that megatron.core and Transformer Engine have for it; None without FP8."""
+    return precision.removeprefix("fp8_") if precision is not None and precision != "bf16" else None
+
+
 @dataclass(frozen=True)
 class PrecisionConfig:
     """In what the matrix products of the transformer layers are computed, by pass; null is as model.dtype.

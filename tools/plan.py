@@ -17,7 +17,7 @@ from typing import Any
 
 from rich.console import Console
 
-from megatron_atesd.config import TrainConfig
+from megatron_atesd.config import TrainConfig, fp8_recipe
 from megatron_atesd.config_check import ModelShape, layout_problems, parallel_problems, refuse, section_problems
 from megatron_atesd.config_load import load_config
 from megatron_atesd.errors import ConfigError, run_command
@@ -100,12 +100,21 @@ def read(args: argparse.Namespace, settings: list[str]) -> tuple[TrainConfig, Ar
     arch = QWEN3[args.model_shape] if args.model_shape else from_folder(config.model.path)
     shape = ModelShape(arch.heads, arch.query_groups, arch.layers, arch.ffn, arch.max_positions)
     refuse(layout_problems(config.parallel, args.gpus, shape))
+    check_fp8(args.gpu, config)
     lengths = Lengths.of(config, args.student_tokens, args.teacher_tokens, args.response_tokens)
     if (longest := max(lengths.student, lengths.teacher) + lengths.response) > arch.max_positions:
         raise ConfigError(
             f"prompt and response are {longest} tokens together, but the model has {arch.max_positions} positions; plan for shorter ones"
         )
     return config, arch
+
+
+def check_fp8(gpu: str, config: TrainConfig) -> None:
+    """Raise ConfigError for an FP8 recipe that this GPU does not compute."""
+    for role, precision in asdict(config.precision).items():
+        if (wanted := fp8_recipe(precision)) and wanted not in GPUS[gpu].fp8:
+            able = ", ".join(f"fp8_{name}" for name in GPUS[gpu].fp8) or "no FP8"
+            raise ConfigError(f"precision.{role} is {precision}, but on {gpu} there is {able}; choose one of these or bf16")
 
 
 def from_folder(path: str) -> Architecture:

@@ -6,7 +6,7 @@ from megatron.core.enums import Fp8Recipe
 from megatron.core.fp8_utils import get_fp8_align_size
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from megatron_atesd.config import Precision
+from megatron_atesd.config import Precision, fp8_recipe
 from megatron_atesd.model.architecture import Architecture
 
 FP8: tuple[Precision, ...] = tuple(precision for precision in get_args(Precision) if precision != "bf16")
@@ -14,14 +14,9 @@ FP8: tuple[Precision, ...] = tuple(precision for precision in get_args(Precision
 _FORMATS = {"tensorwise": "hybrid", "delayed": "hybrid", "blockwise": "e4m3", "mxfp8": "e4m3"}
 
 
-def recipe(precision: Precision | None) -> str | None:
-    """megatron.core's fp8_recipe, None without FP8."""
-    return precision.removeprefix("fp8_") if precision is not None and precision != "bf16" else None
-
-
 def fp8_fields(precision: Precision | None) -> dict[str, Any]:
     """The fields of TransformerConfig that put the linear layers of a pass into `precision`."""
-    name = recipe(precision)
+    name = fp8_recipe(precision)
     return {"fp8": None if name is None else _FORMATS[name], "fp8_recipe": name or "delayed"}
 
 
@@ -46,5 +41,5 @@ def unavailable(precision: Precision) -> str:
     import transformer_engine.pytorch as te  # pyright: ignore[reportMissingImports]
 
     checks = {"blockwise": te.is_fp8_block_scaling_available, "mxfp8": te.is_mxfp8_available}
-    available, reason = checks.get(recipe(precision) or "", te.is_fp8_available)(return_reason=True)
+    available, reason = checks.get(fp8_recipe(precision) or "", te.is_fp8_available)(return_reason=True)
     return "" if available else reason or "no reason given"

@@ -57,6 +57,13 @@ def optimizer_bytes(work: Workload, parameters: int) -> float:
     return parameters * ((_MASTER if work.size < 4 else 0) + _MOMENTS) / (work.replicas if work.distributed else 1)
 
 
+def fp8_bytes(work: Workload) -> float:
+    """Transformer Engine's FP8 copies of the layers' matrices, which it keeps between passes: one for forward products, with the student's
+    backward another, transposed."""
+    copies = 2 if "student" in work.fp8 else 1 if work.fp8 else 0
+    return float(copies * work.stage_layers * layer_parameters(work.arch, work.tensor))
+
+
 def teacher_bytes(work: Workload, parameters: int) -> float:
     """On the device outside of the teacher's passes: a copy of the weights; an ema teacher of a bf16 model has its fp32 average too."""
     if work.teacher == "live" or work.offload:
@@ -65,7 +72,7 @@ def teacher_bytes(work: Workload, parameters: int) -> float:
 
 
 def layer_activation(work: Workload, fused_norm: bool) -> float:
-    """Bytes a token that the forward pass of a layer keeps for the backward, on one rank.
+    """Bytes a token that the forward pass of a layer keeps for the backward, on one rank; in FP8 it is less.
 
     size · (2·H norm outputs + Q + 2K projections + K + Q rotated + Q attention output + 2·F + 3·F of SwiGLU), Q, K, F divided by T,
     H as well under sequence parallelism, and what the norms of hidden states, queries and keys keep: with CUDA their inputs (that of
@@ -173,6 +180,8 @@ def rank_memory(work: Workload, stage: int, overhead: float = 0.0, fragmentation
         "master weights and moments": optimizer_bytes(work, parameters),
         "teacher": teacher_bytes(work, parameters),
     }
+    if work.fp8:
+        always["FP8 copies of the weights"] = fp8_bytes(work)
     phases = {
         "rollout": rollout_bytes(work, stage),
         "teacher": teacher_pass_bytes(work, stage, parameters),

@@ -80,11 +80,13 @@ def time_table(plan: Plan) -> Table:
 def assumption_lines(plan: Plan, gpu: Gpu, assume: Assumptions) -> list[str]:
     """Everything that the numbers take for granted."""
     lengths = plan.work.lengths
-    sheet = ", ".join(f"{field.name} {getattr(gpu, field.name):.3g}" for field in fields(gpu))
+    sheet = ", ".join(f"{field.name} {getattr(gpu, field.name):.3g}" for field in fields(gpu) if field.name != "fp8")
     taken = ", ".join(f"{field.name} {getattr(assume, field.name):.3g}" for field in fields(assume))
     slower = ["Products are timed as bf16; those of model.dtype fp32 take several times as long."] if plan.work.size == 4 else []
+    fp8 = ["In FP8: activations count as in bf16, though they take less; head and loss are in bf16."] if plan.work.fp8 else []
     return [
         *slower,
+        *fp8,
         f"Lengths: student prompt {lengths.student}, teacher prompt {lengths.teacher}, response {lengths.response} tokens, all alike.",
         f"Data sheet (bytes, operations, per second; see plan/hardware.py): {sheet}.",
         f"Assumed, not measured: {taken}.",

@@ -67,8 +67,8 @@ def update_phases(work: Workload, gpu: Gpu, assume: Assumptions) -> list[Phase]:
     """The phases of an update, in their order."""
     return [
         _decode(work, gpu, assume),
-        _layers("teacher forward", work, gpu, assume, work.lengths.teacher, 1, 4),
-        _layers("student forward and backward", work, gpu, assume, work.lengths.student, *_student_passes(work)),
+        _layers("teacher forward", "teacher", work, gpu, assume, work.lengths.teacher, 1, 4),
+        _layers("student forward and backward", "student", work, gpu, assume, work.lengths.student, *_student_passes(work)),
         _loss(work, gpu, assume),
         _gradients(work, gpu, assume),
         _optimizer(work, gpu, assume),
@@ -82,7 +82,12 @@ def _student_passes(work: Workload) -> tuple[float, int]:
     return 3 + share, round(8 + 2 * work.sequence + 4 * share)
 
 
-def _layers(name: str, work: Workload, gpu: Gpu, assume: Assumptions, prompt: int, passes: float, collectives: int) -> Phase:
+def layer_speed(work: Workload, role: str, gpu: Gpu, assume: Assumptions) -> float:
+    """Operations a second of the layers of a pass, if these could be all that it does at full utilization."""
+    return gpu.flops * (assume.fp8 if role in work.fp8 else 1)
+
+
+def _layers(name: str, role: str, work: Workload, gpu: Gpu, assume: Assumptions, prompt: int, passes: float, collectives: int) -> Phase:
     micro_batches, tokens = work.packed(prompt)
     length = prompt + work.lengths.response
     mine = work.sequences * length / work.context  # tokens
@@ -90,7 +95,7 @@ def _layers(name: str, work: Workload, gpu: Gpu, assume: Assumptions, prompt: in
     tensor, keys = tensor_bytes(work, mine, collectives), context_bytes(work, work.sequences * length, passes)
     # once forward, and once backward when there is a backward
     pipeline = (1 + (passes > 1)) * mine * work.arch.hidden * work.size / work.split_hidden * (work.pipeline > 1)
-    computing = flops / (gpu.flops * utilization(assume, tokens / work.context))
+    computing = flops / (layer_speed(work, role, gpu, assume) * utilization(assume, tokens / work.context))
     near, next_to, all_ranks = (_link(gpu, assume, ranks) for ranks in (work.tensor, work.tensor * work.context, work.gpus))
     sending = (tensor / near + keys / next_to + pipeline / all_ranks) / assume.link
     seconds = (computing + sending) * bubble(work, micro_batches)
@@ -108,14 +113,15 @@ def _decode(work: Workload, gpu: Gpu, assume: Assumptions) -> Phase:
     arch, lengths, rows = work.arch, work.lengths, work.generated_at_once
     batches = -(-work.responses // rows)
     steps = batches * lengths.response
-    weights = (arch.layers * layer_parameters(arch, work.tensor) + vocabulary_parameters(arch, work.tensor)) * work.size
+    layers, head = arch.layers * layer_parameters(arch, work.tensor), vocabulary_parameters(arch, work.tensor)
+    weights = layers * (1 if "rollout" in work.fp8 else work.size) + head * work.size
     context = lengths.student + lengths.response / 2
     cache = 2 * arch.query_groups * arch.head_size / work.tensor * work.size * arch.layers * rows * context
     products = work.responses * forward_flops(arch, lengths.student) / work.tensor
-    flops = (products + steps * rows * 2 * weights / work.size) / work.pipeline
+    flops = (products + steps * rows * 2 * (layers + head)) / work.pipeline
     reading = steps * (weights + cache) / (gpu.bandwidth * assume.bandwidth)
     waiting = steps * arch.layers * (assume.launch + (2 * assume.hop if work.tensor > 1 else 0))
-    prompts = products / (gpu.flops * utilization(assume, rows * lengths.student))
+    prompts = products / (layer_speed(work, "rollout", gpu, assume) * utilization(assume, rows * lengths.student))
     bound = "kernel launches" if waiting > reading else "memory"
     sent = tensor_bytes(work, work.responses * (lengths.student + lengths.response), 4)
     return Phase("rollout", flops, steps * (weights + cache) / work.pipeline, sent, max(reading, waiting) + prompts, bound)
@@ -159,12 +165,14 @@ def _probe(work: Workload, gpu: Gpu, assume: Assumptions) -> Phase:
     """
     arch, lengths, mine = work.arch, work.lengths, -(-work.probe // work.data)
     reference = max(1, lengths.teacher - lengths.student)
-    prompts = [lengths.student, *([lengths.teacher] if work.grounded else [])]
-    layers = mine * sum(forward_flops(arch, prompt + reference) for prompt in prompts) / (work.tensor * work.pipeline * work.context)
+    prompts = {"student": lengths.student} | ({"teacher": lengths.teacher} if work.grounded else {})
+    model_ranks = work.tensor * work.pipeline * work.context
+    layers = {role: mine * forward_flops(arch, prompt + reference) / model_ranks for role, prompt in prompts.items()}
     head = mine * len(prompts) * loss_flops(arch, reference) / 4 / (work.tensor * work.context)
-    sent = tensor_bytes(work, mine * sum(prompt + reference for prompt in prompts) / work.context, 4)
-    computing = (layers + head) / (gpu.flops * utilization(assume, work.micro_batch_tokens / work.context))
+    sent = tensor_bytes(work, mine * sum(prompt + reference for prompt in prompts.values()) / work.context, 4)
+    at_once = sum(flops / layer_speed(work, role, gpu, assume) for role, flops in layers.items()) + head / gpu.flops
+    computing = at_once / utilization(assume, work.micro_batch_tokens / work.context)
     sending = sent / (_link(gpu, assume, work.tensor) * assume.link)
     micro_batches = max(1, mine * (lengths.student + reference) // work.micro_batch_tokens)
     seconds = (computing + sending) * bubble(work, micro_batches)
-    return Phase("probe", layers + head, 0.0, sent, seconds, "products" if computing >= sending else "messages")
+    return Phase("probe", sum(layers.values()) + head, 0.0, sent, seconds, "products" if computing >= sending else "messages")

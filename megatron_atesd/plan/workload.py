@@ -1,9 +1,9 @@
 """What is planned: a model, how it is divided, and the tokens of an update."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
-from megatron_atesd.config import DataConfig, TrainConfig
+from megatron_atesd.config import DataConfig, TrainConfig, fp8_recipe
 from megatron_atesd.model.architecture import Architecture
 
 
@@ -35,8 +35,8 @@ class Workload:
     """One update of a run on `gpus` processes.
 
     size: bytes of a parameter. ring: keys and values go round context-parallel ranks, as in Transformer Engine, instead of being gathered
-    on each. probe: problems that are scored after it; grounded: by the teacher as well (learned exposure). The other
-    names are the settings'.
+    on each. probe: problems that are scored after it; grounded: by the teacher as well (learned exposure). fp8: the passes in FP8, by their
+    names in section precision. The other names are the settings'.
     """
 
     arch: Architecture
@@ -59,6 +59,7 @@ class Workload:
     probe: int
     grounded: bool
     lengths: Lengths
+    fp8: tuple[str, ...] = ()
 
     @property
     def data(self) -> int:
@@ -129,6 +130,7 @@ def workload_of(config: TrainConfig, arch: Architecture, gpus: int, lengths: Len
         probe=config.data.probe_size or DataConfig.probe_size,
         grounded=config.exposure.mode == "learned",
         lengths=lengths,
+        fp8=tuple(role for role, precision in asdict(config.precision).items() if fp8_recipe(precision)),
     )
 
 

@@ -12,13 +12,13 @@ import torch
 import torch.distributed as dist
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from megatron_atesd.config import TrainConfig
+from megatron_atesd.config import TrainConfig, fp8_recipe
 from megatron_atesd.config_check import ModelShape, validate
 from megatron_atesd.data.problems import check_disjoint, load_problems
 from megatron_atesd.data.prompts import PromptRenderer
 from megatron_atesd.data.tokenizer import load_tokenizer
 from megatron_atesd.errors import CheckpointError, ConfigError
-from megatron_atesd.model.fp8 import products, recipe, unavailable
+from megatron_atesd.model.fp8 import products, unavailable
 from megatron_atesd.model.qwen3 import DTYPES, Architecture, read_architecture, transformer_config
 from megatron_atesd.model.spec import uses_transformer_engine
 from megatron_atesd.output_folder import check_writable
@@ -52,7 +52,7 @@ def check_before_work(config: TrainConfig, world_size: int) -> tuple[list[Proble
 def check_fp8(config: TrainConfig, architecture: Architecture) -> None:
     """Raise ConfigError for FP8 that this machine or the shape of the model's layers does not allow."""
     for name, precision in asdict(config.precision).items():
-        if recipe(precision) is None:
+        if fp8_recipe(precision) is None:
             continue
         where = f"precision.{name} is {precision}"
         if not uses_transformer_engine(config.model):

@@ -10,7 +10,15 @@ import pytest
 
 from megatron_atesd.config_load import load_config
 from megatron_atesd.plan.hardware import GPUS, Assumptions
-from megatron_atesd.plan.memory import activation_bytes, layer_activation, passes_in_flight, rank_memory, stage_parameters
+from megatron_atesd.plan.memory import (
+    activation_bytes,
+    fp8_bytes,
+    layer_activation,
+    layer_parameters,
+    passes_in_flight,
+    rank_memory,
+    stage_parameters,
+)
 from megatron_atesd.plan.published import QWEN3
 from megatron_atesd.plan.report import suggestion_text
 from megatron_atesd.plan.search import OFFLOAD, RECOMPUTE, SHARD, best_plan, layouts, make_plan, remedies, ways_out
@@ -43,6 +51,22 @@ def test_an_offloaded_teacher_is_on_the_device_only_in_its_pass():
     always, phases = (rank := rank_memory(workload("8b", 8, "--distill.teacher_offload=true"), 0)).always, rank.phases
     assert always["teacher"] == 0
     assert phases["teacher"]["teacher, on loan"] == always["weights"]
+
+
+def test_fp8_keeps_copies_of_the_layers_and_speeds_up_the_passes_that_are_in_it():
+    plain = workload()
+    of_teacher, of_student = (workload("8b", 8, f"--precision.{role}=fp8_blockwise") for role in ("teacher", "student"))
+    layers = 36 * layer_parameters(QWEN3["8b"], 4)
+    assert [fp8_bytes(work) for work in (plain, of_teacher, of_student)] == [0, layers, 2 * layers]
+    assert rank_memory(of_student, 0).peak - rank_memory(plain, 0).peak == 2 * layers
+    seconds = [{phase.name: phase.seconds for phase in update_phases(work, H100, ASSUMED)} for work in (plain, of_teacher)]
+    assert {name for name in seconds[0] if seconds[1][name] < seconds[0][name]} == {"teacher forward", "probe"}
+
+
+def test_a_rollout_in_fp8_reads_a_byte_of_each_weight_of_the_layers():
+    bf16, fp8 = (update_phases(workload("8b", 8, *more), H100, ASSUMED)[0] for more in ((), ("--precision.rollout=fp8_tensorwise",)))
+    steps = 1024  # one batch of 16 a data rank
+    assert bf16.memory - fp8.memory == steps * 36 * layer_parameters(QWEN3["8b"], 4)
 
 
 def test_1f1b_keeps_fewer_micro_batches_on_later_stages_and_never_more_than_there_are():
@@ -166,6 +190,10 @@ def test_the_command_says_what_to_change_and_fails_when_it_does_not_fit():
         (["--model-shape", "8b", "--gpus", "6"], "does not divide the 6 processes"),
         (["--model-shape", "8b", "--gpus", "0"], "--gpus is 0, must be 1 or more"),
         (["--gpus", "8"], "or --model-shape for a published size"),
+        (
+            ["--model-shape", "8b", "--gpus", "8", "--precision.teacher", "fp8_mxfp8"],
+            "but on h100 there is fp8_tensorwise, fp8_delayed, fp8_b",
+        ),
         (["--model-shape", "8b", "--gpus", "8", "--parallel.tensor", "16"], "parallel.tensor 16 times parallel.pipeline 1"),
         (["--model-shape", "8b", "--gpus", "8", "--response-tokens", "40000"], "44096 tokens together, but the model has 40960 positions"),
         (["--model-shape", "8b", "--gpus", "8", "--json", "/no/such/folder/plan.json"], "give a file in a folder that exists"),
