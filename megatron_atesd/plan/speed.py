@@ -162,9 +162,10 @@ def _probe(work: Workload, gpu: Gpu, assume: Assumptions) -> Phase:
     prompts = [lengths.student, *([lengths.teacher] if work.grounded else [])]
     layers = mine * sum(forward_flops(arch, prompt + reference) for prompt in prompts) / (work.tensor * work.pipeline * work.context)
     head = mine * len(prompts) * loss_flops(arch, reference) / 4 / (work.tensor * work.context)
-    sent = tensor_bytes(work, mine * sum(prompt + reference for prompt in prompts) / work.context, 4)
+    tokens = mine * sum(prompt + reference for prompt in prompts)
+    tensor, keys = tensor_bytes(work, tokens / work.context, 4), context_bytes(work, tokens, 1)
     computing = (layers + head) / (gpu.flops * utilization(assume, work.micro_batch_tokens / work.context))
-    sending = sent / (_link(gpu, assume, work.tensor) * assume.link)
+    sending = (tensor / _link(gpu, assume, work.tensor) + keys / _link(gpu, assume, work.tensor * work.context)) / assume.link
     micro_batches = max(1, mine * (lengths.student + reference) // work.micro_batch_tokens)
     seconds = (computing + sending) * bubble(work, micro_batches)
-    return Phase("probe", layers + head, 0.0, sent, seconds, "products" if computing >= sending else "messages")
+    return Phase("probe", layers + head, 0.0, tensor + keys, seconds, "products" if computing >= sending else "messages")
