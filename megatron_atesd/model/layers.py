@@ -107,8 +107,8 @@ class CachedAttention(torch.nn.Module):
             if context_place()[1] > 1:
                 key, value = join_sequences(torch.cat((key, value), dim=-1), bounds).chunk(2, dim=-1)
             outs = list(self._by_sequence(bounds, *_heads_first(query, key, value)))
-        outs = [out.permute(2, 0, 1, 3) for out in outs]
-        return (torch.cat(outs) if len(outs) > 1 else outs[0]).flatten(2)  # a view of one, where its kernel wrote it in this order
+        out = outs[0] if len(outs) == 1 else torch.cat(outs, dim=2)  # a copy of one would be kept beside it for the backward pass
+        return out.permute(2, 0, 1, 3).flatten(2)
 
     def _cached(self, cache: KVCache, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         if cache.prefilled:

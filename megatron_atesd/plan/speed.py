@@ -169,10 +169,11 @@ def _probe(work: Workload, gpu: Gpu, assume: Assumptions) -> Phase:
     model_ranks = work.tensor * work.pipeline * work.context
     layers = {role: mine * forward_flops(arch, prompt + reference) / model_ranks for role, prompt in prompts.items()}
     head = mine * len(prompts) * loss_flops(arch, reference) / 4 / (work.tensor * work.context)
-    sent = tensor_bytes(work, mine * sum(prompt + reference for prompt in prompts.values()) / work.context, 4)
+    tokens = mine * sum(prompt + reference for prompt in prompts.values())
+    tensor, keys = tensor_bytes(work, tokens / work.context, 4), context_bytes(work, tokens, 1)
     at_once = sum(flops / layer_speed(work, role, gpu, assume) for role, flops in layers.items()) + head / gpu.flops
     computing = at_once / utilization(assume, work.micro_batch_tokens / work.context)
-    sending = sent / (_link(gpu, assume, work.tensor) * assume.link)
+    sending = (tensor / _link(gpu, assume, work.tensor) + keys / _link(gpu, assume, work.tensor * work.context)) / assume.link
     micro_batches = max(1, mine * (lengths.student + reference) // work.micro_batch_tokens)
     seconds = (computing + sending) * bubble(work, micro_batches)
-    return Phase("probe", sum(layers.values()) + head, 0.0, sent, seconds, "products" if computing >= sending else "messages")
+    return Phase("probe", sum(layers.values()) + head, 0.0, tensor + keys, seconds, "products" if computing >= sending else "messages")

@@ -200,10 +200,9 @@ LONG_LAYOUTS = {
         Layout(context=2, tensor=2, sequence=True, tokens=60),
         Layout(context=2, pipeline=2, virtual=2, packed=True, tokens=30),
         Layout(context=2, shares=(3, 1), tokens=40, overlap=True),
-        Layout(context=2, tensor=2, sequence=True, packed=True, tokens=45),
         Layout(context=4, tokens=60),
     ],
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("world", LAYOUTS)

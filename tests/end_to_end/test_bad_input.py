@@ -42,7 +42,7 @@ def train(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
     def run(*overrides: str, world_size: int = 1) -> Refused:
         run_dir = tmp_path / "run"
         monkeypatch.setenv("WORLD_SIZE", str(world_size))
-        monkeypatch.setattr("megatron_atesd.train.loop.parallel_session", heavy_work)
+        monkeypatch.setattr("megatron_atesd.train.loop.session_of", heavy_work)
         monkeypatch.setattr(sys, "argv", ["train.py", *arguments(inputs, run_dir, "--parallel.tensor=1", *overrides)])
         with pytest.raises(SystemExit) as end:
             runpy.run_path(str(ROOT / "tools" / "train.py"), run_name="__main__")

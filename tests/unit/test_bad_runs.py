@@ -74,7 +74,7 @@ def _no_heavy_work(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("the refusal comes too late: process groups were about to be made")
 
     for module in ("train.loop", "evaluate.run"):
-        monkeypatch.setattr(f"megatron_atesd.{module}.parallel_session", heavy_work)
+        monkeypatch.setattr(f"megatron_atesd.{module}.session_of", heavy_work)
 
 
 def training(inputs: Path, run_dir: Path, *changes: str, model: Path | None = None) -> list[str]:
