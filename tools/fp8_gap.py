@@ -29,7 +29,7 @@ def main() -> None:
     data = replace(config.data, batch=args.problems)
     config = replace(config, data=data, optimizer=optimizer, precision=type(config.precision)())
     from megatron_atesd.benchmark.fp8_gap import fp8_gaps, gap_table, usable  # slow to import: torch, megatron.core
-    from megatron_atesd.model.parallel import is_main, parallel_session
+    from megatron_atesd.model.parallel import is_main, session_of
     from megatron_atesd.model.qwen3 import read_architecture
     from megatron_atesd.train.checks import check_before_work
     from megatron_atesd.train.model_folder import find_hf
@@ -37,10 +37,7 @@ def main() -> None:
 
     problems, probe = check_before_work(config, int(os.environ.get("WORLD_SIZE", "1")))
     recipes = usable(config, read_architecture(find_hf(Path(config.model.path))), args.recipes.split(",") if args.recipes else [])
-    parallel = config.parallel
-    with parallel_session(
-        parallel.tensor, parallel.pipeline, config.run.seed, parallel.timeout_minutes, virtual_pipeline=parallel.virtual_pipeline
-    ):
+    with session_of(config.parallel, config.run.seed):
         run = TrainingRun(config, problems, probe)
         gaps = fp8_gaps(run, run.examples(run.rollout(run.sampler.batch_at(0), 0), args.exposure), recipes)
         if is_main():

@@ -20,7 +20,7 @@ from megatron_atesd.distill.step import Example, StepResult, distill_step
 from megatron_atesd.distill.teacher import Teacher
 from megatron_atesd.errors import ConfigError
 from megatron_atesd.model.architecture import Architecture
-from megatron_atesd.model.parallel import data_parallel_place, parallel_session
+from megatron_atesd.model.parallel import data_parallel_place, session_of
 from megatron_atesd.model.qwen3 import HiddenStateGPT, build_model
 from megatron_atesd.plan.memory import rank_memory
 from megatron_atesd.plan.workload import Lengths, workload_of
@@ -47,7 +47,8 @@ class Updates:
     @property
     def model_ranks(self) -> int:
         """Processes that one model is divided among."""
-        return self.config.parallel.tensor * self.config.parallel.pipeline
+        parallel = self.config.parallel
+        return parallel.tensor * parallel.pipeline * parallel.context
 
     @property
     def workload(self) -> Workload:
@@ -71,8 +72,7 @@ class Measured:
 
 def measure(updates: Updates) -> Measured:
     """Collective over all ranks, which must be in a process group. Raises ConfigError when the GPU's memory is too small."""
-    parallel = updates.config.parallel
-    with parallel_session(parallel.tensor, parallel.pipeline, 1, parallel.timeout_minutes, parallel.virtual_pipeline):
+    with session_of(updates.config.parallel):
         try:
             row = measure_rank(updates)
             _free()
