@@ -120,7 +120,7 @@ def plain_statistics(teacher_TV: torch.Tensor, student_TV: torch.Tensor) -> torc
 def megatron_steps(layouts: Sequence[Layout], folder: Path, normalize: Normalize) -> list[tuple[StepResult, list[float]]]:
     """One distill step at each layout; leaves every gradient, as a model folder of weights, in folder/<layout>.
 
-    Besides, for the last pipeline stage, the losses of this data-parallel rank's examples one by one.
+    Besides, where context ranks share them, the losses of this data-parallel rank's examples one by one, on the last pipeline stage.
     """
     dist.init_process_group("gloo")
     return [megatron_step(layout, folder, normalize) for layout in layouts]
@@ -143,7 +143,7 @@ def megatron_step(layout: Layout, folder: Path, normalize: Normalize) -> tuple[S
         mine = examples(37)[first : first + layout.shares[rank]]
         divergence = replace(DIVERGENCE, chunk=layout.chunk)
         result = distill_step(optimization.wrapped, model, teacher, mine, divergence, layout.tokens, normalize)
-        losses = example_losses(model, teacher, mine, divergence)
+        losses = example_losses(model, teacher, mine, divergence) if layout.context > 1 else []
         for parameter in model.parameters():
             parameter.data = parameter.main_grad.clone()  # pyright: ignore[reportAttributeAccessIssue]
         write_folder(folder / layout.name, model_state(model), folder / "student")
@@ -228,7 +228,7 @@ def compare(layouts: Sequence[Layout], world: int, family: str, tied: bool, norm
         for rank in results:
             result, losses = rank[index]
             assert {name: getattr(result, name) for name in metrics} == pytest.approx(metrics, rel=1e-5), layout
-            assert set(map(digits, losses)) <= {*map(digits, each), "nan"}, layout  # that of an empty response
+            assert set(map(digits, losses)) <= {*map(digits, each), "nan"}, layout  # nan: of an empty response
         got = gradients_by_hf_name(tmp_path, layout)
         assert set(got) == set(expected)
         for name, gradient in expected.items():

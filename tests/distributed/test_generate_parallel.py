@@ -23,7 +23,7 @@ CONFIG = RolloutConfig(max_new_tokens=16, temperature=1.0, top_p=0.9, top_k=12)
 LAYOUTS = {
     1: [(1, 1, 1, False, 1)],
     2: [(2, 1, 1, False, 1), (2, 1, 1, True, 1), (1, 2, 1, False, 1), (1, 2, 2, False, 1), (1, 1, 1, False, 2)],
-    4: [(2, 2, 1, True, 1), (2, 2, 2, True, 1), (1, 4, 2, False, 1), (2, 1, 1, True, 2), (1, 2, 2, False, 2)],
+    4: [(2, 2, 1, True, 1), (2, 2, 2, True, 1), (1, 4, 2, False, 1), (1, 2, 2, False, 2)],
 }
 
 
