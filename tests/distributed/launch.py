@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 from torch.multiprocessing.spawn import ProcessContext, start_processes
 
-TIMEOUT_SECONDS = 120.0
+TIMEOUT_SECONDS = 300.0
 
 
 def run_distributed(function: Callable[..., Any], world_size: int, *args: Any, timeout: float = TIMEOUT_SECONDS) -> list[Any]:

@@ -16,7 +16,7 @@ from megatron_atesd.data.sources.chain import chain_splits
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}
 TRAIN = str(ROOT / "tools" / "train.py")
-TIMEOUT_SECONDS = 120.0
+TIMEOUT_SECONDS = 300.0
 PROBLEMS = 24  # three updates of eight are an epoch
 
 
