@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_atesd.config import OPTIMIZER_DEFAULTS, ExposureConfig, ParallelConfig, RunConfig, TrainConfig
+from megatron_atesd.config_fields import spell
 from megatron_atesd.errors import ConfigError
 
 
@@ -212,7 +213,13 @@ def _precision_problems(config: TrainConfig) -> Iterator[str]:
     for name, value in fp8.items():
         if config.model.attention == "sdpa":
             yield f"precision.{name} is {value}, which only Transformer Engine computes, but model.attention is sdpa; set it to te"
-    if "fp8_delayed" in fp8.values() and len(set(fp8.values())) > 1:
+    if "fp8_delayed" in fp8.values() and fp8.get("student") is None:
+        yield (
+            f"precision.{next(name for name, value in fp8.items() if value == 'fp8_delayed')} is fp8_delayed, but precision.student is "
+            f"{spell(config.precision.student)}: scales of fp8_delayed move in passes with gradients only, which are the student's; set "
+            "precision.student to fp8_delayed, or take fp8_tensorwise"
+        )
+    elif "fp8_delayed" in fp8.values() and len(set(fp8.values())) > 1:
         # Transformer Engine's layers keep the state of one recipe: another would start the history anew.
         of_each = " and ".join(f"precision.{name} {value}" for name, value in fp8.items())
         yield f"{of_each} cannot be together: the history of fp8_delayed would be lost at each change; choose the same, or bf16"
