@@ -104,7 +104,7 @@ def validate(config: TrainConfig, world_size: int = 1, model: ModelShape | None 
         problems = [
             *parallel_problems(config, world_size),
             *_file_problems(config),
-            *_precision_problems(config),
+            *precision_problems(config),
             *_method_problems(config),
             *_schedule_problems(config),
             *_checkpoint_problems(config),
@@ -204,7 +204,8 @@ def _file_problems(config: TrainConfig) -> Iterator[str]:
             yield f"{name} is {path}, which is no file; give a problem file (JSONL with problem and solution)"
 
 
-def _precision_problems(config: TrainConfig) -> Iterator[str]:
+def precision_problems(config: TrainConfig) -> Iterator[str]:
+    """The rules that section precision breaks, by itself and against section model."""
     precisions = {name: value for name, value in asdict(config.precision).items() if value is not None}
     fp8 = {name: value for name, value in precisions.items() if value != "bf16"}
     for name, value in precisions.items():
