@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_atesd.config import OPTIMIZER_DEFAULTS, ExposureConfig, ParallelConfig, RunConfig, TrainConfig
+from megatron_atesd.config_fields import spell
 from megatron_atesd.errors import ConfigError
 
 
@@ -103,7 +104,7 @@ def validate(config: TrainConfig, world_size: int = 1, model: ModelShape | None 
         problems = [
             *parallel_problems(config, world_size),
             *_file_problems(config),
-            *_precision_problems(config),
+            *precision_problems(config),
             *_method_problems(config),
             *_schedule_problems(config),
             *_checkpoint_problems(config),
@@ -203,7 +204,8 @@ def _file_problems(config: TrainConfig) -> Iterator[str]:
             yield f"{name} is {path}, which is no file; give a problem file (JSONL with problem and solution)"
 
 
-def _precision_problems(config: TrainConfig) -> Iterator[str]:
+def precision_problems(config: TrainConfig) -> Iterator[str]:
+    """The rules that section precision breaks, by itself and against section model."""
     precisions = {name: value for name, value in asdict(config.precision).items() if value is not None}
     fp8 = {name: value for name, value in precisions.items() if value != "bf16"}
     for name, value in precisions.items():
@@ -212,7 +214,13 @@ def _precision_problems(config: TrainConfig) -> Iterator[str]:
     for name, value in fp8.items():
         if config.model.attention == "sdpa":
             yield f"precision.{name} is {value}, which only Transformer Engine computes, but model.attention is sdpa; set it to te"
-    if "fp8_delayed" in fp8.values() and len(set(fp8.values())) > 1:
+    if "fp8_delayed" in fp8.values() and fp8.get("student") is None:
+        yield (
+            f"precision.{next(name for name, value in fp8.items() if value == 'fp8_delayed')} is fp8_delayed, but precision.student is "
+            f"{spell(config.precision.student)}: scales of fp8_delayed move in passes with gradients only, which are the student's; set "
+            "precision.student to fp8_delayed, or take fp8_tensorwise"
+        )
+    elif "fp8_delayed" in fp8.values() and len(set(fp8.values())) > 1:
         # Transformer Engine's layers keep the state of one recipe: another would start the history anew.
         of_each = " and ".join(f"precision.{name} {value}" for name, value in fp8.items())
         yield f"{of_each} cannot be together: the history of fp8_delayed would be lost at each change; choose the same, or bf16"

@@ -10,7 +10,7 @@ both in FP8, cosine to and norm over the one without. Both roles have the weight
 import argparse
 import json
 import os
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
@@ -24,17 +24,16 @@ def main() -> None:
     if args.problems < 1 or not 0 <= args.exposure <= 1:
         raise ConfigError(f"--problems is {args.problems}, must be 1 or more; --exposure is {args.exposure}, must be from 0 to 1")
     config = load_config(settings)
-    # Every rank's gradient stays whole, and nothing is trained. The responses come in model.dtype.
-    optimizer = {**config.optimizer, "use_distributed_optimizer": False}
-    data = replace(config.data, batch=args.problems)
-    config = replace(config, data=data, optimizer=optimizer, precision=type(config.precision)())
-    from megatron_atesd.benchmark.fp8_gap import fp8_gaps, gap_table, usable  # slow to import: torch, megatron.core
+    from megatron_atesd.benchmark.fp8_gap import for_comparison, fp8_gaps, gap_table, usable  # slow to import: torch, megatron.core
+    from megatron_atesd.benchmark.settings import check_out
     from megatron_atesd.model.parallel import is_main, session_of
     from megatron_atesd.model.qwen3 import read_architecture
     from megatron_atesd.train.checks import check_before_work
     from megatron_atesd.train.model_folder import find_hf
     from megatron_atesd.train.run import TrainingRun
 
+    check_out(args.out)
+    config = for_comparison(config, args.problems)
     problems, probe = check_before_work(config, int(os.environ.get("WORLD_SIZE", "1")))
     recipes = usable(config, read_architecture(find_hf(Path(config.model.path))), args.recipes.split(",") if args.recipes else [])
     with session_of(config.parallel, config.run.seed):

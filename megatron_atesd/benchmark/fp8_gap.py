@@ -19,7 +19,7 @@ from megatron_atesd.distill.teacher import Teacher
 from megatron_atesd.errors import ConfigError
 from megatron_atesd.model.architecture import Architecture
 from megatron_atesd.model.fp8 import FP8
-from megatron_atesd.train.checks import check_fp8
+from megatron_atesd.train.checks import check_fp8, megatron_settings
 from megatron_atesd.train.run import TrainingRun
 
 # Whole divergence, nothing clipped, at temperature 1: the distance of two distributions.
@@ -54,6 +54,9 @@ def fp8_gaps(run: TrainingRun, examples: Sequence[Example], precisions: Sequence
 
 
 def _gap(run: TrainingRun, examples: Sequence[Example], precision: Precision, whole: float, plain: Sequence[Tensor]) -> Gap:
+    if precision == "fp8_delayed":  # whose scales are those of passes before
+        with _gradient(run, examples, precision):
+            pass
     with _gradient(run, examples, precision) as gradient:
         products = _dot(plain, plain), _dot(gradient, gradient), _dot(plain, gradient)
     return Gap(
@@ -106,6 +109,18 @@ def _dot(left: Sequence[Tensor], right: Sequence[Tensor]) -> float:
     return total.item()
 
 
+def for_comparison(config: TrainConfig, problems: int) -> TrainConfig:
+    """Settings of a run that trains nothing: every rank's gradient stays whole, and the student answers in model.dtype.
+
+    Raises ConfigError where both roles see the same prompt, so that there is no loss to change.
+    """
+    if config.exposure.mode == "none":
+        raise ConfigError("exposure.mode is none: student and teacher see the same, so there is no loss to compare; set it to fixed")
+    optimizer, ddp = {**config.optimizer, "use_distributed_optimizer": False}, {**config.ddp, "overlap_param_gather": False}
+    data = replace(config.data, batch=problems)
+    return replace(config, data=data, optimizer=optimizer, ddp=ddp, precision=PrecisionConfig())
+
+
 def usable(config: TrainConfig, architecture: Architecture, wanted: Sequence[str]) -> list[Precision]:
     """The wanted FP8 precisions, or without any those that can be computed here. Raises ConfigError where there are none."""
     if wanted:
@@ -113,18 +128,25 @@ def usable(config: TrainConfig, architecture: Architecture, wanted: Sequence[str
             raise ConfigError(f"--recipes has {', '.join(sorted(unknown))}, must be of {', '.join(FP8)}")
         chosen: list[Precision] = [precision for precision in FP8 if precision in wanted]
         for precision in chosen:
-            check_fp8(replace(config, precision=PrecisionConfig(precision)), architecture)
+            _check(config, architecture, precision)
         return chosen
     found, refusals = list[Precision](), list[str]()
     for precision in FP8:
         try:
-            check_fp8(replace(config, precision=PrecisionConfig(precision)), architecture)
+            _check(config, architecture, precision)
             found.append(precision)
         except ConfigError as error:
             refusals.append(str(error))
     if not found:
         raise ConfigError(f"no FP8 recipe can be computed here: {refusals[0]}")
     return found
+
+
+def _check(config: TrainConfig, architecture: Architecture, precision: Precision) -> None:
+    """Raise ConfigError for a precision that this machine, the model's shape or section megatron does not allow."""
+    in_fp8 = replace(config, precision=PrecisionConfig(precision))
+    check_fp8(in_fp8, architecture)
+    megatron_settings(in_fp8, architecture)
 
 
 def gap_table(gaps: Sequence[Gap], reference: str) -> Table:

@@ -2,13 +2,13 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from megatron_atesd.config import TrainConfig
-from megatron_atesd.config_check import ModelShape, layout_problems, refuse, section_problems
+from megatron_atesd.config import PrecisionConfig, TrainConfig
+from megatron_atesd.config_check import ModelShape, layout_problems, precision_problems, refuse, section_problems
 from megatron_atesd.data.problems import load_problems
 from megatron_atesd.data.prompts import PromptRenderer
 from megatron_atesd.data.tokenizer import load_tokenizer
@@ -18,6 +18,7 @@ from megatron_atesd.model.qwen3 import Architecture, read_architecture, transfor
 from megatron_atesd.model.spec import uses_transformer_engine
 from megatron_atesd.output_folder import make_writable
 from megatron_atesd.records import Problem
+from megatron_atesd.train.checks import check_fp8
 from megatron_atesd.train.model_folder import find_hf, find_model_folder
 
 FLAGS = {f"rollout.{name}": f"--{name.replace('_', '-')}" for name in ("temperature", "top_p", "top_k", "max_new_tokens")}
@@ -25,7 +26,7 @@ FLAGS = {f"rollout.{name}": f"--{name.replace('_', '-')}" for name in ("temperat
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What to evaluate. `settings` gives prompt, sampling, parallel layout and dtype; its exposure plays no part."""
+    """What to evaluate. `settings` gives prompt, sampling, parallel layout, dtype and precision.rollout; its exposure plays no part."""
 
     model: Path
     data: Path
@@ -61,6 +62,7 @@ def prepare(task: Evaluation, world_size: int) -> Prepared:
     architecture = read_architecture(hf)
     shape = ModelShape(architecture.heads, architecture.query_groups, architecture.layers, architecture.ffn, architecture.max_positions)
     refuse(layout_problems(parallel, world_size, shape))
+    check_precision(settings, architecture)
     megatron = transformer_config(
         architecture,
         parallel.tensor,
@@ -93,6 +95,18 @@ def check_numbers(task: Evaluation, world_size: int) -> None:
         problems.append(f"{FLAGS.get(name, name)} {rest}")
     refuse(problems)
     refuse(layout_problems(task.settings.parallel, world_size))
+
+
+def check_precision(settings: TrainConfig, architecture: Architecture) -> None:
+    """Raise ConfigError for a precision.rollout that cannot be computed here, or that needs what only a training run remembers."""
+    if settings.precision.rollout == "fp8_delayed":
+        raise ConfigError(
+            "precision.rollout is fp8_delayed, whose scales come from a run's passes with gradients, of which an evaluation has none; "
+            "set it to bf16 or fp8_tensorwise"
+        )
+    alone = replace(settings, precision=PrecisionConfig(rollout=settings.precision.rollout))
+    refuse(list(precision_problems(alone)))
+    check_fp8(alone, architecture)
 
 
 def check_room(problems: Sequence[Problem], prompts: Sequence[TokenIds], max_new_tokens: int, max_positions: int) -> None:

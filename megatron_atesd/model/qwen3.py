@@ -118,6 +118,8 @@ def transformer_config(
         "bf16": dtype == "bf16",
         "transformer_impl": "transformer_engine" if transformer_engine else "local",
         **fp8_fields(precision),
+        # The delayed recipe reduces its amax in every micro-batch, of which data-parallel ranks may have different numbers.
+        "tp_only_amax_red": True,
         "calculate_per_token_loss": True,
         "variable_seq_lengths": True,
     }
@@ -131,6 +133,8 @@ def transformer_config(
         "bias_dropout_fusion": False,
         "masked_softmax_fusion": False,
         "gradient_accumulation_fusion": False,
+        "fp8_amax_history_len": 1024,  # as Transformer Engine itself: of a single entry, an empty micro-batch would set the next scale
+        "fp8_amax_compute_algo": "max",
         "moe_token_dispatcher_type": "alltoall",  # variable_seq_lengths demands it, even without experts
     }
     config = build_section("megatron", TransformerConfig, fixed, {**defaults, **(user or {})})

@@ -20,8 +20,8 @@ _OF_A_PRODUCT = 3  # what Transformer Engine scales in a forward product: input,
 def scaling_history(model: HiddenStateGPT) -> History:
     """Tensors `scale_fwd`, `amax_history_fwd`, `scale_bwd`, `amax_history_bwd` of each layer, on the CPU, by its name in the whole model.
 
-    Empty for other recipes. All-reduces make them equal over tensor and data parallelism, but for what passes without gradients saw since
-    the last one with. Collective over the pipeline.
+    Empty for other recipes. All-reduces make them equal over tensor and context parallelism, but for what passes without gradients saw
+    since the last one with; data-parallel ranks saw other sequences, and have other scales. Collective over the pipeline.
     """
     mine = {name: {key: tensor.cpu() for key, tensor in _tensors(layer)} for name, layer in _layers(model)}
     everyone: list[Any] = [None] * parallel_state.get_pipeline_model_parallel_world_size()

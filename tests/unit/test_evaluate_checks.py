@@ -104,6 +104,26 @@ def test_interleaving_without_a_pipeline_is_refused(evaluate: Evaluate):
     assert evaluate("--parallel.virtual_pipeline", "2").startswith("parallel.virtual_pipeline is 2 with parallel.pipeline 1: ")
 
 
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["fp8_delayed"], "precision.rollout is fp8_delayed, whose scales come from a run's passes with gradients"),
+        (["fp8_tensorwise"], "precision.rollout is fp8_tensorwise, but model.dtype is fp32"),
+        (
+            ["fp8_tensorwise", "--model.dtype", "bf16"],
+            "precision.rollout is fp8_tensorwise, but Transformer Engine or a GPU is missing here",
+        ),
+    ],
+)
+def test_a_precision_of_generation_that_would_not_be_is_refused(evaluate: Evaluate, flags: list[str], message: str):
+    assert evaluate("--precision.rollout", *flags).startswith(message)
+
+
+def test_the_precision_of_training_passes_is_no_matter(evaluate: Evaluate):
+    with pytest.raises(HeavyWorkError):
+        evaluate("--precision.student", "fp8_delayed")
+
+
 def test_a_model_field_that_megatron_does_not_know_is_refused(evaluate: Evaluate):
     assert "no_such_field" in evaluate("--megatron.no_such_field", "1")
 

@@ -4,17 +4,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from megatron_atesd.benchmark.fp8_gap import fp8_gaps, gap_table, usable
-from megatron_atesd.config import Precision, TrainConfig
+from megatron_atesd.benchmark import fp8_gap
+from megatron_atesd.benchmark.fp8_gap import for_comparison, fp8_gaps, gap_table, usable
+from megatron_atesd.config import Precision, PrecisionConfig, TrainConfig
 from megatron_atesd.config_load import load_config
 from megatron_atesd.data.problems import load_problems
 from megatron_atesd.distill.step import Example
 from megatron_atesd.errors import ConfigError
 from megatron_atesd.model.parallel import parallel_session
+from megatron_atesd.train.optimizer import optimizer_settings
 from megatron_atesd.train.run import TrainingRun
 from tests.end_to_end.small_run import arguments, save_inputs
 
@@ -67,6 +70,42 @@ def test_coarser_weights_have_a_gap_where_they_are_used(run: TrainingRun, exampl
     assert len({round(change, 9) for change in (gap.loss_of_student, gap.loss_of_teacher, gap.loss, 0.0)}) == 4
     assert 0.5 < gap.gradient_cosine < 0.99999
     assert gap_table([gap], "fp32").row_count == 1
+
+
+def test_the_delayed_recipe_is_measured_with_scales_of_an_earlier_pass(
+    run: TrainingRun, examples: list[Example], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipes, step = [], fp8_gap.distill_step
+    monkeypatch.setattr(fp8_gap, "distill_step", lambda *args: (recipes.append(run.model.config.fp8), step(*args)))
+    monkeypatch.setattr(fp8_gap, "_measure", lambda *_: SimpleNamespace(loss=1.0, kl=0.0))
+    (gap,) = fp8_gaps(run, examples, ["fp8_delayed"])
+    assert recipes == [None, "hybrid", "hybrid"]
+    assert gap.gradient_norm == pytest.approx(1, abs=1e-4)  # the first of them is not in the second
+
+
+def test_a_recipes_own_settings_fit_the_comparison(run: TrainingRun) -> None:
+    """Gradients are compared whole, whatever shards or hides them in training."""
+    overlap = {"overlap_param_gather": True, "overlap_grad_reduce": True}
+    config = for_comparison(
+        replace(run.config, optimizer={"use_distributed_optimizer": True}, ddp=overlap, precision=PrecisionConfig(rollout="bf16")), 16
+    )
+    optimizer, ddp = optimizer_settings(torch.bfloat16, config.optimizer, config.ddp, config.schedule)
+    assert (optimizer.use_distributed_optimizer, ddp.overlap_param_gather, ddp.overlap_grad_reduce) == (False, False, True)
+    assert (config.data.batch, config.precision) == (16, PrecisionConfig())
+
+
+def test_roles_that_see_the_same_have_no_loss_to_compare(run: TrainingRun) -> None:
+    with pytest.raises(ConfigError, match=r"exposure\.mode is none: .* set it to fixed"):
+        for_comparison(replace(run.config, exposure=replace(run.config.exposure, mode="none")), 16)
+
+
+def test_a_recipe_that_section_megatron_does_not_allow_is_refused(run: TrainingRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fp8_gap, "check_fp8", lambda config, architecture: None)
+    edges = {"first_last_layers_bf16": True}
+    config = replace(run.config, model=replace(run.config.model, dtype="bf16"), megatron=edges)
+    assert usable(config, run.model.arch, []) == ["fp8_tensorwise", "fp8_blockwise", "fp8_mxfp8"]
+    with pytest.raises(ConfigError, match="Delayed scaling does not support first / last layer in BF16"):
+        usable(config, run.model.arch, ["fp8_delayed"])
 
 
 def test_without_fp8_there_is_nothing_to_compare(run: TrainingRun) -> None:

@@ -46,6 +46,8 @@ def model() -> Iterator[HiddenStateGPT]:
             PrecisionConfig("fp8_delayed", "fp8_tensorwise"),
             "precision.student fp8_delayed and precision.teacher fp8_tensorwise cannot be together",
         ),
+        (BF16, PrecisionConfig(teacher="fp8_delayed"), "precision.teacher is fp8_delayed, but precision.student is null: scales"),
+        (BF16, PrecisionConfig("bf16", rollout="fp8_delayed"), "precision.rollout is fp8_delayed, but precision.student is 'bf16': scales"),
     ],
 )
 def test_settings_that_do_not_go_together_are_refused(model: ModelConfig, precision: PrecisionConfig, message: str) -> None:
@@ -68,6 +70,15 @@ def test_gradients_have_the_range_of_e5m2_where_a_whole_tensor_shares_a_scale() 
     assert fp8_fields("fp8_blockwise") == {"fp8": "e4m3", "fp8_recipe": "blockwise"}
     assert fp8_fields("fp8_mxfp8") == {"fp8": "e4m3", "fp8_recipe": "mxfp8"}
     assert fp8_fields("bf16")["fp8"] is fp8_fields(None)["fp8"] is None
+
+
+def test_the_delayed_recipes_scales_wait_for_no_data_parallel_rank_and_for_no_single_micro_batch() -> None:
+    """Data-parallel ranks may have different numbers of micro-batches: a reduction among them in each would never end."""
+    config = transformer_config(ARCH, 1, 1, False, "bf16")
+    assert config.tp_only_amax_red
+    assert (config.fp8_amax_history_len, config.fp8_amax_compute_algo) == (1024, "max")
+    with pytest.raises(ConfigError, match=r"megatron\.tp_only_amax_red is decided by this program"):
+        transformer_config(ARCH, 1, 1, False, "bf16", {"tp_only_amax_red": False})
 
 
 def test_a_pass_in_fp8_has_padded_micro_batches_and_ends_with_its_precision(model: HiddenStateGPT) -> None:
