@@ -26,8 +26,9 @@ def main() -> None:
     config = load_config(settings)
     # Every rank's gradient stays whole, and nothing is trained. The responses come in model.dtype.
     optimizer = {**config.optimizer, "use_distributed_optimizer": False}
+    ddp = {**config.ddp, "overlap_param_gather": False}  # which would need the distributed optimizer
     data = replace(config.data, batch=args.problems)
-    config = replace(config, data=data, optimizer=optimizer, precision=type(config.precision)())
+    config = replace(config, data=data, optimizer=optimizer, ddp=ddp, precision=type(config.precision)())
     from megatron_atesd.benchmark.fp8_gap import fp8_gaps, gap_table, usable  # slow to import: torch, megatron.core
     from megatron_atesd.model.parallel import is_main, session_of
     from megatron_atesd.model.qwen3 import read_architecture
