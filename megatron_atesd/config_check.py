@@ -105,6 +105,7 @@ def validate(config: TrainConfig, world_size: int = 1, model: ModelShape | None 
             *parallel_problems(config, world_size),
             *_file_problems(config),
             *precision_problems(config),
+            *_context_problems(config),
             *_method_problems(config),
             *_schedule_problems(config),
             *_checkpoint_problems(config),
@@ -226,6 +227,19 @@ def precision_problems(config: TrainConfig) -> Iterator[str]:
         yield f"{of_each} cannot be together: the history of fp8_delayed would be lost at each change; choose the same, or bf16"
 
 
+def _context_problems(config: TrainConfig) -> Iterator[str]:
+    for kind in _context_messages(config):
+        if kind not in ("p2p", "all_gather", "a2a"):
+            # Without the groups of a2a+p2p, which nobody makes here, attention would silently end at a rank's own tokens.
+            yield f"megatron.cp_comm_type is {kind}, must be p2p, all_gather or a2a, or a list of these; remove it for p2p"
+
+
+def _context_messages(config: TrainConfig) -> list[Any]:
+    """How context-parallel ranks exchange keys and values with Transformer Engine, of all layers or layer by layer."""
+    given = config.megatron.get("cp_comm_type")
+    return given if isinstance(given, list) else [given or "p2p"]
+
+
 def _method_problems(config: TrainConfig) -> Iterator[str]:
     exposure, updates = config.exposure, config.run.updates
     if config.rollout.temperature == 0 and config.distill.temperature is None:
@@ -269,6 +283,12 @@ def _checkpoint_problems(config: TrainConfig) -> Iterator[str]:
 
 def _shape_problems(config: TrainConfig, model: ModelShape) -> Iterator[str]:
     yield from _division_problems(config.parallel, model)
+    on_rank = math.gcd(model.heads, model.query_groups) // config.parallel.tensor
+    if "a2a" in _context_messages(config) and on_rank % config.parallel.context:
+        yield (
+            f"megatron.cp_comm_type is a2a, which divides a tensor rank's attention heads and query groups over parallel.context "
+            f"{config.parallel.context}; give a divisor of {on_rank}, or p2p"
+        )
     longest = config.prompt.max_length + config.rollout.max_new_tokens
     if longest > model.max_positions:
         yield (

@@ -47,6 +47,7 @@ UNSUPPORTED: dict[str, dict[str, Any]] = {
     "megatron": {
         "hierarchical_context_parallel_sizes": None,
         "hybrid_context_parallel": False,
+        "apply_rope_fusion": False,  # its kernel knows neither a position for each sequence of a batch, nor bounds on the host
         "num_moe_experts": None,
         "multi_latent_attention": False,
         "mtp_num_layers": None,

@@ -8,6 +8,7 @@ from megatron.core import parallel_state
 
 from megatron_atesd.config import RolloutConfig
 from megatron_atesd.data.prompts import PromptRenderer
+from megatron_atesd.model.context import context_place
 from megatron_atesd.model.packing import TokenIds
 from megatron_atesd.model.parallel import data_parallel_place
 from megatron_atesd.model.qwen3 import HiddenStateGPT
@@ -47,7 +48,7 @@ def answer_problems(
     mine = tasks[rank::size]
     mine.sort(key=lambda task: task[1] >= 0)  # greedy first: a batch is all greedy or all sampled
     answered: list[Answered] = []
-    size = config.batch or 256
+    size = (config.batch or 256) * context_place()[1]  # of which each context-parallel rank generates its share
     split = sum(sample < 0 for _, sample in mine)
     for part in (*_pieces(mine[:split], size), *_pieces(mine[split:], size)):
         seeds = [sequence_seed("evaluate", seed, problems[p].id, s) for p, s in part]

@@ -11,9 +11,10 @@ import pytest
 from megatron_atesd.benchmark.flops import step_flops
 from megatron_atesd.benchmark.measure_updates import run
 from megatron_atesd.benchmark.targets import figures, verdict
-from megatron_atesd.benchmark.update import Measured, Updates
+from megatron_atesd.benchmark.update import Measured, Updates, build
 from megatron_atesd.benchmark.variants import variants
 from megatron_atesd.errors import ConfigError
+from megatron_atesd.model.parallel import session_of
 from megatron_atesd.plan.hardware import GPUS, sxm_board
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -82,6 +83,12 @@ def test_settings_of_also_come_over_the_others() -> None:
     plain, other = updates("--distill.chunk 64 --distill.teacher=live")
     assert (plain.config.distill.chunk, plain.config.distill.teacher) == (2048, "initial")
     assert (other.config.distill.chunk, other.config.distill.teacher, other.config.data.batch) == (64, "live", 8)
+
+
+def test_packed_sequences_are_measured_as_such() -> None:
+    (one,) = variants("tiny", ["--parallel.packed=true", "--model.dtype=fp32"], (), TOKENS, (1, 0), world=1)
+    with session_of(one.config.parallel):
+        assert build(one).model.packed
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,7 @@ def refusal(paths: list[str]):
         (8, ["parallel.tensor=2", "data.batch=8"]),
         (2, ["parallel.pipeline=2", "parallel.virtual_pipeline=7"]),
         (8, ["parallel.tensor=2", "parallel.context=2", "data.batch=2"]),
+        (4, ["parallel.tensor=2", "parallel.context=2", "megatron.cp_comm_type=a2a"]),
         (1, ["rollout.temperature=0", "distill.temperature=1"]),
         (1, ["exposure.batch=1", "exposure.advantage=ema"]),
         (1, ["exposure.entropy_floor=-1.5"]),
@@ -122,6 +123,13 @@ def test_a_value_out_of_bounds_is_refused(refusal, setting: str, rule: str):
             ["parallel.pipeline=2", "parallel.virtual_pipeline=4"],
             "parallel.pipeline 2 times parallel.virtual_pipeline 4 is 8, must divide the model's 28 layers; "
             "give a virtual_pipeline that divides 14",
+        ),
+        (2, ["parallel.context=2", "megatron.cp_comm_type=a2a+p2p"], "megatron.cp_comm_type is a2a+p2p, must be p2p, all_gather or a2a"),
+        (
+            16,
+            ["parallel.context=4", "parallel.tensor=4", "megatron.cp_comm_type=a2a"],
+            "megatron.cp_comm_type is a2a, which divides a tensor rank's attention heads and query groups over parallel.context 4; "
+            "give a divisor of 2, or p2p",
         ),
         (
             1,

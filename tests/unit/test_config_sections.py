@@ -94,6 +94,7 @@ def test_a_type_that_yaml_cannot_spell_is_left_to_the_dataclass():
     ("section", "cls", "user", "only"),
     [
         ("megatron", TransformerConfig, {"hybrid_context_parallel": True}, "false"),
+        ("megatron", TransformerConfig, {"apply_rope_fusion": True}, "false"),
         ("megatron", TransformerConfig, {"num_moe_experts": 2}, "null"),
         ("megatron", TransformerConfig, {"defer_embedding_wgrad_compute": True}, "false"),
         ("optimizer", OptimizerConfig, {"fp16": True}, "false"),

@@ -125,3 +125,16 @@ def test_the_command_refuses_before_the_work(run: TrainingRun, tmp_path: Path) -
         patch.setattr("sys.argv", ["fp8_gap.py", "--problems", "2", "--config", "a.yaml", "--run.seed=3"])
         args, settings = parse()
     assert (args.problems, settings) == (2, ["--config", "a.yaml", "--run.seed=3"])
+
+
+def test_the_command_takes_a_run_that_gathers_weights_during_passes(run: TrainingRun) -> None:
+    """It has no distributed optimizer, which that needs; here it ends where FP8 is missing."""
+    from tools.fp8_gap import main
+
+    inputs = Path(run.config.model.path).parent
+    sharded = ("--optimizer.use_distributed_optimizer=true", "--ddp.overlap_grad_reduce=true", "--ddp.overlap_param_gather=true")
+    settings = arguments(inputs, inputs / "run", "--parallel.tensor=1", "--model.dtype=bf16", *sharded)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["fp8_gap.py", *settings])
+        with pytest.raises(ConfigError, match="no FP8 recipe can be computed here"):
+            main()
