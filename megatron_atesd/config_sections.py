@@ -53,7 +53,6 @@ UNSUPPORTED: dict[str, dict[str, Any]] = {
         "mtp_num_layers": None,
         "defer_embedding_wgrad_compute": False,
         "fp16": False,
-        "apply_rope_fusion": False,
         "fp8_param": False,
         "fp8_dot_product_attention": False,
         "fp8_multi_head_attention": False,
