@@ -113,7 +113,7 @@ class Parts:
 def build(updates: Updates) -> Parts:
     """As training builds them, with random weights and ids."""
     config, distill = updates.config, updates.config.distill
-    model = build_model(updates.arch, megatron_settings(config, updates.arch))
+    model = build_model(updates.arch, megatron_settings(config, updates.arch), config.parallel.packed)
     teacher = Teacher(model, distill.teacher, distill.ema_decay, distill.teacher_offload, config.precision.teacher)
     total = updates.warmup + updates.steps
     optimization = build_optimization(model, config.optimizer, config.ddp, config.schedule, total)

@@ -11,9 +11,10 @@ import pytest
 from megatron_atesd.benchmark.flops import step_flops
 from megatron_atesd.benchmark.measure_updates import run
 from megatron_atesd.benchmark.targets import figures, verdict
-from megatron_atesd.benchmark.update import Measured, Updates
+from megatron_atesd.benchmark.update import Measured, Updates, build
 from megatron_atesd.benchmark.variants import variants
 from megatron_atesd.errors import ConfigError
+from megatron_atesd.model.parallel import parallel_session
 from megatron_atesd.plan.hardware import GPUS, sxm_board
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -84,6 +85,12 @@ def test_settings_of_also_come_over_the_others() -> None:
     assert (other.config.distill.chunk, other.config.distill.teacher, other.config.data.batch) == (64, "live", 8)
 
 
+def test_packed_micro_batches_are_measured_packed() -> None:
+    (packed,) = variants("tiny", ["--parallel.packed=true", "--model.dtype=fp32"], (), TOKENS, (1, 0), world=1)
+    with parallel_session():
+        assert build(packed).model.packed
+
+
 @pytest.mark.parametrize(
     ("shape", "settings", "tokens", "repeats", "message"),
     [
@@ -92,6 +99,14 @@ def test_settings_of_also_come_over_the_others() -> None:
         ("tiny", [], {"student": 16, "teacher": 8}, (1, 0), "--teacher-tokens is 8, must be at least --student-tokens, 16"),
         ("tiny", ["--data.batch=3"], TOKENS, (1, 0), "data.batch is 3"),
         ("tiny", ["--parallel.tensor=4"], TOKENS, (1, 0), "must divide the model's query groups"),
+        ("tiny", ["--data.batch=4", "--precision.teacher=fp8_delayed"], TOKENS, (1, 0), "but precision.student is null"),
+        (
+            "tiny",
+            ["--data.batch=4", "--precision.rollout=fp8_tensorwise"],
+            TOKENS,
+            (1, 0),
+            "but Transformer Engine or a GPU is missing here",
+        ),
     ],
 )
 def test_what_cannot_be_measured_is_refused(
