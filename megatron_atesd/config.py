@@ -57,10 +57,10 @@ def fp8_recipe(precision: Precision | None) -> str | None:
 class PrecisionConfig:
     """In what the matrix products of the transformer layers are computed, by pass; null is as model.dtype.
 
-    FP8 is Transformer Engine's, by recipe: tensorwise (a scale a tensor, of its own values), delayed (of earlier values; in other
-    passes only together with the student's, whose gradients move the scales; its first update begins with scales of 1), blockwise
-    (128 × 128 and 1 × 128 values a scale; Hopper), mxfp8 (32 values a scale; Blackwell). It needs model.dtype bf16 and
-    model.attention te. Embedding, attention, norms, vocabulary head and loss stay as model.dtype or better.
+    FP8 is Transformer Engine's, by recipe: tensorwise (a scale a tensor, of its own values), delayed (of earlier values: other passes
+    have it only with the student's, whose gradients move the scales, and the first update begins with scales of 1), blockwise (128 × 128
+    and 1 × 128 values a scale; Hopper), mxfp8 (32 values a scale; Blackwell). It needs model.dtype bf16 and model.attention te.
+    Embedding, attention, norms, vocabulary head and loss stay as model.dtype or better.
 
     Args:
         student: The student's pass with gradients, and the probe.

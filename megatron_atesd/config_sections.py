@@ -57,6 +57,12 @@ UNSUPPORTED: dict[str, dict[str, Any]] = {
         "fp8_dot_product_attention": False,
         "fp8_multi_head_attention": False,
         "fp4": None,
+        # Followed by Transformer Engine's layers only, or not by generation: the same weights would be other models.
+        "layernorm_zero_centered_gamma": False,
+        "window_size": None,
+        "softmax_type": "vanilla",
+        "delay_wgrad_compute": False,  # nobody here would ask for the gradients of the weights
+        "tp_comm_overlap": False,  # Transformer Engine's communication buffers are not set up
     },
     "optimizer": {
         "fp16": False,

@@ -5,13 +5,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from megatron_atesd.benchmark.update import Updates
-from megatron_atesd.config_check import ModelShape, layout_problems, parallel_problems, refuse, section_problems
+from megatron_atesd.config_check import ModelShape, layout_problems, parallel_problems, precision_problems, refuse, section_problems
 from megatron_atesd.config_load import load_config
 from megatron_atesd.errors import ConfigError
 from megatron_atesd.model.architecture import Architecture
 from megatron_atesd.plan.published import QWEN3
 from megatron_atesd.plan.workload import Lengths
-from megatron_atesd.train.checks import check_compiler
+from megatron_atesd.train.checks import check_compiler, check_fp8
 
 SHAPES = {"tiny": Architecture("qwen3", 64, 128, 2, 4, 2, 16, 512, 4096, 1e6, 1e-6, tied=True, qk_norm=True), **QWEN3}
 SECTIONS = ("parallel", "data", "rollout", "distill")
@@ -44,6 +44,8 @@ def _variant(shape: str, settings: Sequence[str], more: str, tokens: Mapping[str
     config, arch = load_config(["--config", str(defaults), *settings, *shlex.split(more)]), SHAPES[shape]
     refuse(section_problems(config, SECTIONS) or list(parallel_problems(config, world)))
     refuse(layout_problems(config.parallel, world, ModelShape(arch.heads, arch.query_groups, arch.layers, arch.ffn, arch.max_positions)))
+    refuse(list(precision_problems(config)))
+    check_fp8(config, arch)
     check_compiler(config.distill.compile)
     lengths = Lengths(tokens["student"], tokens["teacher"], config.rollout.max_new_tokens)
     return Updates(more or shape, config, arch, lengths, world, *repeats)

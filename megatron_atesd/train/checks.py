@@ -116,6 +116,11 @@ def check_prompts(renderer: PromptRenderer, problems: Sequence[Problem]) -> None
         renderer.teacher(problem, 1.0)
 
 
+def _as_computed(precision: Mapping[str, Any]) -> dict[str, Any]:
+    """Section precision with what is computed alike spelled alike, also of a run from before there was one."""
+    return {role: value for role, value in precision.items() if fp8_recipe(value)}
+
+
 def check_unchanged(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
     """Raise CheckpointError for a setting that a resumed run cannot change: the run would no longer be one experiment.
 
@@ -123,7 +128,7 @@ def check_unchanged(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
     """
     free = {("rollout", "batch"), ("distill", "chunk"), ("distill", "compile"), ("distill", "teacher_offload")}
     sections = ("precision", "schedule", "optimizer", "distill", "exposure", "rollout", "prompt")
-    old = {"precision": {}, **old}  # runs of older versions have none: as model.dtype
+    old, new = ({**config, "precision": _as_computed(config.get("precision", {}))} for config in (old, new))
     names = {(section, key) for section in sections for key in {*old[section], *new[section]}} - free
     names |= set() if new["schedule"]["decay"] == "constant" else {("run", "updates")}
     for section, key in sorted(names):

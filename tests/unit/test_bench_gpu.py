@@ -99,6 +99,14 @@ def test_packed_sequences_are_measured_as_such() -> None:
         ("tiny", [], {"student": 16, "teacher": 8}, (1, 0), "--teacher-tokens is 8, must be at least --student-tokens, 16"),
         ("tiny", ["--data.batch=3"], TOKENS, (1, 0), "data.batch is 3"),
         ("tiny", ["--parallel.tensor=4"], TOKENS, (1, 0), "must divide the model's query groups"),
+        ("tiny", ["--data.batch=4", "--precision.teacher=fp8_delayed"], TOKENS, (1, 0), "but precision.student is null"),
+        (
+            "tiny",
+            ["--data.batch=4", "--precision.rollout=fp8_tensorwise"],
+            TOKENS,
+            (1, 0),
+            "but Transformer Engine or a GPU is missing here",
+        ),
     ],
 )
 def test_what_cannot_be_measured_is_refused(

@@ -20,7 +20,7 @@ BEGAN = TrainConfig(optimizer={"lr": 1e-5})
         (replace(BEGAN, distill=replace(BEGAN.distill, teacher="live")), "distill.teacher is live, but the run began with initial"),
         (replace(BEGAN, exposure=replace(BEGAN.exposure, hold=9)), "exposure.hold is 9"),
         (replace(BEGAN, rollout=replace(BEGAN.rollout, temperature=0.5)), "rollout.temperature is 0.5"),
-        (replace(BEGAN, precision=PrecisionConfig("bf16")), "precision.student is bf16, but the run began with None"),
+        (replace(BEGAN, precision=PrecisionConfig("fp8_mxfp8")), "precision.student is fp8_mxfp8, but the run began with None"),
     ],
 )
 def test_the_method_stays(now: TrainConfig, named: str) -> None:
@@ -38,6 +38,11 @@ def test_layout_memory_and_monitoring_may_change() -> None:
         monitor=replace(BEGAN.monitor, samples=3),
     )
     check_unchanged(asdict(BEGAN), asdict(now))
+
+
+def test_a_run_from_before_there_was_a_precision_goes_on_without_fp8() -> None:
+    old = {name: section for name, section in asdict(BEGAN).items() if name != "precision"}
+    check_unchanged(old, asdict(replace(BEGAN, precision=PrecisionConfig("bf16"))))
 
 
 def test_more_updates_only_while_the_learning_rate_does_not_depend_on_them() -> None:
