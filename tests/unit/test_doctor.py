@@ -112,6 +112,11 @@ def test_transformer_engine_is_missed_on_gpus_only() -> None:
     assert check_transformer_engine(cuda=False, installed=False) == []
 
 
+def test_transformer_engine_without_a_gpu_is_an_error() -> None:
+    """Seen with version 2.20.2: an optimizer step ends in a CUDA error."""
+    assert [severity for severity, _ in verdicts(check_transformer_engine(cuda=False, installed=True))] == ["error"]
+
+
 def test_transformer_engine_tells_its_fp8_recipes() -> None:
     def hopper(precision: str) -> str:
         return "needs Blackwell" if precision == "fp8_mxfp8" else ""

@@ -122,10 +122,13 @@ def check_gpus(gpus: Gpus, ranks_here: int, driver: bool, visible: str | None) -
 
 
 def check_transformer_engine(cuda: bool, installed: bool, why_not: Callable[[Precision], str] = unavailable) -> list[Finding]:
-    """Whether Transformer Engine is there and which FP8 it can compute; only worth having with CUDA.
+    """Whether Transformer Engine is there and which FP8 it can compute; an error where it is without CUDA.
 
     why_not: why an FP8 precision cannot be computed here, empty if it can; the first call imports Transformer Engine.
     """
+    if not cuda and installed:
+        what = "installed, but there is no GPU: megatron.core's optimizer would call its kernels"
+        return [Finding("error", "Transformer Engine", what, "train in an environment without it, or on a machine with a GPU")]
     if not cuda:
         return []
     if not installed:
