@@ -2,12 +2,13 @@
 
 import math
 import re
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from megatron_atesd.config import OPTIMIZER_DEFAULTS, ExposureConfig, ParallelConfig, RunConfig, TrainConfig
+from megatron_atesd.config_bounds import BOUNDS
 from megatron_atesd.config_fields import spell
 from megatron_atesd.errors import ConfigError
 
@@ -25,73 +26,6 @@ class ModelShape:
     layers: int
     ffn: int
     max_positions: int
-
-
-Bound = tuple[str, Callable[[float], bool]]
-
-POSITIVE: Bound = ("greater than 0", lambda v: v > 0)
-ONE_OR_MORE: Bound = ("1 or more", lambda v: v >= 1)
-ZERO_OR_MORE: Bound = ("0 or more", lambda v: v >= 0)
-SHARE: Bound = ("from 0 to 1", lambda v: 0 <= v <= 1)
-INNER_SHARE: Bound = ("between 0 and 1, both excluded", lambda v: 0 < v < 1)
-UP_TO_ONE: Bound = ("greater than 0 and at most 1", lambda v: 0 < v <= 1)
-BELOW_ONE: Bound = ("0 or more and below 1", lambda v: 0 <= v < 1)
-NEGATIVE: Bound = ("below 0 (the entropy of a Beta distribution is at most 0), such as -0.1", lambda v: v < 0)
-
-BOUNDS: dict[str, Bound] = {
-    "run.seed": ZERO_OR_MORE,
-    "run.updates": ONE_OR_MORE,
-    "run.max_skipped": ONE_OR_MORE,
-    "parallel.tensor": ONE_OR_MORE,
-    "parallel.pipeline": ONE_OR_MORE,
-    "parallel.virtual_pipeline": ONE_OR_MORE,
-    "parallel.context": ONE_OR_MORE,
-    "parallel.micro_batch_tokens": ONE_OR_MORE,
-    "parallel.timeout_minutes": POSITIVE,
-    "data.probe_size": ZERO_OR_MORE,
-    "data.batch": ONE_OR_MORE,
-    "prompt.max_length": ONE_OR_MORE,
-    "rollout.max_new_tokens": ONE_OR_MORE,
-    "rollout.temperature": ZERO_OR_MORE,
-    "rollout.top_p": UP_TO_ONE,
-    "rollout.top_k": ZERO_OR_MORE,
-    "rollout.batch": ZERO_OR_MORE,
-    "distill.jsd_beta": INNER_SHARE,
-    "distill.clip": ZERO_OR_MORE,
-    "distill.temperature": POSITIVE,
-    "distill.ema_decay": BELOW_ONE,
-    "distill.chunk": ONE_OR_MORE,
-    "distill.top_k": ZERO_OR_MORE,
-    "exposure.fixed": SHARE,
-    "exposure.start": SHARE,
-    "exposure.end": SHARE,
-    "exposure.hold": ONE_OR_MORE,
-    "exposure.lookahead": ONE_OR_MORE,
-    "exposure.discount": UP_TO_ONE,
-    "exposure.grounding_weight": ZERO_OR_MORE,
-    "exposure.batch": ONE_OR_MORE,
-    "exposure.replay": ZERO_OR_MORE,
-    "exposure.hidden": ONE_OR_MORE,
-    "exposure.lr": POSITIVE,
-    "exposure.entropy_target_start": NEGATIVE,
-    "exposure.entropy_target_end": NEGATIVE,
-    "exposure.entropy_coef": ZERO_OR_MORE,
-    "exposure.entropy_floor": NEGATIVE,
-    "exposure.clip_low": SHARE,
-    "exposure.clip_high": SHARE,
-    "exposure.ema_decay": BELOW_ONE,
-    "exposure.warmup_exposure": SHARE,
-    "exposure.warmup_updates": ZERO_OR_MORE,
-    "exposure.probe_exposure": SHARE,
-    "schedule.warmup_updates": ZERO_OR_MORE,
-    "schedule.decay_updates": ZERO_OR_MORE,
-    "schedule.min_lr": ZERO_OR_MORE,
-    "checkpoint.every": ZERO_OR_MORE,
-    "checkpoint.keep": ZERO_OR_MORE,
-    "checkpoint.keep_every": ZERO_OR_MORE,
-    "monitor.figure_every": ZERO_OR_MORE,
-    "monitor.samples": ZERO_OR_MORE,
-}
 
 
 def validate(config: TrainConfig, world_size: int = 1, model: ModelShape | None = None) -> None:

@@ -96,18 +96,7 @@ def transformer_config(
     transformer_engine: layers from Transformer Engine (`uses_transformer_engine`). precision: of passes that ask for no other.
     """
     fixed = {
-        "num_layers": arch.layers,
-        "hidden_size": arch.hidden,
-        "ffn_hidden_size": arch.ffn,
-        "num_attention_heads": arch.heads,
-        "num_query_groups": arch.query_groups,
-        "kv_channels": arch.head_size,
-        "layernorm_epsilon": arch.norm_eps,
-        "qk_layernorm": arch.qk_norm,
-        "normalization": "RMSNorm",
-        "gated_linear_unit": True,
-        "activation_func": torch.nn.functional.silu,
-        "add_bias_linear": False,
+        **_model_fields(arch),
         "tensor_model_parallel_size": tensor,
         "pipeline_model_parallel_size": pipeline,
         "virtual_pipeline_model_parallel_size": virtual_pipeline if virtual_pipeline > 1 else None,
@@ -139,18 +128,39 @@ def transformer_config(
     }
     config = build_section("megatron", TransformerConfig, fixed, {**defaults, **(user or {})})
     check_gradient_fusion(config.gradient_accumulation_fusion, find_apex())
+    _check_chunks(config, arch.layers // (pipeline * virtual_pipeline), virtual_pipeline)
+    return config
+
+
+def _model_fields(arch: Architecture) -> dict[str, Any]:
+    return {
+        "num_layers": arch.layers,
+        "hidden_size": arch.hidden,
+        "ffn_hidden_size": arch.ffn,
+        "num_attention_heads": arch.heads,
+        "num_query_groups": arch.query_groups,
+        "kv_channels": arch.head_size,
+        "layernorm_epsilon": arch.norm_eps,
+        "qk_layernorm": arch.qk_norm,
+        "normalization": "RMSNorm",
+        "gated_linear_unit": True,
+        "activation_func": torch.nn.functional.silu,
+        "add_bias_linear": False,
+    }
+
+
+def _check_chunks(config: TransformerConfig, layers: int, virtual_pipeline: int) -> None:
+    """Raise ConfigError for pass-through fields that do not fit chunks of so many layers, `virtual_pipeline` on a pipeline rank."""
     chunks = config.virtual_pipeline_model_parallel_size or 1
     if chunks != virtual_pipeline:
         raise ConfigError(
             f"megatron.pipeline_model_parallel_layout makes {chunks} model chunks a pipeline rank, but parallel.virtual_pipeline is "
             f"{virtual_pipeline}; set it to {chunks}, or change the layout"
         )
-    layers = arch.layers // (pipeline * virtual_pipeline)
     if config.recompute_granularity == "full" and (config.recompute_num_layers or 0) > layers:
         raise ConfigError(
             f"megatron.recompute_num_layers is {config.recompute_num_layers}, but a model chunk has {layers} layers; give at most {layers}"
         )
-    return config
 
 
 class HiddenStateGPT(torch.nn.ModuleList):

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from megatron_atesd.config import TrainConfig
-from megatron_atesd.config_check import BOUNDS, ModelShape, validate
+from megatron_atesd.config_bounds import BOUNDS
+from megatron_atesd.config_check import ModelShape, validate
 from megatron_atesd.config_fields import all_settings
 from megatron_atesd.config_load import load_config
 from megatron_atesd.errors import ConfigError
