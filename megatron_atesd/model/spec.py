@@ -21,7 +21,8 @@ def uses_transformer_engine(model: ModelConfig) -> bool:
     """
     installed, gpu = find_spec("transformer_engine") is not None, torch.cuda.is_available()
     if model.attention == "te" and not (installed and gpu):
-        lacks = "Transformer Engine is not installed (pip install 'megatron-atesd[gpu]')" if not installed else "there is no GPU here"
+        install = "Transformer Engine is not installed (pip install --no-build-isolation -e '.[gpu]')"
+        lacks = "there is no GPU here" if installed else install
         raise ConfigError(f"model.attention is te, but {lacks}; set it to auto or sdpa")
     return model.attention == "te" or (model.attention == "auto" and model.dtype == "bf16" and installed and gpu)
 

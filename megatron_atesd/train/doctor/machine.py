@@ -132,7 +132,8 @@ def check_transformer_engine(cuda: bool, installed: bool, why_not: Callable[[Pre
     if not cuda:
         return []
     if not installed:
-        return [Finding("information", "Transformer Engine", "not installed", "for FP8 and fused kernels: pip install -e '.[gpu]'")]
+        remedy = "for FP8 and fused kernels: pip install --no-build-isolation -e '.[gpu]'"
+        return [Finding("information", "Transformer Engine", "not installed", remedy)]
     try:
         able = [precision for precision in FP8 if not why_not(precision)]
     except (ImportError, OSError, RuntimeError, AttributeError) as error:
