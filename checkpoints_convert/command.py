@@ -13,7 +13,8 @@ import torch
 from megatron_atesd.errors import ConfigError, ConversionError
 
 if TYPE_CHECKING:
-    from megatron_atesd.model.qwen3 import Architecture, HiddenStateGPT
+    from megatron_atesd.model.architecture import Architecture
+    from megatron_atesd.model.gpt import HiddenStateGPT
 
 TOLERANCE = 1e-4
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -37,7 +38,7 @@ def single_process() -> Iterator[None]:
     """megatron.core's groups for this one process. Raises ConfigError under a torchrun of several."""
     if (world := int(os.environ.get("WORLD_SIZE", "1"))) != 1:
         raise ConfigError(f"a conversion runs as one process, WORLD_SIZE is {world}; start it with python, without torchrun")
-    from megatron_atesd.model.parallel import parallel_session  # slow to import: --help does not wait for it
+    from megatron_atesd.parallel.session import parallel_session  # slow to import: --help does not wait for it
 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"megatron[._]")  # deprecations inside libraries tell the user nothing
@@ -47,7 +48,8 @@ def single_process() -> Iterator[None]:
 
 def whole_model(architecture: "Architecture", dtype: str) -> "HiddenStateGPT":
     """The undivided model, its parameters not initialised: loading fills every one."""
-    from megatron_atesd.model.qwen3 import build_model, transformer_config
+    from megatron_atesd.model.gpt import build_model
+    from megatron_atesd.model.megatron_config import transformer_config
 
     return build_model(architecture, transformer_config(architecture, 1, 1, False, dtype, {"perform_initialization": False}))
 

@@ -33,14 +33,14 @@ def convert(source: Path, out: Path, asked_dtype: str = "keep", tolerance: float
     tolerance: also read the result back and compare logits with transformers, inside `parallel_session` of one process; None does not.
     Raises ConversionError when `source` is no such model, is damaged, or the logits differ.
     """
-    from checkpoints_convert.source import HfWeights
     from checkpoints_convert.stream import write_megatron
     from checkpoints_convert.verify import verify
+    from megatron_atesd.checkpoint.hf_files import copy_hf_files
+    from megatron_atesd.checkpoint.hf_tensors import HfWeights
+    from megatron_atesd.checkpoint.manifest import checksums, listed_files, write_manifest
+    from megatron_atesd.checkpoint.reading import MODEL_PREFIX
     from megatron_atesd.data.tokenizer import check_tokenizer
-    from megatron_atesd.model.qwen3 import read_architecture
-    from megatron_atesd.train.checkpoint import MODEL_PREFIX
-    from megatron_atesd.train.hf_files import copy_hf_files
-    from megatron_atesd.train.manifest import checksums, listed_files, write_manifest
+    from megatron_atesd.model.hf_config import read_architecture
 
     architecture = read_architecture(source)
     check_tokenizer(source, architecture.vocabulary)

@@ -16,7 +16,7 @@ from checkpoints_convert.output import check_output, finished_folder, say
 from megatron_atesd.errors import CheckpointError, run_command
 
 if TYPE_CHECKING:
-    from checkpoints_convert.torch_dist import StoredTensors
+    from megatron_atesd.checkpoint.torch_dist import StoredTensors
 
 SHARD_BYTES = 5 * 10**9
 
@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="which weights of a training checkpoint; teacher: the initial ones or the EMA average, in fp32 unless --dtype says otherwise",
     )
     arguments = parser.parse_args(argv)
-    from megatron_atesd.train.model_folder import find_model_folder  # slow to import: --help does not wait for it
+    from megatron_atesd.checkpoint.model_folder import find_model_folder  # slow to import: --help does not wait for it
 
     source = find_model_folder(arguments.source)
     check_output(arguments.out, source, arguments.force)
@@ -58,10 +58,10 @@ def convert(
     """
     from checkpoints_convert.stream import check_stored, write_hf
     from checkpoints_convert.verify import verify
+    from megatron_atesd.checkpoint.hf_files import copy_hf_files
+    from megatron_atesd.checkpoint.model_folder import find_hf
     from megatron_atesd.data.tokenizer import check_tokenizer
-    from megatron_atesd.model.qwen3 import read_architecture
-    from megatron_atesd.train.hf_files import copy_hf_files
-    from megatron_atesd.train.model_folder import find_hf
+    from megatron_atesd.model.hf_config import read_architecture
 
     hf_files = find_hf(source)
     architecture = read_architecture(hf_files)
@@ -80,9 +80,9 @@ def convert(
 
 
 def _stored(source: Path, weights: str) -> "StoredTensors":
-    from checkpoints_convert.torch_dist import StoredTensors
+    from megatron_atesd.checkpoint.reading import MODEL_PREFIX
+    from megatron_atesd.checkpoint.torch_dist import StoredTensors
     from megatron_atesd.distill.teacher import PREFIX as TEACHER_PREFIX
-    from megatron_atesd.train.checkpoint import MODEL_PREFIX
 
     stored = StoredTensors(source / "weights", TEACHER_PREFIX if weights == "teacher" else MODEL_PREFIX)
     if weights == "teacher" and not stored.shapes():

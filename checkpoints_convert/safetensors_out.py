@@ -14,8 +14,8 @@ import torch
 from huggingface_hub import split_torch_state_dict_into_shards
 from torch import Tensor
 
-from checkpoints_convert.output import SlicedFile
-from checkpoints_convert.source import FLOATS, INDEX
+from megatron_atesd.checkpoint.hf_tensors import FLOATS, INDEX
+from megatron_atesd.checkpoint.written_files import SlicedFile
 
 _NAMES = {dtype: name for name, dtype in FLOATS.items()}
 

@@ -8,14 +8,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from checkpoints_convert.ahead import made_ahead
-from checkpoints_convert.layout import Piece, extra_states, pieces, stored_key, stored_shapes
 from checkpoints_convert.progress import progress
 from checkpoints_convert.safetensors_out import SafetensorsFolder
-from checkpoints_convert.source import HfWeights, check_finite
-from checkpoints_convert.table import EMBEDDING, HEAD, name_table
-from checkpoints_convert.tensors import join, unpack_qkv
-from checkpoints_convert.torch_dist import Chunk, StoredTensors, write_chunks
+from megatron_atesd.checkpoint.ahead import made_ahead
+from megatron_atesd.checkpoint.hf_tensors import HfWeights, check_finite
+from megatron_atesd.checkpoint.layout import Piece, extra_states, pieces, stored_key, stored_shapes
+from megatron_atesd.checkpoint.name_table import EMBEDDING, HEAD, name_table
+from megatron_atesd.checkpoint.tensor_parts import join, unpack_qkv
+from megatron_atesd.checkpoint.torch_dist import Chunk, StoredTensors, write_chunks
 from megatron_atesd.errors import CheckpointError, ConversionError
 from megatron_atesd.model.architecture import Architecture
 

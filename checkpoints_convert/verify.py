@@ -9,12 +9,12 @@ from torch import Tensor
 
 from checkpoints_convert.command import TOLERANCE, whole_model
 from checkpoints_convert.output import say
+from megatron_atesd.checkpoint.reading import read_folder
 from megatron_atesd.data.tokenizer import TOKENIZER_FILES, load_tokenizer
 from megatron_atesd.errors import ConversionError
 from megatron_atesd.model.architecture import Architecture
-from megatron_atesd.model.qwen3 import read_architecture
+from megatron_atesd.model.hf_config import read_architecture
 from megatron_atesd.model.vocabulary import whole_logits
-from megatron_atesd.train.checkpoint import read_folder
 
 TEXT = "A train leaves at 8:15 and needs 2 hours 50 minutes, so it arrives at 11:05. The answer is \\boxed{11:05}."
 LONGEST = 64  # tokens of a sequence

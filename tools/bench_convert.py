@@ -56,8 +56,8 @@ def save_model(folder: Path, args: argparse.Namespace) -> None:
     from transformers import Qwen3Config
 
     from checkpoints_convert.safetensors_out import SafetensorsFolder
-    from checkpoints_convert.table import name_table
-    from megatron_atesd.model.qwen3 import read_architecture
+    from megatron_atesd.checkpoint.name_table import name_table
+    from megatron_atesd.model.hf_config import read_architecture
 
     config = Qwen3Config(
         hidden_size=args.hidden,
@@ -119,7 +119,7 @@ def peak_bytes() -> int:
 
 
 def copy(source: Path, target: Path) -> None:
-    from megatron_atesd.folders import sync_tree
+    from megatron_atesd.checkpoint.folders import sync_tree
 
     subprocess.run(["cp", "-r", str(source), str(target)], check=True)
     sync_tree(target)
@@ -133,7 +133,7 @@ def to_megatron(source: Path, target: Path) -> None:
 
 def to_hf(source: Path, target: Path) -> None:
     from checkpoints_convert.megatron_to_hf import convert
-    from megatron_atesd.train.model_folder import find_model_folder
+    from megatron_atesd.checkpoint.model_folder import find_model_folder
 
     convert(find_model_folder(source), target)  # which checks the checksums first
 

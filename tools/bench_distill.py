@@ -8,7 +8,7 @@ Phases: teacher = its layers forward; student = its layers forward and backward;
 divergence, forward and backward (seen by hooks on the loss and on the student's hidden states); optimizer = clipping and AdamW.
 training = teacher + student + loss. Rollouts are drawn beforehand; only trl generates (its own column), then gets the same responses.
 Memory: peak of the measured steps over the process before the model (resident; with CUDA what torch allocated there).
-Ratios (÷) are value / the baseline's: below 1 is faster or smaller. Share of peak: FLOPs of products only (benchmark/flops.py) over the
+Ratios (÷) are value / the baseline's: below 1 is faster or smaller. Share of peak: FLOPs of products only (benchmarks/flops.py) over the
 best matmul speed seen in the run. In bf16, ours and naive keep fp32 master weights and gradients; plain and trl hold weights, gradients
 and optimizer state in bf16, and trl forms its softmax in bf16 too. Part loss: distill_loss (fused; compiled: by torch.compile, whose
 own memory counts as well), whole logits (dense), the four products alone.
@@ -20,17 +20,17 @@ from pathlib import Path
 
 from rich.console import Console
 
-from megatron_atesd.benchmark.run import loss_part, step_part
-from megatron_atesd.benchmark.settings import Settings, environment, numbers
-from megatron_atesd.benchmark.tables import WIDTH, loss_tables, step_tables
-from megatron_atesd.benchmark.workload import load_workloads
+from benchmarks.run import loss_part, step_part
+from benchmarks.settings import Settings, environment, numbers
+from benchmarks.tables import WIDTH, loss_tables, step_tables
+from benchmarks.workload import load_workloads
 from megatron_atesd.errors import run_command
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--workloads", type=Path, default=Path(__file__).parent / "bench_workloads.json", help="JSON file of sizes by name")
+    add("--workloads", type=Path, default=Path(__file__).parent / "benchmarks" / "workloads.json", help="JSON file of sizes by name")
     add("--only", default="W1,W2", metavar="NAME,…", help="workloads of that file (default W1,W2; '' = all)")
     add("--part", choices=("step", "loss", "all"), default="all", help="default all")
     add("--contenders", default="ours,naive,plain,trl", metavar="NAME,…", help="contenders of part step")

@@ -5,10 +5,10 @@ torchrun --nproc-per-node 8 tools/bench_gpu.py --shape 8b --parallel.tensor 8 --
 python tools/bench_gpu.py --shape 1.7b --also '--distill.compile true'                                two sets of settings in turn
 python tools/bench_gpu.py --device cpu --shape tiny --model.dtype fp32 --rollout.max_new_tokens 32    tries the path, not the speed
 
-Settings are those of training, on top of tools/bench_gpu.yaml (--config FILE, --section.key value). Every sequence is as long as allowed.
+Settings are those of training, on top of benchmarks/update.yaml (--config FILE, --section.key value). Every sequence is as long as allowed.
 Phases: rollout = sampling with the training model; teacher and student = their layers (student: forward and backward); loss = vocabulary
 projections and divergence, forward and backward; training = these three; optimizer = clipping, Adam, EMA teacher. The GPU is waited for
-between phases. MFU: FLOPs of the products (benchmark/flops.py) over the data sheet's dense bf16 speed (plan/hardware.py).
+between phases. MFU: FLOPs of the products (benchmarks/flops.py) over the data sheet's dense bf16 speed (plan/hardware.py).
 Loss part: distill_loss (forward KL, no clip) on all response tokens of a rank, without TP, over its four matrix products alone.
 Peak: what torch allocated on the fullest GPU, over what tools/plan.py predicts without overhead; on a CPU the process's resident memory.
 Targets are judged for shape 1.7b in bf16 on one GPU.
@@ -25,7 +25,7 @@ def main() -> None:
     args, settings = parse()
     if args.device == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before torch looks
-    from megatron_atesd.benchmark import measure_updates  # slow to import: torch, megatron.core
+    from benchmarks import measure_updates  # slow to import: torch, megatron.core
 
     tokens, repeats = {"student": args.student_tokens, "teacher": args.teacher_tokens}, (args.steps, args.warmup)
     measure_updates.run(args.shape, settings, args.also, tokens, repeats, args.device, args.out)

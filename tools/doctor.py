@@ -8,15 +8,16 @@ Exit code 2 when something would end a job; training examines the same at its st
 
 from rich.console import Console
 
-from megatron_atesd.config_load import load_config
+from megatron_atesd.config import load_config
 from megatron_atesd.errors import run_command
 
 
 def main() -> None:
     config = load_config()
-    from megatron_atesd.model.parallel import is_main, processes  # torch and megatron.core are slow to import: first check the settings
-    from megatron_atesd.train.doctor.examine import examine_ranks, measure_bandwidth
-    from megatron_atesd.train.doctor.finding import table
+    from megatron_atesd.doctor.examine import examine_ranks, measure_bandwidth
+    from megatron_atesd.doctor.finding import table
+    from megatron_atesd.parallel.groups import is_main  # torch and megatron.core are slow to import: first check the settings
+    from megatron_atesd.parallel.session import processes  # torch and megatron.core are slow to import: first check the settings
 
     with processes(timeout_minutes=2.0, backend="gloo"):  # meets whatever is wrong with GPUs and NCCL
         findings = examine_ranks(config)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from megatron_atesd.config_load import load_config
+from megatron_atesd.config import load_config
 from megatron_atesd.errors import run_command
 
 
@@ -34,8 +34,8 @@ def main() -> None:
     settings = load_config(rest)
 
     from megatron_atesd.evaluate.average import table  # megatron.core is slow to import: first be sure of the arguments
+    from megatron_atesd.evaluate.evaluation import evaluate, with_sampling
     from megatron_atesd.evaluate.prepare import Evaluation
-    from megatron_atesd.evaluate.run import evaluate, with_sampling
 
     a = arguments
     settings = with_sampling(settings, a.temperature, a.top_p, a.top_k, a.max_new_tokens, a.thinking)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from megatron_atesd.config_load import load_config
+from megatron_atesd.config import load_config
 from megatron_atesd.errors import ConfigError, run_command
 
 
@@ -24,13 +24,14 @@ def main() -> None:
     if args.problems < 1 or not 0 <= args.exposure <= 1:
         raise ConfigError(f"--problems is {args.problems}, must be 1 or more; --exposure is {args.exposure}, must be from 0 to 1")
     config = load_config(settings)
-    from megatron_atesd.benchmark.fp8_gap import for_comparison, fp8_gaps, gap_table, usable  # slow to import: torch, megatron.core
-    from megatron_atesd.benchmark.settings import check_out
-    from megatron_atesd.model.parallel import is_main, session_of
-    from megatron_atesd.model.qwen3 import read_architecture
+    from benchmarks.fp8_gap import for_comparison, fp8_gaps, gap_table, usable  # slow to import: torch, megatron.core
+    from benchmarks.settings import check_out
+    from megatron_atesd.checkpoint.model_folder import find_hf
+    from megatron_atesd.model.hf_config import read_architecture
+    from megatron_atesd.parallel.groups import is_main
+    from megatron_atesd.parallel.session import session_of
     from megatron_atesd.train.checks import check_before_work
-    from megatron_atesd.train.model_folder import find_hf
-    from megatron_atesd.train.run import TrainingRun
+    from megatron_atesd.train.training_run import TrainingRun
 
     check_out(args.out)
     config = for_comparison(config, args.problems)

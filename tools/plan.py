@@ -17,12 +17,19 @@ from typing import Any
 
 from rich.console import Console
 
-from megatron_atesd.config import TrainConfig, fp8_recipe
-from megatron_atesd.config_check import ModelShape, layout_problems, parallel_problems, refuse, section_problems
-from megatron_atesd.config_load import load_config
+from megatron_atesd.config import (
+    ModelShape,
+    TrainConfig,
+    fp8_recipe,
+    layout_problems,
+    load_config,
+    parallel_problems,
+    refuse,
+    section_problems,
+)
 from megatron_atesd.errors import ConfigError, run_command
 from megatron_atesd.model.architecture import Architecture
-from megatron_atesd.plan import report
+from megatron_atesd.plan import tables
 from megatron_atesd.plan.hardware import GPUS, Assumptions
 from megatron_atesd.plan.published import QWEN3
 from megatron_atesd.plan.search import best_plan, make_plan
@@ -38,12 +45,12 @@ def main() -> None:
     work = workload_of(config, arch, args.gpus, Lengths.of(config, args.student_tokens, args.teacher_tokens, args.response_tokens))
     plan, best = make_plan(work, gpu, assume), best_plan(work, gpu, assume)
     print_ = Console(width=max(WIDTH, Console().width), soft_wrap=True).print
-    print_(report.layout_text(work), report.memory_table(plan, gpu), report.time_table(plan), sep="\n")
-    print_(report.fit_text(plan, gpu, args.gpu, assume) + report.suggestion_text(plan, best, gpu, assume))
-    print_(*report.assumption_lines(plan, gpu, assume), sep="\n")
+    print_(tables.layout_text(work), tables.memory_table(plan, gpu), tables.time_table(plan), sep="\n")
+    print_(tables.fit_text(plan, gpu, args.gpu, assume) + tables.suggestion_text(plan, best, gpu, assume))
+    print_(*tables.assumption_lines(plan, gpu, assume), sep="\n")
     runs = walk(config, arch, args.gpus, print_) if args.dry_run else []
     if args.json:
-        values = {"gpu": args.gpu, "plan": report.plan_values(plan), "suggested": best and report.plan_values(best)}
+        values = {"gpu": args.gpu, "plan": tables.plan_values(plan), "suggested": best and tables.plan_values(best)}
         write(args.json, values | {"dry_run": [asdict(run) for run in runs]})
     if plan.peak > gpu.memory:
         raise SystemExit(1)
@@ -121,8 +128,8 @@ def from_folder(path: str) -> Architecture:
     """Shape of the model in model.path."""
     if not Path(path).is_dir():
         raise ConfigError(f"model.path is {path!r}, which is no folder; give the model's folder, or --model-shape for a published size")
-    from megatron_atesd.model.qwen3 import read_architecture  # slow to import: torch, megatron.core
-    from megatron_atesd.train.model_folder import find_hf
+    from megatron_atesd.checkpoint.model_folder import find_hf
+    from megatron_atesd.model.hf_config import read_architecture  # slow to import: torch, megatron.core
 
     return read_architecture(find_hf(Path(path)))
 

@@ -35,8 +35,8 @@ def main() -> None:
     out = args.out or args.runs[0] / "run.png"
     if out.suffix not in SUFFIXES:
         raise ConfigError(f"--out {out}: the name must end in one of {', '.join(SUFFIXES)}")
-    from megatron_atesd.evaluate.pictures import save
-    from megatron_atesd.evaluate.report import run_figure
+    from megatron_atesd.report.pictures import save
+    from megatron_atesd.report.run_figures import run_figure
 
     save(run_figure(names_of(args.runs)), out)
     print(f"wrote {out}")

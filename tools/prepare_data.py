@@ -9,10 +9,10 @@ import argparse
 from pathlib import Path
 
 from megatron_atesd.data.problems import check_disjoint, save_problems
-from megatron_atesd.data.report import report
 from megatron_atesd.data.sources.chain import chain_splits
 from megatron_atesd.data.sources.gsm_symbolic import gsm_symbolic_splits
 from megatron_atesd.data.sources.jsonl import read_problems
+from megatron_atesd.data.summary import report
 from megatron_atesd.errors import run_command
 
 GENERATORS = {"chain": chain_splits, "gsm_symbolic": gsm_symbolic_splits}

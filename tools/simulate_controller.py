@@ -10,8 +10,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from megatron_atesd.config import ExposureConfig
-from megatron_atesd.config_load import load_config
+from megatron_atesd.config import ExposureConfig, load_config
 from megatron_atesd.errors import ConfigError, run_command
 from megatron_atesd.exposure.simulation import StudentModel, compare
 

@@ -5,8 +5,7 @@ torchrun --nproc-per-node N tools/train.py --config FILE [--section.key value â€
 
 import os
 
-from megatron_atesd.config_check import validate
-from megatron_atesd.config_load import load_config
+from megatron_atesd.config import load_config, validate
 from megatron_atesd.errors import run_command
 
 

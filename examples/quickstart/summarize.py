@@ -12,7 +12,7 @@ from rich.console import Console
 
 from megatron_atesd.errors import run_command
 from megatron_atesd.evaluate.average import table
-from megatron_atesd.evaluate.report import quickstart_report
+from megatron_atesd.report.run_figures import quickstart_report
 
 
 def main() -> None:

@@ -19,13 +19,16 @@ from transformers import Qwen3Config
 
 from examples.quickstart.tokenizer import END, PAD, PROMPT, build_tokenizer
 from examples.quickstart.warm_start_data import warm_start_batch
+from megatron_atesd.checkpoint.reading import model_state, write_folder
 from megatron_atesd.config import ScheduleConfig
 from megatron_atesd.data.problems import load_problems
 from megatron_atesd.data.prompts import PromptRenderer
 from megatron_atesd.errors import run_command
-from megatron_atesd.model.parallel import data_parallel_place, is_main, parallel_session
-from megatron_atesd.model.qwen3 import build_model, read_architecture, transformer_config
-from megatron_atesd.train.checkpoint import model_state, write_folder
+from megatron_atesd.model.gpt import build_model
+from megatron_atesd.model.hf_config import read_architecture
+from megatron_atesd.model.megatron_config import transformer_config
+from megatron_atesd.parallel.groups import data_parallel_place, is_main
+from megatron_atesd.parallel.session import parallel_session
 from megatron_atesd.train.optimizer import build_optimization
 from megatron_atesd.train.sft import SftExample, sft_step
 

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from megatron_atesd.model.gpt import HiddenStateGPT
 from megatron_atesd.model.packing import PackedBatch, TokenIds
-from megatron_atesd.model.parallel import data_parallel_place
-from megatron_atesd.model.qwen3 import HiddenStateGPT
 from megatron_atesd.model.schedule import model_batches, run_schedule, sum_over_ranks
 from megatron_atesd.model.vocabulary import token_nll, vocabulary_shard
+from megatron_atesd.parallel.groups import data_parallel_place
 
 CHUNK = 512
 

@@ -13,8 +13,8 @@ from torch import Tensor
 from megatron_atesd.distill.divergence import Divergence
 from megatron_atesd.distill.fused import distill_loss
 from megatron_atesd.distill.teacher import Teacher
+from megatron_atesd.model.gpt import HiddenStateGPT
 from megatron_atesd.model.packing import PackedBatch, TokenIds, padding_share
-from megatron_atesd.model.qwen3 import HiddenStateGPT
 from megatron_atesd.model.schedule import LastStage, model_batches, run_schedule, sum_over_ranks
 from megatron_atesd.model.vocabulary import vocabulary_shard
 

@@ -10,7 +10,7 @@ from megatron.core.dist_checkpointing.dict_utils import nested_values
 from torch import Tensor
 
 from megatron_atesd.config import Precision
-from megatron_atesd.model.qwen3 import HiddenStateGPT
+from megatron_atesd.model.gpt import HiddenStateGPT
 
 PREFIX = "teacher."
 

@@ -7,19 +7,19 @@ from pathlib import Path
 
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from megatron_atesd.config import PrecisionConfig, TrainConfig
-from megatron_atesd.config_check import ModelShape, layout_problems, precision_problems, refuse, section_problems
+from megatron_atesd.checkpoint.model_folder import find_hf, find_model_folder
+from megatron_atesd.config import ModelShape, PrecisionConfig, TrainConfig, layout_problems, precision_problems, refuse, section_problems
 from megatron_atesd.data.problems import load_problems
 from megatron_atesd.data.prompts import PromptRenderer
 from megatron_atesd.data.tokenizer import load_tokenizer
 from megatron_atesd.errors import ConfigError
+from megatron_atesd.model.architecture import Architecture
+from megatron_atesd.model.hf_config import read_architecture
+from megatron_atesd.model.megatron_config import megatron_settings
 from megatron_atesd.model.packing import TokenIds
-from megatron_atesd.model.qwen3 import Architecture, read_architecture, transformer_config
-from megatron_atesd.model.spec import uses_transformer_engine
+from megatron_atesd.model.supported import check_fp8
 from megatron_atesd.output_folder import make_writable
 from megatron_atesd.records import Problem
-from megatron_atesd.train.checks import check_fp8
-from megatron_atesd.train.model_folder import find_hf, find_model_folder
 
 FLAGS = {f"rollout.{name}": f"--{name.replace('_', '-')}" for name in ("temperature", "top_p", "top_k", "max_new_tokens")}
 
@@ -63,18 +63,8 @@ def prepare(task: Evaluation, world_size: int) -> Prepared:
     shape = ModelShape(architecture.heads, architecture.query_groups, architecture.layers, architecture.ffn, architecture.max_positions)
     refuse(layout_problems(parallel, world_size, shape))
     check_precision(settings, architecture)
-    megatron = transformer_config(
-        architecture,
-        parallel.tensor,
-        parallel.pipeline,
-        False,
-        settings.model.dtype,
-        settings.megatron,
-        parallel.virtual_pipeline,
-        context=parallel.context,
-        transformer_engine=uses_transformer_engine(settings.model),
-        precision=settings.precision.rollout,
-    )
+    alike = PrecisionConfig(student=settings.precision.rollout, rollout=settings.precision.rollout)
+    megatron = megatron_settings(replace(settings, parallel=replace(parallel, sequence=False), precision=alike), architecture)
     problems = load_problems(task.data, settings.data.on_error)
     renderer = PromptRenderer(load_tokenizer(hf, architecture.vocabulary), settings.prompt, settings.exposure.reveal)
     prompts = [renderer.student(problem) for problem in problems]

@@ -8,10 +8,10 @@ from megatron.core import parallel_state
 
 from megatron_atesd.config import RolloutConfig
 from megatron_atesd.data.prompts import PromptRenderer
-from megatron_atesd.model.context import context_place
+from megatron_atesd.model.gpt import HiddenStateGPT
 from megatron_atesd.model.packing import TokenIds
-from megatron_atesd.model.parallel import data_parallel_place
-from megatron_atesd.model.qwen3 import HiddenStateGPT
+from megatron_atesd.parallel.context import context_place
+from megatron_atesd.parallel.groups import data_parallel_place
 from megatron_atesd.records import Problem
 from megatron_atesd.rollout.generate import generate
 from megatron_atesd.rollout.sampling import sequence_seed

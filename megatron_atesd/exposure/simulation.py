@@ -15,8 +15,7 @@ from typing import Any
 
 import torch
 
-from megatron_atesd.config import ExposureConfig
-from megatron_atesd.config_check import validate_exposure
+from megatron_atesd.config import ExposureConfig, validate_exposure
 from megatron_atesd.errors import ConfigError
 from megatron_atesd.exposure.modes import Mode, make_mode
 from megatron_atesd.records import UpdateStats

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from megatron_atesd.checkpoint.run_checkpoints import fault_of, step_folders
 from megatron_atesd.errors import AtesdError
 from megatron_atesd.faults.job import TRAIN, ranks, torchrun
 from megatron_atesd.faults.state import checkpoint_state, differences, metrics, reproducible
-from megatron_atesd.train.run_checkpoints import fault_of, step_folders
 
 Say = Callable[[str], None]
 Job = subprocess.Popen[bytes]

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from megatron.core.packed_seq_params import PackedSeqParams
 
-from megatron_atesd.model.context import Bounds
+from megatron_atesd.parallel.context import Bounds
 
 
 class PackedSequences(PackedSeqParams):

@@ -11,7 +11,7 @@ from megatron.core import parallel_state
 from megatron.core.fp8_utils import get_fp8_recipe
 from torch import Tensor
 
-from megatron_atesd.model.qwen3 import HiddenStateGPT
+from megatron_atesd.model.gpt import HiddenStateGPT
 
 History = dict[str, dict[str, Tensor]]
 _OF_A_PRODUCT = 3  # what Transformer Engine scales in a forward product: input, weight, output

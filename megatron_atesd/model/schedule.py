@@ -11,11 +11,11 @@ from megatron.core import parallel_state
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
-from megatron_atesd.model.context import context_place
 from megatron_atesd.model.fp8 import token_multiple
+from megatron_atesd.model.gpt import HiddenStateGPT
 from megatron_atesd.model.packing import Needs, PackedBatch, Pair, micro_batches
-from megatron_atesd.model.parallel import broadcast_from_last_stage
-from megatron_atesd.model.qwen3 import HiddenStateGPT
+from megatron_atesd.parallel.context import context_place
+from megatron_atesd.parallel.groups import broadcast_from_last_stage
 
 LastStage = Callable[[PackedBatch, Tensor], tuple[Tensor, Tensor, Any]]
 

@@ -8,7 +8,7 @@ import torch.distributed as dist
 from megatron.core import parallel_state, tensor_parallel
 from torch import Tensor
 
-from megatron_atesd.model.qwen3 import HiddenStateGPT
+from megatron_atesd.model.gpt import HiddenStateGPT
 
 
 @dataclass(frozen=True)

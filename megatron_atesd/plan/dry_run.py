@@ -22,16 +22,16 @@ from megatron_atesd.config import PrecisionConfig, TrainConfig
 from megatron_atesd.distill.divergence import Divergence
 from megatron_atesd.distill.fused import distill_loss
 from megatron_atesd.distill.teacher import Teacher
-from megatron_atesd.model import cpu_backend
 from megatron_atesd.model.architecture import Architecture
+from megatron_atesd.model.gpt import HiddenStateGPT, build_model
+from megatron_atesd.model.megatron_config import megatron_settings
 from megatron_atesd.model.packing import PackedBatch, round_up
-from megatron_atesd.model.parallel import session_of
-from megatron_atesd.model.qwen3 import HiddenStateGPT, build_model
 from megatron_atesd.model.schedule import LastStage, micro_batch_multiple, run_schedule
 from megatron_atesd.model.vocabulary import vocabulary_shard
+from megatron_atesd.parallel import cpu_backend
+from megatron_atesd.parallel.session import session_of
 from megatron_atesd.plan.kept import KeptForBackward
 from megatron_atesd.plan.traffic import Traffic, TrafficCounter
-from megatron_atesd.train.checks import megatron_settings
 from megatron_atesd.train.optimizer import Optimization, build_optimization
 
 META = torch.device("meta")

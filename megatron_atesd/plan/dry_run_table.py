@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from rich.table import Table
 
 from megatron_atesd.plan.dry_run import DryRun
-from megatron_atesd.plan.report import gib
+from megatron_atesd.plan.tables import gib
 
 
 def dry_run_table(runs: Sequence[DryRun]) -> Table:

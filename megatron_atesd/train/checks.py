@@ -3,29 +3,26 @@
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from megatron.core.transformer.transformer_config import TransformerConfig
 
-from megatron_atesd.config import TrainConfig, fp8_recipe
-from megatron_atesd.config_check import ModelShape, validate
+from megatron_atesd.checkpoint.model_folder import find_hf
+from megatron_atesd.config import ModelShape, TrainConfig, fp8_recipe, validate
 from megatron_atesd.data.problems import check_disjoint, load_problems
 from megatron_atesd.data.prompts import PromptRenderer
 from megatron_atesd.data.tokenizer import load_tokenizer
+from megatron_atesd.doctor.examine import examine_machine
+from megatron_atesd.doctor.finding import refuse_errors
 from megatron_atesd.errors import CheckpointError, ConfigError
-from megatron_atesd.model.fp8 import products, unavailable
-from megatron_atesd.model.qwen3 import DTYPES, Architecture, read_architecture, transformer_config
-from megatron_atesd.model.spec import uses_transformer_engine
+from megatron_atesd.model.hf_config import read_architecture
+from megatron_atesd.model.megatron_config import DTYPES, megatron_settings
+from megatron_atesd.model.supported import check_context, check_fp8
 from megatron_atesd.output_folder import check_writable
 from megatron_atesd.records import Problem
-from megatron_atesd.train.doctor.examine import examine_machine
-from megatron_atesd.train.doctor.finding import refuse_errors
-from megatron_atesd.train.model_folder import find_hf
 from megatron_atesd.train.optimizer import optimizer_settings
 
 
@@ -49,31 +46,6 @@ def check_before_work(config: TrainConfig, world_size: int) -> tuple[list[Proble
     return data
 
 
-def check_fp8(config: TrainConfig, architecture: Architecture) -> None:
-    """Raise ConfigError for FP8 that this machine or the shape of the model's layers does not allow."""
-    for name, precision in asdict(config.precision).items():
-        if fp8_recipe(precision) is None:
-            continue
-        where = f"precision.{name} is {precision}"
-        if not uses_transformer_engine(config.model):
-            raise ConfigError(f"{where}, but Transformer Engine or a GPU is missing here (model.attention te says which); set it to bf16")
-        if reason := unavailable(precision):
-            raise ConfigError(f"{where}, but this GPU or software does not support it ({reason}); choose another recipe or bf16")
-        tensor, multiple = config.parallel.tensor, 32 if precision == "fp8_mxfp8" else 16
-        for what, size in products(architecture, tensor).items():
-            if size % multiple:
-                raise ConfigError(f"{where}, but the {what} is {size} with parallel.tensor {tensor}, no multiple of {multiple}; lower it")
-
-
-def check_context(config: TrainConfig) -> None:
-    """Raise ConfigError for context parallelism in fp32 with Transformer Engine, whose kernels for it are of half precision."""
-    if config.parallel.context > 1 and config.model.dtype == "fp32" and uses_transformer_engine(config.model):
-        raise ConfigError(
-            f"parallel.context is {config.parallel.context} with model.dtype fp32, but Transformer Engine divides attention over ranks in "
-            "bf16 only; set model.dtype to bf16, or model.attention to sdpa"
-        )
-
-
 def check_compiler(wanted: bool) -> None:
     """Raise ConfigError when distill.compile is asked for where torch.compile finds no compiler."""
     if not wanted:
@@ -91,23 +63,6 @@ def load_data(config: TrainConfig) -> tuple[list[Problem], list[Problem]]:
     probe = load_problems(config.data.probe, config.data.on_error)
     check_disjoint({f"data.train {config.data.train}": train, f"data.probe {config.data.probe}": probe})
     return train, probe[: config.data.probe_size or None]
-
-
-def megatron_settings(config: TrainConfig, architecture: Architecture) -> TransformerConfig:
-    """megatron.core's model settings of a run."""
-    parallel, layers = config.parallel, uses_transformer_engine(config.model)
-    return transformer_config(
-        architecture,
-        parallel.tensor,
-        parallel.pipeline,
-        parallel.sequence,
-        config.model.dtype,
-        config.megatron,
-        parallel.virtual_pipeline,
-        context=parallel.context,
-        transformer_engine=layers,
-        precision=config.precision.student,
-    )
 
 
 def check_prompts(renderer: PromptRenderer, problems: Sequence[Problem]) -> None:

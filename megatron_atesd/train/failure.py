@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
 from megatron_atesd.errors import AtesdError
-from megatron_atesd.train.progress import who_is_late
+from megatron_atesd.train.heartbeat import who_is_late
 
 # torchrun looks at its processes ten times a second and ends them all when one has failed. It takes whichever failed in the earliest
 # second for the root cause: a rank that lost its connection to the culprit must not fail in the same one.

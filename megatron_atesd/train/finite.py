@@ -9,14 +9,10 @@ from pathlib import Path
 from torch import Tensor
 
 from megatron_atesd.errors import CheckpointError, TrainingError
+from megatron_atesd.model.finite import all_finite
 from megatron_atesd.records import Rollout
 
 FILES = 16  # kept of one rank
-
-
-def all_finite(values: Tensor) -> bool:
-    """Whether no value is NaN or infinite, in one fast pass: aminmax passes NaN on, and isfinite is far slower on a CPU."""
-    return not values.numel() or all(bool(extreme.isfinite()) for extreme in values.aminmax())
 
 
 def check_weights(named: Iterable[tuple[str, Tensor]], folder: Path) -> None:

@@ -8,19 +8,19 @@ import os
 import time
 from pathlib import Path
 
-from megatron_atesd.config import TrainConfig
-from megatron_atesd.config_load import save_config
+from megatron_atesd.checkpoint.run_checkpoints import Saver, check_fresh, set_aside, start_from
+from megatron_atesd.config import TrainConfig, save_config
 from megatron_atesd.distill.step import distill_step
-from megatron_atesd.model.parallel import is_main, session_of
+from megatron_atesd.doctor.examine import examined_processes
+from megatron_atesd.parallel.agreement import on_rank_0
+from megatron_atesd.parallel.groups import is_main
+from megatron_atesd.parallel.session import session_of
 from megatron_atesd.records import Rollout
-from megatron_atesd.train.agreement import on_rank_0
+from megatron_atesd.report.monitor import Monitor
 from megatron_atesd.train.checks import check_before_work
-from megatron_atesd.train.doctor.examine import examined_processes
 from megatron_atesd.train.metrics import describe_sample, peak_memory_gib, rollout_metrics, write_summary
-from megatron_atesd.train.monitor import Monitor
 from megatron_atesd.train.preemption import StopRequest
-from megatron_atesd.train.run import TrainingRun
-from megatron_atesd.train.run_checkpoints import Saver, check_fresh, set_aside, start_from
+from megatron_atesd.train.training_run import TrainingRun
 
 
 def train(config: TrainConfig) -> None:

@@ -12,10 +12,9 @@ from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_mega
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
-from megatron_atesd.config import OPTIMIZER_DEFAULTS, ScheduleConfig
-from megatron_atesd.config_sections import build_section
+from megatron_atesd.config import OPTIMIZER_DEFAULTS, ScheduleConfig, build_section
 from megatron_atesd.errors import ConfigError
-from megatron_atesd.model.qwen3 import HiddenStateGPT
+from megatron_atesd.model.gpt import HiddenStateGPT
 from megatron_atesd.train.adam import is_adam, set_steps, start_moments, translate_steps
 from megatron_atesd.train.param_gather import finish_gather, prepare_gather, start_gather
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from megatron_atesd.model.gpt import HiddenStateGPT
 from megatron_atesd.model.packing import PackedBatch, TokenIds
-from megatron_atesd.model.qwen3 import HiddenStateGPT
 from megatron_atesd.model.schedule import model_batches, run_schedule, sum_over_ranks
 from megatron_atesd.model.vocabulary import token_nll, vocabulary_shard
 from megatron_atesd.train.optimizer import Optimization

@@ -8,11 +8,11 @@ import torch.distributed as dist
 
 from megatron_atesd.config import ExposureConfig
 from megatron_atesd.exposure.service import ExposureService
-from megatron_atesd.model.parallel import WITH_CUDA
+from megatron_atesd.parallel.agreement import agreed
+from megatron_atesd.parallel.session import WITH_CUDA
 from megatron_atesd.records import Exposure
-from megatron_atesd.train.agreement import agreed
 from megatron_atesd.train.preemption import StopRequest
-from tests.distributed.launch import run_distributed
+from tests.support.launch import run_distributed
 
 
 def talk() -> dict[str, Any]:

@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from launch import run_distributed
 from megatron.core import parallel_state
 from safetensors.torch import load_file
 from torch import Tensor
@@ -14,13 +13,16 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Qw
 
 from checkpoints_convert import hf_to_megatron, megatron_to_hf
 from checkpoints_convert.command import single_process
+from megatron_atesd.checkpoint.model_folder import find_hf, load_model_weights
+from megatron_atesd.checkpoint.reading import model_state, write_folder
+from megatron_atesd.model.gpt import HiddenStateGPT, build_model
+from megatron_atesd.model.hf_config import read_architecture
+from megatron_atesd.model.megatron_config import transformer_config
 from megatron_atesd.model.packing import micro_batches
-from megatron_atesd.model.parallel import parallel_session
-from megatron_atesd.model.qwen3 import HiddenStateGPT, build_model, read_architecture, transformer_config
 from megatron_atesd.model.schedule import run_schedule
 from megatron_atesd.model.vocabulary import whole_logits
-from megatron_atesd.train.checkpoint import model_state, write_folder
-from megatron_atesd.train.model_folder import find_hf, load_model_weights
+from megatron_atesd.parallel.session import parallel_session
+from tests.support.launch import run_distributed
 
 LAYOUTS = [(2, 1), (1, 2), (2, 2)]  # TP × PP; data parallelism takes the rest of four processes
 RELOADED = [(1, 1), (4, 1), (1, 2)]  # of what was saved at 2 × 2

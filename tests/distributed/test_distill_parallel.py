@@ -10,17 +10,19 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
-from checkpoints_convert.weights import hf_tensors, load_hf_weights
+from megatron_atesd.checkpoint.hf_weights import hf_tensors, load_hf_weights
+from megatron_atesd.checkpoint.reading import model_state, read_folder, write_folder
 from megatron_atesd.config import ScheduleConfig
 from megatron_atesd.distill.divergence import Divergence, divergence
 from megatron_atesd.distill.step import Example, Normalize, StepResult, distill_step, example_losses
 from megatron_atesd.distill.teacher import Teacher
+from megatron_atesd.model.gpt import build_model
+from megatron_atesd.model.hf_config import read_architecture
+from megatron_atesd.model.megatron_config import transformer_config
 from megatron_atesd.model.packing import TokenIds
-from megatron_atesd.model.parallel import parallel_session
-from megatron_atesd.model.qwen3 import build_model, read_architecture, transformer_config
-from megatron_atesd.train.checkpoint import model_state, read_folder, write_folder
+from megatron_atesd.parallel.session import parallel_session
 from megatron_atesd.train.optimizer import build_optimization
-from tests.distributed.launch import run_distributed
+from tests.support.launch import run_distributed
 
 DIVERGENCE = Divergence("forward_kl", clip=0.5, temperature=1.1)
 RECOMPUTE = {

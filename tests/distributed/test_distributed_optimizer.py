@@ -9,16 +9,19 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from checkpoints_convert.weights import load_hf_weights
+from megatron_atesd.checkpoint.hf_weights import load_hf_weights
+from megatron_atesd.checkpoint.reading import MODEL_PREFIX, model_state, read_folder, write_folder
 from megatron_atesd.config import ScheduleConfig
 from megatron_atesd.distill.step import distill_step
 from megatron_atesd.distill.teacher import Teacher
-from megatron_atesd.model.parallel import data_parallel_place, parallel_session
-from megatron_atesd.model.qwen3 import HiddenStateGPT, build_model, read_architecture, transformer_config
-from megatron_atesd.train.checkpoint import MODEL_PREFIX, model_state, read_folder, write_folder
+from megatron_atesd.model.gpt import HiddenStateGPT, build_model
+from megatron_atesd.model.hf_config import read_architecture
+from megatron_atesd.model.megatron_config import transformer_config
+from megatron_atesd.parallel.groups import data_parallel_place
+from megatron_atesd.parallel.session import parallel_session
 from megatron_atesd.train.optimizer import Optimization, build_optimization
-from tests.distributed.launch import run_distributed
 from tests.distributed.test_distill_parallel import DIVERGENCE, examples, save_models
+from tests.support.launch import run_distributed
 
 Kind = Literal["initial", "ema", "live"]
 CASES: list[tuple[str, Kind]] = [("fp32", "initial"), ("fp32", "ema"), ("bf16", "initial"), ("bf16", "ema")]

@@ -11,11 +11,11 @@ from unittest.mock import patch
 import pytest
 
 from megatron_atesd.config import RunConfig, TrainConfig
+from megatron_atesd.doctor import examine
+from megatron_atesd.doctor.finding import Finding
 from megatron_atesd.errors import ConfigError
-from megatron_atesd.model.parallel import processes
-from megatron_atesd.train.doctor import examine
-from megatron_atesd.train.doctor.finding import Finding
-from tests.distributed.launch import run_distributed
+from megatron_atesd.parallel.session import processes
+from tests.support.launch import run_distributed
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 import torch.distributed as dist
-from launch import run_distributed
 
 from megatron_atesd.config import ExposureConfig
 from megatron_atesd.exposure.controller import Controller
 from megatron_atesd.exposure.service import ExposureService
 from megatron_atesd.records import Exposure, UpdateStats
+from tests.support.launch import run_distributed
 
 CONFIG = ExposureConfig(hold=3, lookahead=4, batch=2)
 UPDATES = 30

@@ -9,7 +9,7 @@ import torch.distributed as dist
 
 from megatron_atesd.distill.divergence import Divergence, Kind
 from megatron_atesd.distill.fused import distill_loss
-from tests.distributed.launch import run_distributed
+from tests.support.launch import run_distributed
 
 ENTRIES = 16  # of the padded vocabulary, over all shards
 TOKENS, HIDDEN = 90, 5

@@ -6,14 +6,16 @@ import torch
 import torch.distributed as dist
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from checkpoints_convert.weights import load_hf_weights
+from megatron_atesd.checkpoint.hf_weights import load_hf_weights
 from megatron_atesd.config import RolloutConfig
 from megatron_atesd.distill.likelihood import mean_nll
-from megatron_atesd.model.parallel import parallel_session
-from megatron_atesd.model.qwen3 import build_model, read_architecture, transformer_config
+from megatron_atesd.model.gpt import build_model
+from megatron_atesd.model.hf_config import read_architecture
+from megatron_atesd.model.megatron_config import transformer_config
+from megatron_atesd.parallel.session import parallel_session
 from megatron_atesd.rollout import generate as generation
 from megatron_atesd.rollout.generate import Response, generate
-from tests.distributed.launch import run_distributed
+from tests.support.launch import run_distributed
 
 PROMPTS = [[5, 7, 9], [1], [2, 3, 4, 5, 6], [9, 9], [8, 1, 8], [30, 31], [4, 4, 4, 4], [12]]
 SEEDS = [1, 2, 3, 4, 5, 6, 7, 8]

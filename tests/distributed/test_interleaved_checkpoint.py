@@ -10,14 +10,16 @@ from torch import Tensor
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from checkpoints_convert.weights import load_hf_weights
+from megatron_atesd.checkpoint.hf_weights import load_hf_weights
+from megatron_atesd.checkpoint.reading import model_state, read_folder, write_folder
 from megatron_atesd.config import ScheduleConfig
-from megatron_atesd.model.parallel import parallel_session
-from megatron_atesd.model.qwen3 import HiddenStateGPT, build_model, read_architecture, transformer_config
-from megatron_atesd.train.checkpoint import model_state, read_folder, write_folder
+from megatron_atesd.model.gpt import HiddenStateGPT, build_model
+from megatron_atesd.model.hf_config import read_architecture
+from megatron_atesd.model.megatron_config import transformer_config
+from megatron_atesd.parallel.session import parallel_session
 from megatron_atesd.train.optimizer import Optimization, build_optimization
 from megatron_atesd.train.sft import SftExample, sft_step
-from tests.distributed.launch import run_distributed
+from tests.support.launch import run_distributed
 
 ALONE, INTERLEAVED = (1, 1), (2, 2)  # PP, VP
 EXAMPLES = [SftExample((1, 2, 3)[: 1 + i % 3], range(4, 6 + 2 * i), [1] * (2 + 2 * i)) for i in range(4)]

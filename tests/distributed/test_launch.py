@@ -10,7 +10,8 @@ import psutil
 import pytest
 import torch
 import torch.distributed as dist
-from launch import run_distributed
+
+from tests.support.launch import run_distributed
 
 
 def sum_of_ranks(factor: int) -> tuple[int, int]:

@@ -9,10 +9,12 @@ from megatron_atesd.config import ScheduleConfig
 from megatron_atesd.distill.divergence import Divergence
 from megatron_atesd.distill.step import Example, distill_step
 from megatron_atesd.distill.teacher import Teacher
-from megatron_atesd.model.parallel import parallel_session
-from megatron_atesd.model.qwen3 import build_model, read_architecture, transformer_config
+from megatron_atesd.model.gpt import build_model
+from megatron_atesd.model.hf_config import read_architecture
+from megatron_atesd.model.megatron_config import transformer_config
+from megatron_atesd.parallel.session import parallel_session
 from megatron_atesd.train.optimizer import build_optimization
-from tests.distributed.launch import run_distributed
+from tests.support.launch import run_distributed
 
 
 def steps_with_equal_roles(folder: Path, tensor: int, pipeline: int, sequence: bool) -> list[tuple[float, float, float]]:

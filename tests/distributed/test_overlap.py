@@ -7,17 +7,20 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from checkpoints_convert.weights import load_hf_weights
+from megatron_atesd.checkpoint.hf_weights import load_hf_weights
 from megatron_atesd.config import ScheduleConfig
 from megatron_atesd.distill.likelihood import mean_nll
 from megatron_atesd.distill.step import distill_step
 from megatron_atesd.distill.teacher import Teacher
-from megatron_atesd.model.parallel import data_parallel_place, parallel_session
-from megatron_atesd.model.qwen3 import build_model, read_architecture, transformer_config
+from megatron_atesd.model.gpt import build_model
+from megatron_atesd.model.hf_config import read_architecture
+from megatron_atesd.model.megatron_config import transformer_config
+from megatron_atesd.parallel.groups import data_parallel_place
+from megatron_atesd.parallel.session import parallel_session
 from megatron_atesd.train.optimizer import build_optimization
-from tests.distributed.launch import run_distributed
 from tests.distributed.test_distill_parallel import DIVERGENCE, examples, save_models
 from tests.distributed.test_distributed_optimizer import Kind, Session, assert_close
+from tests.support.launch import run_distributed
 
 pytestmark = pytest.mark.slow
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from megatron_atesd.errors import ConfigError
-from megatron_atesd.model.parallel import processes
-from tests.distributed.launch import run_distributed
+from megatron_atesd.parallel.session import processes
+from tests.support.launch import run_distributed
 
 
 def refusal(has_gpu: tuple[bool, bool]) -> str:

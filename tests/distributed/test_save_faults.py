@@ -16,12 +16,12 @@ from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing import ShardedTensor
 from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
 
+from megatron_atesd.checkpoint.reading import read_folder
+from megatron_atesd.checkpoint.run_checkpoints import Saver, choose, fault_of
 from megatron_atesd.config import CheckpointConfig
 from megatron_atesd.errors import CheckpointError
-from megatron_atesd.model.parallel import parallel_session
-from megatron_atesd.train.checkpoint import read_folder
-from megatron_atesd.train.run_checkpoints import Saver, choose, fault_of
-from tests.distributed.launch import run_distributed
+from megatron_atesd.parallel.session import parallel_session
+from tests.support.launch import run_distributed
 
 pytestmark = pytest.mark.slow
 
@@ -84,11 +84,11 @@ def configuration(folder: Path, patch: pytest.MonkeyPatch) -> None:
 
 
 def checksum_list(folder: Path, patch: pytest.MonkeyPatch) -> None:
-    patch.setattr("megatron_atesd.train.saving.write_manifest", no_space)
+    patch.setattr("megatron_atesd.checkpoint.saving.write_manifest", no_space)
 
 
 def renaming(folder: Path, patch: pytest.MonkeyPatch) -> None:
-    patch.setattr("megatron_atesd.train.saving.os.replace", no_space)
+    patch.setattr("megatron_atesd.checkpoint.saving.os.replace", no_space)
 
 
 def making_the_folder(folder: Path, patch: pytest.MonkeyPatch) -> None:

@@ -9,13 +9,15 @@ import torch
 import torch.distributed as dist
 from megatron.core.dist_checkpointing.dict_utils import nested_values
 
-from checkpoints_convert.weights import load_hf_weights
+from megatron_atesd.checkpoint.hf_weights import load_hf_weights
+from megatron_atesd.checkpoint.reading import MODEL_PREFIX, model_state, read_folder, write_folder
 from megatron_atesd.distill.teacher import Teacher
-from megatron_atesd.model.parallel import parallel_session
-from megatron_atesd.model.qwen3 import DTYPES, HiddenStateGPT, build_model, read_architecture, transformer_config
-from megatron_atesd.train.checkpoint import MODEL_PREFIX, model_state, read_folder, write_folder
-from tests.distributed.launch import run_distributed
+from megatron_atesd.model.gpt import HiddenStateGPT, build_model
+from megatron_atesd.model.hf_config import read_architecture
+from megatron_atesd.model.megatron_config import DTYPES, transformer_config
+from megatron_atesd.parallel.session import parallel_session
 from tests.distributed.test_distill_parallel import save_models
+from tests.support.launch import run_distributed
 
 Kind = Literal["initial", "ema"]
 Layout = tuple[int, int]  # TP, PP; DP is what is left of the processes

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from tests.end_to_end.small_run import ENVIRONMENT, ROOT, arguments, save_inputs
+from tests.support.small_run import ENVIRONMENT, ROOT, arguments, save_inputs
 
 Train = Callable[..., "Refused"]
 GOOD = {"id": "good", "problem": "1+2", "solution": "1+2=3\n\\boxed{3}"}
@@ -160,7 +160,7 @@ def test_a_wrong_number_of_processes(train: Train) -> None:
 
 def test_a_disk_without_room_for_a_checkpoint(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
     full = shutil.disk_usage("/")._replace(free=1000)
-    monkeypatch.setattr("megatron_atesd.train.doctor.machine.shutil.disk_usage", lambda _: full)
+    monkeypatch.setattr("megatron_atesd.doctor.machine.shutil.disk_usage", lambda _: full)
     said = message(train())
     assert re.fullmatch(r"only 0\.0 GiB are free for run\.dir .*: free some space, lower checkpoint\.keep or choose another run\.dir", said)
 

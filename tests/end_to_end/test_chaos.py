@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.end_to_end.small_run import ENVIRONMENT, ROOT, arguments, save_inputs
+from tests.support.small_run import ENVIRONMENT, ROOT, arguments, save_inputs
 
 pytestmark = pytest.mark.slow
 

@@ -8,11 +8,11 @@ import pytest
 
 from megatron_atesd.faults.job import family, ranks, torchrun
 from megatron_atesd.faults.state import metrics
-from tests.end_to_end.small_run import TIMEOUT_SECONDS, arguments, newest, save_inputs, wait_for
+from tests.support.small_run import TIMEOUT_SECONDS, arguments, newest, save_inputs, wait_for
 
 pytestmark = pytest.mark.slow
 
-FAULTY_TRAIN = str(Path(__file__).parent / "faulty_train.py")
+FAULTY_TRAIN = str(Path(__file__).parents[1] / "support" / "faulty_train.py")
 UPDATES = 4
 
 

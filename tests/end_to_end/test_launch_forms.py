@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from megatron_atesd.config_yaml import read_settings
+from megatron_atesd.config.yaml import read_settings
 from megatron_atesd.faults.job import started
 from megatron_atesd.faults.state import metrics, reproducible
-from tests.end_to_end.small_run import ROOT, finish, recipe_overrides, save_inputs
+from tests.support.small_run import ROOT, finish, recipe_overrides, save_inputs
 
 pytestmark = pytest.mark.slow
 

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from examples.quickstart import summarize
 from megatron_atesd.evaluate.average import summarize as figures_of
 from megatron_atesd.faults.state import metrics
-from tests.end_to_end.small_run import ROOT
+from tests.support.small_run import ROOT
 
 pytestmark = pytest.mark.slow
 

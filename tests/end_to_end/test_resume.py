@@ -15,16 +15,16 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from megatron_atesd.config_load import load_config
+from megatron_atesd.config import load_config
 from megatron_atesd.errors import CheckpointError
 from megatron_atesd.faults.job import family, kill, ranks, torchrun
 from megatron_atesd.faults.state import checkpoint_state, differences, metrics, reproducible
+from megatron_atesd.parallel.agreement import agreed
 from megatron_atesd.records import Problem, Rollout
-from megatron_atesd.train.agreement import agreed
 from megatron_atesd.train.loop import train
-from megatron_atesd.train.run import TrainingRun
-from tests.distributed.launch import run_distributed
-from tests.end_to_end.small_run import (
+from megatron_atesd.train.training_run import TrainingRun
+from tests.support.launch import run_distributed
+from tests.support.small_run import (
     PROBLEMS,
     TIMEOUT_SECONDS,
     TRAIN,

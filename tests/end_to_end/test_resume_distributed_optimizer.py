@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 
-from megatron_atesd.config_load import load_config
+from megatron_atesd.config import load_config
 from megatron_atesd.faults.state import checkpoint_state, differences
 from megatron_atesd.train.loop import train
-from tests.distributed.launch import run_distributed
-from tests.end_to_end.small_run import arguments, save_inputs
+from tests.support.launch import run_distributed
+from tests.support.small_run import arguments, save_inputs
 
 pytestmark = pytest.mark.slow
 

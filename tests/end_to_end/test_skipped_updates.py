@@ -12,13 +12,13 @@ import pytest
 import torch.distributed as dist
 from megatron.core import parallel_state
 
-from megatron_atesd.config_load import load_config
+from megatron_atesd.config import load_config
 from megatron_atesd.distill import step
 from megatron_atesd.errors import TrainingError
 from megatron_atesd.faults.state import checkpoint_state, differences, metrics
 from megatron_atesd.train import loop
-from tests.distributed.launch import run_distributed
-from tests.end_to_end.small_run import arguments, newest, save_inputs
+from tests.support.launch import run_distributed
+from tests.support.small_run import arguments, newest, save_inputs
 
 pytestmark = pytest.mark.slow
 

@@ -9,13 +9,13 @@ from pathlib import Path
 import psutil
 import pytest
 
-from megatron_atesd.config_load import load_config
+from megatron_atesd.config import load_config
 from megatron_atesd.faults.job import kill, ranks, started
 from megatron_atesd.faults.state import metrics, reproducible
 from megatron_atesd.train.loop import train
-from tests.distributed.launch import run_distributed
-from tests.end_to_end.small_run import ROOT, TIMEOUT_SECONDS, finish, newest, recipe_overrides, save_inputs, wait_for
-from tests.end_to_end.two_hosts import Host, two_hosts
+from tests.support.launch import run_distributed
+from tests.support.small_run import ROOT, TIMEOUT_SECONDS, finish, newest, recipe_overrides, save_inputs, wait_for
+from tests.support.two_hosts import Host, two_hosts
 
 pytestmark = pytest.mark.slow
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from megatron_atesd.model.layers import KVCache
-from megatron_atesd.model.parallel import parallel_session
+from megatron_atesd.parallel.session import parallel_session
 from megatron_atesd.rollout.generate import generate
-from tests.gpu.gpu_models import built, error, layers, our_logits, save_model, their_logits, token_ids
+from tests.support.gpu_models import built, error, layers, our_logits, save_model, their_logits, token_ids
 from tests.unit.test_generate import CONFIG, PROMPTS, STOP, slowly
 
 pytestmark = pytest.mark.gpu

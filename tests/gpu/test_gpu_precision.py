@@ -5,13 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from megatron_atesd.config import Precision
-from megatron_atesd.config_load import load_config
+from megatron_atesd.config import Precision, load_config
 from megatron_atesd.faults.state import metrics
 from megatron_atesd.model.fp8 import FP8, unavailable
 from megatron_atesd.train.loop import train
-from tests.end_to_end.small_run import arguments, save_inputs
-from tests.gpu.gpu_models import layers, need_transformer_engine
+from tests.support.gpu_models import layers, need_transformer_engine
+from tests.support.small_run import arguments, save_inputs
 
 pytestmark = pytest.mark.gpu
 

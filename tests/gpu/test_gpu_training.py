@@ -11,21 +11,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from checkpoints_convert.weights import load_hf_weights
-from megatron_atesd.config import ScheduleConfig
-from megatron_atesd.config_load import load_config
+from megatron_atesd.checkpoint.hf_weights import load_hf_weights
+from megatron_atesd.checkpoint.reading import write_folder
+from megatron_atesd.config import ScheduleConfig, load_config
 from megatron_atesd.distill.divergence import Divergence
 from megatron_atesd.distill.step import Example, distill_step
 from megatron_atesd.distill.teacher import Teacher
 from megatron_atesd.faults.state import checkpoint_state, differences, metrics
-from megatron_atesd.model.parallel import parallel_session
-from megatron_atesd.train.checkpoint import write_folder
+from megatron_atesd.parallel.session import parallel_session
 from megatron_atesd.train.checks import check_before_work
 from megatron_atesd.train.loop import train
 from megatron_atesd.train.optimizer import build_optimization
-from megatron_atesd.train.run import TrainingRun
-from tests.end_to_end.small_run import arguments, save_inputs
-from tests.gpu.gpu_models import built, error, layers, save_model
+from megatron_atesd.train.training_run import TrainingRun
+from tests.support.gpu_models import built, error, layers, save_model
+from tests.support.small_run import arguments, save_inputs
 
 pytestmark = pytest.mark.gpu
 Found = tuple[float, dict[str, Tensor]]

@@ -13,21 +13,22 @@ pytest.importorskip("torch")  # its libraries are what Transformer Engine's are 
 pytest.importorskip("transformer_engine.pytorch", reason="needs Transformer Engine: make test-te")
 
 import torch
-from no_gpu import build, history_there_and_back, in_a_process, load
 from torch.distributed.checkpoint import FileSystemReader  # pyright: ignore[reportPrivateImportUsage]
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from checkpoints_convert.layout import stored_shapes
-from checkpoints_convert.table import Entry, name_table
-from megatron_atesd.config import ModelConfig, ParallelConfig, TrainConfig
-from megatron_atesd.config_load import load_config
+from megatron_atesd.checkpoint.layout import stored_shapes
+from megatron_atesd.checkpoint.model_folder import load_model_weights
+from megatron_atesd.checkpoint.name_table import Entry, name_table
+from megatron_atesd.config import ModelConfig, ParallelConfig, TrainConfig, load_config
 from megatron_atesd.model.architecture import Architecture
 from megatron_atesd.model.chunk import padded_vocabulary
-from megatron_atesd.model.parallel import parallel_session
-from megatron_atesd.model.qwen3 import build_model, read_architecture, transformer_config
+from megatron_atesd.model.gpt import build_model
+from megatron_atesd.model.hf_config import read_architecture
+from megatron_atesd.model.megatron_config import transformer_config
+from megatron_atesd.parallel.session import parallel_session
 from megatron_atesd.plan.dry_run import stage_ranks
 from megatron_atesd.plan.published import QWEN3
-from megatron_atesd.train.model_folder import load_model_weights
+from tests.support.no_gpu import build, history_there_and_back, in_a_process, load
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 PRECISIONS = (None, "fp8_tensorwise", "fp8_delayed", "fp8_blockwise", "fp8_mxfp8")

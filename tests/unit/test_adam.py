@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from megatron_atesd.model.parallel import parallel_session
-from megatron_atesd.train.checkpoint import write_folder
+from megatron_atesd.checkpoint.reading import write_folder
+from megatron_atesd.parallel.session import parallel_session
 from tests.distributed.test_distill_parallel import save_models
 from tests.distributed.test_distributed_optimizer import Session, assert_close, session
 

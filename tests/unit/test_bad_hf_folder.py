@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from bad_input import refusal
-from convert_models import read_tensors, save_model
 from safetensors.torch import save_file
 
-from megatron_atesd.train.hf_files import copy_hf_files
+from megatron_atesd.checkpoint.hf_files import copy_hf_files
+from tests.support.bad_input import refusal
+from tests.support.convert_models import read_tensors, save_model
 
 WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
 Change = Callable[[Path], object]

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from bad_input import refusal
-from convert_models import save_model
 
 from checkpoints_convert import hf_to_megatron
 from checkpoints_convert.command import single_process, whole_model
-from checkpoints_convert.weights import load_hf_weights
-from megatron_atesd.model.qwen3 import read_architecture
-from megatron_atesd.train.checkpoint import model_state, write_folder
+from megatron_atesd.checkpoint.hf_weights import load_hf_weights
+from megatron_atesd.checkpoint.reading import model_state, write_folder
+from megatron_atesd.model.hf_config import read_architecture
+from tests.support.bad_input import refusal
+from tests.support.convert_models import save_model
 
 Change = Callable[[Path], object]
 

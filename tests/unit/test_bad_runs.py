@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bad_input import ROOT, refusal
 
 from examples.quickstart.warm_start import describe_model
 from megatron_atesd.data.problems import save_problems
 from megatron_atesd.data.sources.chain import chain_splits
+from tests.support.bad_input import ROOT, refusal
 
 Change = Callable[[Path], object]
 GOOD = {"id": "good", "problem": "1+2", "solution": "1+2=3\n\\boxed{3}"}
@@ -73,7 +73,7 @@ def _no_heavy_work(monkeypatch: pytest.MonkeyPatch) -> None:
     def heavy_work(*_: Any, **__: Any) -> None:
         raise AssertionError("the refusal comes too late: process groups were about to be made")
 
-    for module in ("train.loop", "evaluate.run"):
+    for module in ("train.loop", "evaluate.evaluation"):
         monkeypatch.setattr(f"megatron_atesd.{module}.session_of", heavy_work)
 
 

@@ -10,20 +10,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from megatron_atesd.benchmark import run, watch
-from megatron_atesd.benchmark.dense import dense_loss
-from megatron_atesd.benchmark.flops import step_flops
-from megatron_atesd.benchmark.job import Job
-from megatron_atesd.benchmark.process import MeasurementError
-from megatron_atesd.benchmark.settings import Settings
-from megatron_atesd.benchmark.watch import PeakMemory, Stopwatch
-from megatron_atesd.benchmark.workload import Workload, load_workloads
+from benchmarks import run, watch
+from benchmarks.dense import dense_loss
+from benchmarks.flops import step_flops
+from benchmarks.job import Job
+from benchmarks.process import MeasurementError
+from benchmarks.settings import Settings
+from benchmarks.watch import PeakMemory, Stopwatch
+from benchmarks.workload import Workload, load_workloads
 from megatron_atesd.distill.fused import Divergence, distill_loss
 from megatron_atesd.errors import ConfigError
 from tests.unit.test_import_rule import imports_of, is_ours
 
 ROOT = Path(__file__).resolve().parents[2]
-WORKLOADS = ROOT / "tools" / "bench_workloads.json"
+WORKLOADS = ROOT / "tools" / "benchmarks" / "workloads.json"
 TINY = Workload("tiny", 1, 2, 1, 1, 3, 5, 7, True, prompts=1, prompt_tokens=2, reference_tokens=3, response_tokens=4)
 
 
@@ -154,5 +154,5 @@ def test_a_workload_that_the_file_lacks_is_refused() -> None:
 
 
 def test_the_trl_runner_needs_nothing_of_this_project() -> None:
-    names = imports_of((ROOT / "megatron_atesd" / "benchmark" / "trl_step.py").read_text(), "megatron_atesd.benchmark")
+    names = imports_of((ROOT / "tools" / "benchmarks" / "trl_step.py").read_text(), "benchmarks")
     assert [name for name in names if is_ours(name) or name.startswith("megatron")] == []

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from megatron_atesd.benchmark.flops import step_flops
-from megatron_atesd.benchmark.measure_updates import run
-from megatron_atesd.benchmark.targets import figures, verdict
-from megatron_atesd.benchmark.update import Measured, Updates, build
-from megatron_atesd.benchmark.variants import variants
+from benchmarks.flops import step_flops
+from benchmarks.measure_updates import run
+from benchmarks.targets import figures, verdict
+from benchmarks.update import Measured, Updates, build
+from benchmarks.variants import variants
 from megatron_atesd.errors import ConfigError
-from megatron_atesd.model.parallel import session_of
+from megatron_atesd.parallel.session import session_of
 from megatron_atesd.plan.hardware import GPUS, sxm_board
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -9,8 +9,10 @@ from megatron_atesd.config import ScheduleConfig
 from megatron_atesd.distill.divergence import Divergence
 from megatron_atesd.distill.step import Example, distill_step
 from megatron_atesd.distill.teacher import Teacher
-from megatron_atesd.model.parallel import parallel_session
-from megatron_atesd.model.qwen3 import HiddenStateGPT, build_model, read_architecture, transformer_config
+from megatron_atesd.model.gpt import HiddenStateGPT, build_model
+from megatron_atesd.model.hf_config import read_architecture
+from megatron_atesd.model.megatron_config import transformer_config
+from megatron_atesd.parallel.session import parallel_session
 from megatron_atesd.train.optimizer import Optimization, build_optimization
 
 DIVERGENCE = Divergence(temperature=1.1, chunk=16)

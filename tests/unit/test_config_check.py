@@ -4,11 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from megatron_atesd.config import TrainConfig
-from megatron_atesd.config_bounds import BOUNDS
-from megatron_atesd.config_check import ModelShape, validate
-from megatron_atesd.config_fields import all_settings
-from megatron_atesd.config_load import load_config
+from megatron_atesd.config import ModelShape, TrainConfig, all_settings, load_config, validate
+from megatron_atesd.config.bounds import BOUNDS
 from megatron_atesd.errors import ConfigError
 
 SHAPE = ModelShape(heads=16, query_groups=8, layers=28, ffn=3072, max_positions=5120)

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 COMMAND = """
-from megatron_atesd.config_check import validate
-from megatron_atesd.config_load import load_config
+from megatron_atesd.config import validate
+from megatron_atesd.config import load_config
 from megatron_atesd.errors import run_command
 
 def main() -> None:

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_atesd.config import TrainConfig
-from megatron_atesd.config_load import build_parser, load_config, save_config
+from megatron_atesd.config import TrainConfig, build_parser, load_config, save_config
 from megatron_atesd.errors import ConfigError
 
 EXAMPLES = sorted(path for path in (Path(__file__).resolve().parents[2] / "examples").rglob("*.yaml") if path.name != "pytorchjob.yaml")

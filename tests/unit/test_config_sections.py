@@ -7,10 +7,10 @@ from megatron.core.distributed import DistributedDataParallelConfig
 from megatron.core.optimizer import OptimizerConfig
 from megatron.core.transformer import TransformerConfig
 
-from megatron_atesd.config_sections import build_section
+from megatron_atesd.config import build_section
 from megatron_atesd.errors import ConfigError
 from megatron_atesd.model.architecture import Architecture
-from megatron_atesd.model.qwen3 import transformer_config
+from megatron_atesd.model.megatron_config import transformer_config
 
 SHAPE = {"num_layers": 4, "hidden_size": 32, "num_attention_heads": 4, "tensor_model_parallel_size": 1, "bf16": False}
 

@@ -6,15 +6,15 @@ from typing import Any
 
 import pytest
 import torch
-from convert_models import FAMILIES, read_tensors, save_model
-from published_models import PUBLISHED
 
 from checkpoints_convert import hf_to_megatron, megatron_to_hf
-from checkpoints_convert.layout import pieces, stored_shapes
-from checkpoints_convert.table import name_table
+from megatron_atesd.checkpoint.layout import pieces, stored_shapes
+from megatron_atesd.checkpoint.name_table import name_table
 from megatron_atesd.model.architecture import Architecture
-from megatron_atesd.model.parallel import parallel_session
-from megatron_atesd.model.qwen3 import read_architecture
+from megatron_atesd.model.hf_config import read_architecture
+from megatron_atesd.parallel.session import parallel_session
+from tests.support.convert_models import FAMILIES, read_tensors, save_model
+from tests.support.published_models import PUBLISHED
 
 
 def full_size(folder: Path, name: str) -> Architecture:

@@ -10,22 +10,22 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from convert_models import read_tensors, save_model
 from megatron.core import parallel_state
 from safetensors.torch import save_file
 from transformers import GPT2Config, GPT2LMHeadModel, Qwen2Config, Qwen2ForCausalLM
 
 from checkpoints_convert import hf_to_megatron, megatron_to_hf, stream
 from checkpoints_convert.command import single_process, whole_model
-from checkpoints_convert.table import Operation
-from checkpoints_convert.tensors import join
-from checkpoints_convert.weights import load_hf_weights
+from megatron_atesd.checkpoint.hf_weights import load_hf_weights
+from megatron_atesd.checkpoint.model_folder import find_hf, load_model_weights
+from megatron_atesd.checkpoint.name_table import Operation
+from megatron_atesd.checkpoint.reading import model_state
+from megatron_atesd.checkpoint.run_checkpoints import Saver
+from megatron_atesd.checkpoint.tensor_parts import join
 from megatron_atesd.config import CheckpointConfig
 from megatron_atesd.errors import CheckpointError, ConfigError, ConversionError
-from megatron_atesd.model.qwen3 import read_architecture
-from megatron_atesd.train.checkpoint import model_state
-from megatron_atesd.train.model_folder import find_hf, load_model_weights
-from megatron_atesd.train.run_checkpoints import Saver
+from megatron_atesd.model.hf_config import read_architecture
+from tests.support.convert_models import read_tensors, save_model
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "checkpoints_convert"
 

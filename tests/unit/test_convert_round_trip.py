@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from convert_models import read_tensors, save_model
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
@@ -15,6 +14,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from checkpoints_convert import hf_to_megatron, megatron_to_hf
 from checkpoints_convert.command import single_process
 from checkpoints_convert.verify import TEXT, compare
+from tests.support.convert_models import read_tensors, save_model
 
 CASES: dict[str, dict[str, Any]] = {
     "tied": {},

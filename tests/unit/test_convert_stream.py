@@ -9,20 +9,21 @@ from typing import Any
 
 import pytest
 import torch
-from convert_models import read_tensors, save_model
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-from checkpoints_convert import hf_to_megatron, layout, megatron_to_hf
+from checkpoints_convert import hf_to_megatron, megatron_to_hf
 from checkpoints_convert.command import whole_model
-from checkpoints_convert.weights import load_hf_weights
+from megatron_atesd.checkpoint import layout
+from megatron_atesd.checkpoint.hf_weights import load_hf_weights
+from megatron_atesd.checkpoint.manifest import check_files, read_manifest
+from megatron_atesd.checkpoint.reading import model_state, write_folder
 from megatron_atesd.distill.teacher import Teacher
 from megatron_atesd.errors import CheckpointError, ConversionError
-from megatron_atesd.model.parallel import parallel_session
-from megatron_atesd.model.qwen3 import read_architecture
-from megatron_atesd.train.checkpoint import model_state, write_folder
-from megatron_atesd.train.manifest import check_files, read_manifest
+from megatron_atesd.model.hf_config import read_architecture
+from megatron_atesd.parallel.session import parallel_session
+from tests.support.convert_models import read_tensors, save_model
 
 KINDS = {"tied": {}, "untied llama": {"family": "llama", "tie_word_embeddings": False}}
 

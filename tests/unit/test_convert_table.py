@@ -4,11 +4,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from convert_models import read_tensors, save_model
 
-from checkpoints_convert.table import name_table
-from megatron_atesd.model.parallel import parallel_session
-from megatron_atesd.model.qwen3 import build_model, read_architecture, transformer_config
+from megatron_atesd.checkpoint.name_table import name_table
+from megatron_atesd.model.gpt import build_model
+from megatron_atesd.model.hf_config import read_architecture
+from megatron_atesd.model.megatron_config import transformer_config
+from megatron_atesd.parallel.session import parallel_session
+from tests.support.convert_models import read_tensors, save_model
 
 KINDS = [("qwen3", True), ("qwen3", False), ("llama", True), ("llama", False)]
 

@@ -5,8 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from checkpoints_convert.table import Operation
-from checkpoints_convert.tensors import join, pack_qkv, split, take, unpack_qkv
+from megatron_atesd.checkpoint.name_table import Operation
+from megatron_atesd.checkpoint.tensor_parts import join, pack_qkv, split, take, unpack_qkv
 
 SIZES = st.integers(1, 4)
 

@@ -17,14 +17,14 @@ from packaging.requirements import Requirement
 from rich.console import Console
 
 from megatron_atesd.config import CheckpointConfig, ModelConfig, RunConfig, TrainConfig
+from megatron_atesd.doctor import examine, finding, machine, software
+from megatron_atesd.doctor.finding import Finding, merge, refuse_errors, worst_first
+from megatron_atesd.doctor.machine import GIB, Gpus, check_disk, check_gpus, check_memory, check_transformer_engine
+from megatron_atesd.doctor.ranks import RankFacts, check_clocks, check_ranks, code_hash, config_hashes
+from megatron_atesd.doctor.software import check_apex, check_versions
 from megatron_atesd.errors import ConfigError
 from megatron_atesd.model.apex import Apex
 from megatron_atesd.model.architecture import Architecture
-from megatron_atesd.train.doctor import examine, finding, machine, software
-from megatron_atesd.train.doctor.finding import Finding, merge, refuse_errors, worst_first
-from megatron_atesd.train.doctor.machine import GIB, Gpus, check_disk, check_gpus, check_memory, check_transformer_engine
-from megatron_atesd.train.doctor.ranks import RankFacts, check_clocks, check_ranks, code_hash, config_hashes
-from megatron_atesd.train.doctor.software import check_apex, check_versions
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "doctor.py"
 H100 = Gpus(8, "H100", (9, 0), free=79 * GIB, total=80 * GIB, libraries="CUDA 13.0, NCCL 2.28")

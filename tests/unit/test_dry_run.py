@@ -10,8 +10,7 @@ from typing import Any, cast
 import pytest
 from rich.console import Console
 
-from megatron_atesd.config import DistillConfig, ModelConfig, ParallelConfig, TrainConfig
-from megatron_atesd.config_load import load_config
+from megatron_atesd.config import DistillConfig, ModelConfig, ParallelConfig, TrainConfig, load_config
 from megatron_atesd.model.architecture import Architecture
 from megatron_atesd.plan import dry_run
 from megatron_atesd.plan.dry_run import DryRun, Job, Shapes, dry_runs, stage_ranks

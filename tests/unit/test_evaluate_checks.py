@@ -41,7 +41,7 @@ def evaluate(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
 
     def run(*flags: str, world_size: int = 1) -> str:
         monkeypatch.setenv("WORLD_SIZE", str(world_size))
-        monkeypatch.setattr("megatron_atesd.evaluate.run.session_of", heavy_work)
+        monkeypatch.setattr("megatron_atesd.evaluate.evaluation.session_of", heavy_work)
         given = {"--model": inputs / "hf", "--data": inputs / "test.jsonl", "--out": tmp_path / "out", "--max-new-tokens": 48}
         given |= {"--config": ROOT / "examples" / "quickstart" / "atesd.yaml", "--parallel.tensor": 1}
         words = [str(word) for pair in given.items() for word in pair]

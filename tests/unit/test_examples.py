@@ -10,10 +10,7 @@ from pathlib import Path
 import pytest
 from megatron.core.optimizer import OptimizerConfig
 
-from megatron_atesd.config import TrainConfig
-from megatron_atesd.config_check import ModelShape, validate
-from megatron_atesd.config_load import load_config
-from megatron_atesd.config_sections import build_section
+from megatron_atesd.config import ModelShape, TrainConfig, build_section, load_config, validate
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = sorted(path for path in (ROOT / "examples").rglob("*.yaml") if path.name != "pytorchjob.yaml")

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from megatron_atesd.checkpoint.manifest import checksums, write_manifest
 from megatron_atesd.faults.chaos import Chaos, Plan, saving
 from megatron_atesd.faults.state import differences, metrics, reproducible
-from megatron_atesd.train.manifest import checksums, write_manifest
 
 STATE = {"/weight": torch.tensor([0.0, 1.0, float("nan")]), "/update": 3, "/reward": float("nan")}
 

@@ -9,17 +9,16 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from megatron_atesd.benchmark import fp8_gap
-from megatron_atesd.benchmark.fp8_gap import for_comparison, fp8_gaps, gap_table, usable
-from megatron_atesd.config import Precision, PrecisionConfig, TrainConfig
-from megatron_atesd.config_load import load_config
+from benchmarks import fp8_gap
+from benchmarks.fp8_gap import for_comparison, fp8_gaps, gap_table, usable
+from megatron_atesd.config import Precision, PrecisionConfig, TrainConfig, load_config
 from megatron_atesd.data.problems import load_problems
 from megatron_atesd.distill.step import Example
 from megatron_atesd.errors import ConfigError
-from megatron_atesd.model.parallel import parallel_session
+from megatron_atesd.parallel.session import parallel_session
 from megatron_atesd.train.optimizer import optimizer_settings
-from megatron_atesd.train.run import TrainingRun
-from tests.end_to_end.small_run import arguments, save_inputs
+from megatron_atesd.train.training_run import TrainingRun
+from tests.support.small_run import arguments, save_inputs
 
 
 @pytest.fixture(scope="module")

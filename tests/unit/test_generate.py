@@ -10,9 +10,11 @@ import torch
 from transformers import Qwen3Config
 
 from megatron_atesd.config import RolloutConfig
-from megatron_atesd.model.parallel import parallel_session
-from megatron_atesd.model.qwen3 import HiddenStateGPT, build_model, read_architecture, transformer_config
+from megatron_atesd.model.gpt import HiddenStateGPT, build_model
+from megatron_atesd.model.hf_config import read_architecture
+from megatron_atesd.model.megatron_config import transformer_config
 from megatron_atesd.model.vocabulary import whole_logits
+from megatron_atesd.parallel.session import parallel_session
 from megatron_atesd.rollout import generate as generation
 from megatron_atesd.rollout.generate import generate
 from megatron_atesd.rollout.sampling import sample_tokens, uniforms

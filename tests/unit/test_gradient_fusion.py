@@ -14,14 +14,16 @@ import pytest
 import torch
 from megatron.core.tensor_parallel import layers
 
-from checkpoints_convert.weights import load_hf_weights
+from megatron_atesd.checkpoint.hf_weights import load_hf_weights
 from megatron_atesd.config import ScheduleConfig
 from megatron_atesd.distill.step import distill_step
 from megatron_atesd.distill.teacher import Teacher
 from megatron_atesd.errors import ConfigError
 from megatron_atesd.model.apex import find_apex
-from megatron_atesd.model.parallel import parallel_session
-from megatron_atesd.model.qwen3 import build_model, read_architecture, transformer_config
+from megatron_atesd.model.gpt import build_model
+from megatron_atesd.model.hf_config import read_architecture
+from megatron_atesd.model.megatron_config import transformer_config
+from megatron_atesd.parallel.session import parallel_session
 from megatron_atesd.train.optimizer import build_optimization
 from tests.distributed.test_distill_parallel import DIVERGENCE, RECOMPUTE, examples, save_models
 

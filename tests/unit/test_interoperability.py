@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from convert_models import read_tensors, save_model
 from transformers import AutoModelForCausalLM
 
 from checkpoints_convert import hf_to_megatron, megatron_to_hf
-from checkpoints_convert.table import name_table
-from checkpoints_convert.tensors import pack_qkv
-from megatron_atesd.model.qwen3 import read_architecture
+from megatron_atesd.checkpoint.name_table import name_table
+from megatron_atesd.checkpoint.tensor_parts import pack_qkv
+from megatron_atesd.model.hf_config import read_architecture
+from tests.support.convert_models import read_tensors, save_model
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "interoperability.md"
 # Qwen3Bridge.mapping_registry() of NVIDIA-NeMo/Megatron-Bridge at 04c9ff7, without multi-token prediction.

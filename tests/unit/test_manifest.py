@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from megatron_atesd.checkpoint.manifest import MANIFEST, check_files, checksums, listed_files, read_manifest, write_manifest
 from megatron_atesd.errors import CheckpointError
-from megatron_atesd.train.manifest import MANIFEST, check_files, checksums, listed_files, read_manifest, write_manifest
 
 
 @pytest.fixture

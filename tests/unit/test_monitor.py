@@ -9,8 +9,8 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from megatron_atesd.config import MonitorConfig
-from megatron_atesd.train import monitor as module
-from megatron_atesd.train.monitor import Monitor, console_line, keep_lines_until
+from megatron_atesd.report import monitor as module
+from megatron_atesd.report.monitor import Monitor, console_line, keep_lines_until
 
 PLAIN = MonitorConfig(tensorboard=False)
 METRICS = {

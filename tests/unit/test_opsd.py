@@ -8,16 +8,18 @@ import pytest
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from checkpoints_convert.weights import hf_tensors, load_hf_weights
 from examples.quickstart.tokenizer import PROMPT, build_tokenizer
+from megatron_atesd.checkpoint.hf_weights import hf_tensors, load_hf_weights
 from megatron_atesd.config import ScheduleConfig
 from megatron_atesd.data.prompts import PromptRenderer
 from megatron_atesd.data.sources.chain import chain_splits
 from megatron_atesd.distill.divergence import Divergence
 from megatron_atesd.distill.step import Example, distill_step
 from megatron_atesd.distill.teacher import Teacher
-from megatron_atesd.model.parallel import parallel_session
-from megatron_atesd.model.qwen3 import build_model, read_architecture, transformer_config
+from megatron_atesd.model.gpt import build_model
+from megatron_atesd.model.hf_config import read_architecture
+from megatron_atesd.model.megatron_config import transformer_config
+from megatron_atesd.parallel.session import parallel_session
 from megatron_atesd.records import Problem
 from megatron_atesd.train.optimizer import build_optimization
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_atesd.config_load import load_config
+from megatron_atesd.config import load_config
 from megatron_atesd.plan.hardware import GPUS, Assumptions
 from megatron_atesd.plan.memory import (
     activation_bytes,
@@ -20,9 +20,9 @@ from megatron_atesd.plan.memory import (
     stage_parameters,
 )
 from megatron_atesd.plan.published import QWEN3
-from megatron_atesd.plan.report import suggestion_text
 from megatron_atesd.plan.search import OFFLOAD, RECOMPUTE, SHARD, best_plan, layouts, make_plan, remedies, ways_out
 from megatron_atesd.plan.speed import bubble, forward_flops, update_phases
+from megatron_atesd.plan.tables import suggestion_text
 from megatron_atesd.plan.workload import Lengths, Recompute, Workload, workload_of
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from megatron_atesd.model.architecture import Architecture
+from megatron_atesd.model.gpt import build_model
 from megatron_atesd.model.layers import KVCache
-from megatron_atesd.model.parallel import parallel_session
-from megatron_atesd.model.qwen3 import build_model, transformer_config
+from megatron_atesd.model.megatron_config import transformer_config
+from megatron_atesd.parallel.session import parallel_session
 from megatron_atesd.plan.kept import KeptForBackward
 from megatron_atesd.plan.memory import activation_bytes, kv_cache_bytes
 from megatron_atesd.plan.workload import Lengths, Recompute, Workload

@@ -9,17 +9,16 @@ from typing import Any
 import pytest
 import torch
 
-from megatron_atesd.config import ModelConfig, ParallelConfig, PrecisionConfig, TrainConfig
-from megatron_atesd.config_check import validate
+from megatron_atesd.config import ModelConfig, ParallelConfig, PrecisionConfig, TrainConfig, validate
 from megatron_atesd.errors import ConfigError
-from megatron_atesd.model import spec
+from megatron_atesd.model import spec, supported
 from megatron_atesd.model.architecture import Architecture
 from megatron_atesd.model.fp8 import fp8_fields
-from megatron_atesd.model.parallel import parallel_session
-from megatron_atesd.model.qwen3 import HiddenStateGPT, build_model, transformer_config
+from megatron_atesd.model.gpt import HiddenStateGPT, build_model
+from megatron_atesd.model.megatron_config import transformer_config
 from megatron_atesd.model.scaling_history import load_scaling_history, scaling_history
 from megatron_atesd.model.schedule import model_batches
-from megatron_atesd.train import checks
+from megatron_atesd.parallel.session import parallel_session
 
 ARCH = Architecture("qwen3", 32, 48, 2, 2, 2, 16, 21, 64, 1e4, 1e-6, tied=True, qk_norm=True)
 BF16 = ModelConfig(dtype="bf16")
@@ -113,11 +112,11 @@ def test_transformer_engine_is_taken_where_it_can_run(monkeypatch: pytest.Monkey
 
 
 def fp8_refusal(monkeypatch: pytest.MonkeyPatch, engine: bool = True, reason: str = "", tensor: int = 1) -> str:
-    monkeypatch.setattr(checks, "uses_transformer_engine", lambda model: engine)
-    monkeypatch.setattr(checks, "unavailable", lambda precision: reason)
+    monkeypatch.setattr(supported, "uses_transformer_engine", lambda model: engine)
+    monkeypatch.setattr(supported, "unavailable", lambda precision: reason)
     config = TrainConfig(model=BF16, precision=PrecisionConfig(teacher="fp8_tensorwise"), parallel=ParallelConfig(tensor=tensor))
     with pytest.raises(ConfigError) as caught:
-        checks.check_fp8(config, ARCH)
+        supported.check_fp8(config, ARCH)
     return str(caught.value)
 
 
@@ -182,11 +181,11 @@ def test_a_folder_without_history_is_fine(model: HiddenStateGPT, tmp_path: Path)
 def test_context_parallelism_that_has_kernels_passes(
     monkeypatch: pytest.MonkeyPatch, model: ModelConfig, context: int, engine: bool
 ) -> None:
-    monkeypatch.setattr(checks, "uses_transformer_engine", lambda attention: engine)
-    assert checks.check_context(TrainConfig(model=model, parallel=ParallelConfig(context=context))) is None
+    monkeypatch.setattr(supported, "uses_transformer_engine", lambda attention: engine)
+    assert supported.check_context(TrainConfig(model=model, parallel=ParallelConfig(context=context))) is None
 
 
 def test_context_parallelism_in_fp32_is_refused_with_transformer_engine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checks, "uses_transformer_engine", lambda attention: True)
+    monkeypatch.setattr(supported, "uses_transformer_engine", lambda attention: True)
     with pytest.raises(ConfigError, match=r"parallel\.context is 2 with model\.dtype fp32, .* set model\.dtype to bf16"):
-        checks.check_context(TrainConfig(parallel=ParallelConfig(context=2)))
+        supported.check_context(TrainConfig(parallel=ParallelConfig(context=2)))

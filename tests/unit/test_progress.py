@@ -9,9 +9,9 @@ import torch
 import torch.distributed as dist
 from torch.distributed import distributed_c10d
 
-from megatron_atesd.model.parallel import parallel_session
+from megatron_atesd.parallel.session import parallel_session
 from megatron_atesd.train.failure import is_lost_connection
-from megatron_atesd.train.progress import Progress, who_is_late
+from megatron_atesd.train.heartbeat import Progress, who_is_late
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def test_when_the_store_is_lost_as_well_that_is_said(monkeypatch: pytest.MonkeyP
     def lost(*_: Any) -> None:
         raise dist.DistNetworkError("recvValue failed")
 
-    monkeypatch.setattr("megatron_atesd.train.progress._place_of", lost)
+    monkeypatch.setattr("megatron_atesd.train.heartbeat._place_of", lost)
     assert who_is_late() == "the job's store is lost as well, which is on the node of rank 0"
 
 

@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from megatron_atesd.errors import DataError
-from megatron_atesd.evaluate import average, pictures, report
+from megatron_atesd.evaluate import average
+from megatron_atesd.report import pictures, run_figures
 
 ROOT = Path(__file__).resolve().parents[2]
 MATRIX = np.array([[1, 1, 1, 1], [1, 0, 0, 0], [0, 0, 0, 0], [1, 1, 0, 0]])
@@ -75,13 +76,13 @@ def first_bar(axes: Axes, label: str) -> list[float]:
 
 
 def test_each_run_is_drawn_as_it_was_logged(runs: dict[str, Path]):
-    axes = titled(report.run_figure(runs), "Reveal ratio")
+    axes = titled(run_figures.run_figure(runs), "Reveal ratio")
     drawn = {str(line.get_label()): data_of(line) for line in axes.lines}
     assert drawn == {"fixed": [[u, 1.0] for u in (1, 2, 3, 4)], "learned": [[1, 0.5], [2, 0.6], [3, 0.7], [4, 0.8]]}
 
 
 def test_a_run_has_one_colour_in_every_panel(runs: dict[str, Path]):
-    figure = report.run_figure(runs)
+    figure = run_figures.run_figure(runs)
     for start in ("Teacher", "Reveal", "Probe"):
         assert {line.get_label(): line.get_color() for line in titled(figure, start).lines} == dict(
             zip(runs, pictures.PALETTE, strict=False)
@@ -90,22 +91,24 @@ def test_a_run_has_one_colour_in_every_panel(runs: dict[str, Path]):
 
 
 def test_several_runs_get_one_legend_of_their_names(runs: dict[str, Path]):
-    assert [text.get_text() for text in report.run_figure(runs).legends[0].get_texts()] == ["fixed", "learned"]
+    assert [text.get_text() for text in run_figures.run_figure(runs).legends[0].get_texts()] == ["fixed", "learned"]
 
 
 def test_a_long_noisy_curve_is_drawn_pale_with_its_trailing_mean(tmp_path: Path):
     alphas = [0.0, 1.0] * 20
-    raw, mean = titled(report.run_figure({"run": write_run(tmp_path / "run", alphas)}), "Reveal ratio, trailing mean").lines
+    raw, mean = titled(run_figures.run_figure({"run": write_run(tmp_path / "run", alphas)}), "Reveal ratio, trailing mean").lines
     assert [y for _, y in data_of(raw)] == alphas
     assert [y for _, y in data_of(mean)[:4]] == pytest.approx([0, 1 / 2, 1 / 3, 1 / 2], abs=1e-6)
 
 
 def test_a_run_without_policy_has_no_density_panel(tmp_path: Path):
-    assert titles(report.run_figure({"run": write_run(tmp_path / "run", [1.0])})) == [title for title, _, _ in report.CURVES.values()]
+    assert titles(run_figures.run_figure({"run": write_run(tmp_path / "run", [1.0])})) == [
+        title for title, _, _ in run_figures.CURVES.values()
+    ]
 
 
 def test_the_densities_are_those_of_the_first_and_last_decision(runs: dict[str, Path]):
-    start, end = titled(report.run_figure(runs), "Exposure policy, learned").lines
+    start, end = titled(run_figures.run_figure(runs), "Exposure policy, learned").lines
     alpha = np.linspace(0, 1, pictures.GRID_POINTS)
     np.testing.assert_allclose(np.asarray(start.get_ydata(), dtype=float), pictures.beta_density(3.5, 2.0, alpha))
     np.testing.assert_allclose(np.asarray(end.get_ydata(), dtype=float), pictures.beta_density(5.5, 2.0, alpha))
@@ -130,7 +133,7 @@ def test_trailing_mean_leaves_gaps_out():
 
 
 def test_accuracy_by_difficulty_shows_the_summary_in_percent(runs: dict[str, Path]):
-    drawn = points(titled(report.quickstart_figure(summary_of("learned"), {"learned": runs["learned"]}), "Accuracy by difficulty"))
+    drawn = points(titled(run_figures.quickstart_figure(summary_of("learned"), {"learned": runs["learned"]}), "Accuracy by difficulty"))
     assert {label: [y for _, y in xy] for label, xy in drawn.items()} == {
         "before, sampled": [62.5, 25.0],
         "after, sampled": [75.0, 62.5],
@@ -141,14 +144,14 @@ def test_accuracy_by_difficulty_shows_the_summary_in_percent(runs: dict[str, Pat
 
 
 def test_the_bars_are_the_bootstrap_and_wilson_intervals(runs: dict[str, Path]):
-    axes = titled(report.quickstart_figure(summary_of("learned"), {"learned": runs["learned"]}), "Accuracy by difficulty")
+    axes = titled(run_figures.quickstart_figure(summary_of("learned"), {"learned": runs["learned"]}), "Accuracy by difficulty")
     low, high = BASE["by_difficulty"]["2"]["ci95"]
     assert first_bar(axes, "before, sampled") == pytest.approx([100 * low, 100 * high])
     assert first_bar(axes, "after, greedy") == pytest.approx([100 * end for end in average.wilson_interval(1.0, 2)])
 
 
 def test_arms_are_rows_under_the_base(runs: dict[str, Path]):
-    axes = titled(report.quickstart_figure(summary_of("fixed", "learned"), runs), "Accuracy by arm")
+    axes = titled(run_figures.quickstart_figure(summary_of("fixed", "learned"), runs), "Accuracy by arm")
     assert [label.get_text() for label in axes.get_yticklabels()] == ["before training", "fixed", "learned"]
     assert [text.get_text() for text in axes.texts] == ["43.8", "68.8", "68.8"]
     sampled = [data_of(line)[0][0] for _, line, _ in error_bars(axes) if line.get_marker() == "o"]
@@ -156,9 +159,9 @@ def test_arms_are_rows_under_the_base(runs: dict[str, Path]):
 
 
 def test_the_panels_follow_what_was_run(runs: dict[str, Path]):
-    learned = titles(report.quickstart_figure(summary_of("learned"), {"learned": runs["learned"]}))
-    fixed = titles(report.quickstart_figure(summary_of("fixed"), {"fixed": runs["fixed"]}))
-    both = titles(report.quickstart_figure(summary_of("fixed", "learned"), runs))
+    learned = titles(run_figures.quickstart_figure(summary_of("learned"), {"learned": runs["learned"]}))
+    fixed = titles(run_figures.quickstart_figure(summary_of("fixed"), {"fixed": runs["fixed"]}))
+    both = titles(run_figures.quickstart_figure(summary_of("fixed", "learned"), runs))
     assert [title.split()[0] for title in learned] == ["Accuracy", "Teacher–student", "Reveal", "Exposure"]
     assert [title.split()[0] for title in fixed] == ["Accuracy", "Teacher–student", "Reveal", "Probe"]
     assert [title.split()[0] for title in both] == ["Accuracy", "Accuracy", "Teacher–student", "Reveal", "Exposure", "Probe"]
@@ -166,7 +169,7 @@ def test_the_panels_follow_what_was_run(runs: dict[str, Path]):
 
 
 def test_no_text_overlaps_another(runs: dict[str, Path]):
-    figure = report.quickstart_figure(summary_of("fixed", "learned"), runs)
+    figure = run_figures.quickstart_figure(summary_of("fixed", "learned"), runs)
     figure.draw_without_rendering()
     boxes = [axes.get_tightbbox() for axes in figure.axes] + [figure.legends[0].get_window_extent()]
     clashes = [
@@ -181,7 +184,7 @@ def test_no_text_overlaps_another(runs: dict[str, Path]):
 def test_greedy_answers_may_be_missing(runs: dict[str, Path]):
     evaluation = average.summarize(MATRIX, None, ["2", "2", "3", "3"])
     arms = {"arms": {"fixed": {"base": evaluation, "final": evaluation}}}
-    assert set(points(titled(report.quickstart_figure(arms, {"fixed": runs["fixed"]}), "Accuracy"))) == {
+    assert set(points(titled(run_figures.quickstart_figure(arms, {"fixed": runs["fixed"]}), "Accuracy"))) == {
         "before, sampled",
         "after, sampled",
     }
@@ -189,7 +192,7 @@ def test_greedy_answers_may_be_missing(runs: dict[str, Path]):
 
 def test_without_difficulties_all_problems_are_one_bin(runs: dict[str, Path]):
     arms = {"arms": {"fixed": {"base": average.summarize(MATRIX), "final": average.summarize(MATRIX)}}}
-    axes = titled(report.quickstart_figure(arms, {"fixed": runs["fixed"]}), "Accuracy")
+    axes = titled(run_figures.quickstart_figure(arms, {"fixed": runs["fixed"]}), "Accuracy")
     assert [label.get_text() for label in axes.get_xticklabels()] == ["all"]
     assert [y for _, y in points(axes)["after, sampled"]] == [43.75]
 
@@ -198,17 +201,17 @@ def test_a_missing_figure_is_named(runs: dict[str, Path]):
     summary = summary_of("learned")
     del summary["arms"]["learned"]["final"]["by_difficulty"]["3"]["ci95"]
     with pytest.raises(DataError, match=r"arms\.learned\.final\.by_difficulty\.3 lacks ci95"):
-        report.quickstart_figure(summary, runs)
+        run_figures.quickstart_figure(summary, runs)
 
 
 def test_no_arm_is_refused(runs: dict[str, Path]):
     with pytest.raises(DataError, match="no arms"):
-        report.quickstart_figure({}, runs)
+        run_figures.quickstart_figure({}, runs)
 
 
 def test_the_report_is_a_picture_of_that_figure(runs: dict[str, Path], tmp_path: Path):
-    out = tmp_path / "new" / "report.svg"
-    report.quickstart_report(summary_of("fixed", "learned"), runs, out)
+    out = tmp_path / "new" / "run_figures.svg"
+    run_figures.quickstart_report(summary_of("fixed", "learned"), runs, out)
     assert out.read_text().count('id="axes_') == 6
 
 
@@ -217,7 +220,7 @@ def test_an_unusable_run_is_refused(tmp_path: Path, content: str | None, reason:
     if content is not None:
         (tmp_path / "metrics.jsonl").write_text(content)
     with pytest.raises(DataError, match=reason):
-        report.load_metrics(tmp_path)
+        run_figures.load_metrics(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -233,19 +236,19 @@ def test_an_unusable_run_is_refused(tmp_path: Path, content: str | None, reason:
 def test_a_line_that_holds_no_metrics_is_named(tmp_path: Path, line: str, reason: str):
     (tmp_path / "metrics.jsonl").write_text(f'{{"update": 1}}\n{line}\n')
     with pytest.raises(DataError) as refused:
-        report.load_metrics(tmp_path)
+        run_figures.load_metrics(tmp_path)
     assert str(refused.value).startswith(f"{tmp_path / 'metrics.jsonl'}:2: {reason}")
 
 
 def test_a_picture_that_cannot_be_written_is_refused(runs: dict[str, Path], tmp_path: Path):
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="cannot write the picture"):
-        pictures.save(report.run_figure(runs), tmp_path / "file" / "run.png")
+        pictures.save(run_figures.run_figure(runs), tmp_path / "file" / "run.png")
 
 
 def test_null_is_a_gap(tmp_path: Path):
     (tmp_path / "metrics.jsonl").write_text('{"update": 1, "distill/kl": null}\n{"update": 2, "distill/kl": 0.5}\n')
-    np.testing.assert_array_equal(report.load_metrics(tmp_path)["distill/kl"], [np.nan, 0.5])
+    np.testing.assert_array_equal(run_figures.load_metrics(tmp_path)["distill/kl"], [np.nan, 0.5])
 
 
 def plot_run(*arguments: object) -> subprocess.CompletedProcess[str]:

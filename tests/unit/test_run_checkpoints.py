@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from megatron_atesd.checkpoint.folders import clean, recover, replace_folder
+from megatron_atesd.checkpoint.manifest import MANIFEST, checksums, listed_files, write_manifest
+from megatron_atesd.checkpoint.run_checkpoints import Saver, check_fresh, choose, fault_of, set_aside, start_from, step_folders, superfluous
 from megatron_atesd.config import CheckpointConfig
 from megatron_atesd.errors import CheckpointError, TrainingError
-from megatron_atesd.folders import clean, recover, replace_folder
-from megatron_atesd.model.parallel import parallel_session
-from megatron_atesd.train.manifest import MANIFEST, checksums, listed_files, write_manifest
+from megatron_atesd.parallel.session import parallel_session
 from megatron_atesd.train.preemption import StopRequest
-from megatron_atesd.train.run_checkpoints import Saver, check_fresh, choose, fault_of, set_aside, start_from, step_folders, superfluous
 
 
 def checkpoint(folder: Path, content: str = "weights") -> Path:

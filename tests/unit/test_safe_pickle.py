@@ -8,16 +8,16 @@ from typing import Any
 
 import pytest
 import torch
-from convert_models import end_process_groups, save_model
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata
 
 from checkpoints_convert import hf_to_megatron, megatron_to_hf
 from checkpoints_convert.command import single_process, whole_model
-from checkpoints_convert.torch_dist import StoredTensors
+from megatron_atesd.checkpoint.reading import MODEL_PREFIX, read_folder
+from megatron_atesd.checkpoint.safe_pickle import check_metadata, guarded
+from megatron_atesd.checkpoint.torch_dist import StoredTensors
 from megatron_atesd.errors import CheckpointError
-from megatron_atesd.model.qwen3 import read_architecture
-from megatron_atesd.train.checkpoint import MODEL_PREFIX, read_folder
-from megatron_atesd.train.safe_pickle import check_metadata, guarded
+from megatron_atesd.model.hf_config import read_architecture
+from tests.support.convert_models import end_process_groups, save_model
 
 
 class Payload:

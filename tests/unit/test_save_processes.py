@@ -7,7 +7,7 @@ from pathlib import Path
 
 import psutil
 
-from megatron_atesd.train.saving import _write_and_sum
+from megatron_atesd.checkpoint.saving import _write_and_sum
 
 CONTEXT = get_context("fork")  # as megatron.core starts them
 

@@ -10,8 +10,7 @@ from transformers import LlamaConfig
 
 from examples.smollm2_gsm.base_model import extract_gguf, plain_config
 from examples.smollm2_gsm.compare import greedy_response, sample_text, seconds_text, style
-from megatron_atesd.config_check import ModelShape, validate
-from megatron_atesd.config_load import load_config
+from megatron_atesd.config import ModelShape, load_config, validate
 from megatron_atesd.errors import DataError
 from megatron_atesd.records import Problem
 

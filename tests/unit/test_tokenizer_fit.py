@@ -8,21 +8,21 @@ from typing import Any
 import pytest
 import sentencepiece
 import torch
-from convert_models import save_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from checkpoints_convert import hf_to_megatron, megatron_to_hf
 from checkpoints_convert.command import single_process, whole_model
 from checkpoints_convert.verify import TEXT
-from checkpoints_convert.weights import load_hf_weights
+from megatron_atesd.checkpoint.hf_weights import load_hf_weights
 from megatron_atesd.config import PromptConfig, RolloutConfig
 from megatron_atesd.data.prompts import PromptRenderer
 from megatron_atesd.data.tokenizer import check_tokenizer, id_limit, load_tokenizer
 from megatron_atesd.errors import ConfigError, DataError
-from megatron_atesd.model.qwen3 import read_architecture
+from megatron_atesd.model.hf_config import read_architecture
 from megatron_atesd.records import Problem
 from megatron_atesd.rollout.generate import generate
+from tests.support.convert_models import save_model
 
 WORDS, ROWS = 300, 320
 TEXTS = [f"user {a} plus {b} makes {a + b}. The answer is \\boxed{{{a + b}}} reference assistant" for a in range(30) for b in range(30)]

@@ -8,14 +8,14 @@ import pytest
 import torch
 from transformers import Qwen3ForCausalLM
 
-from megatron_atesd.config_load import load_config
+from megatron_atesd.config import load_config
 from megatron_atesd.data.problems import load_problems
 from megatron_atesd.distill.divergence import Divergence
-from megatron_atesd.model.parallel import parallel_session
+from megatron_atesd.parallel.session import parallel_session
 from megatron_atesd.records import Problem, Rollout
 from megatron_atesd.train import loop
-from megatron_atesd.train.run import TrainingRun
-from tests.end_to_end.small_run import arguments, save_inputs
+from megatron_atesd.train.training_run import TrainingRun
+from tests.support.small_run import arguments, save_inputs
 
 ALPHA = 0.3
 

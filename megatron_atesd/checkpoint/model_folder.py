@@ -1,0 +1,61 @@
+"""What a model path may be: a Hugging Face folder, a Megatron model folder (`weights/` beside `hf/`), for export also a run directory."""
+
+import sys
+from pathlib import Path
+
+from megatron_atesd.checkpoint.hf_weights import load_hf_weights
+from megatron_atesd.checkpoint.reading import MODEL_PREFIX, check_model_folder, model_state, read_folder
+from megatron_atesd.checkpoint.run_checkpoints import choose, step_folders
+from megatron_atesd.errors import CheckpointError
+from megatron_atesd.model.gpt import HiddenStateGPT
+from megatron_atesd.parallel.agreement import place
+
+
+def find_hf(folder: Path) -> Path:
+    """Where config.json and the tokenizer are: the folder itself, or its hf/.
+
+    Raises CheckpointError when neither has a config.json.
+    """
+    for candidate in (folder, folder / "hf"):
+        if (candidate / "config.json").is_file():
+            return candidate
+    if steps := step_folders(folder / "checkpoints"):
+        raise CheckpointError(f"{folder}: a run directory, not a model; give one of its checkpoints, such as {steps[0]}")
+    raise CheckpointError(
+        f"{folder}: neither a Hugging Face folder (config.json) nor a Megatron model folder (weights/ and hf/config.json); "
+        "give the folder of a downloaded model or the output of checkpoints_convert/hf_to_megatron.py"
+    )
+
+
+def find_model_folder(path: Path) -> Path:
+    """The Megatron model folder that `path` means: itself (also a checkpoint step_N), or the newest valid checkpoint of a run
+    directory; its files are checked.
+
+    Raises CheckpointError when there is none, or a file of it is damaged.
+    """
+    if (path / "weights").is_dir():
+        check_model_folder(path)
+        return path
+    chosen = choose(path if path.name == "checkpoints" else path / "checkpoints")
+    if chosen.folder is None:
+        there = ", ".join(step.name for step in step_folders(path.parent))
+        raise CheckpointError(
+            f"{path}: neither a Megatron model folder (weights/ and hf/) nor a run directory with a checkpoint; give the output of "
+            f"hf_to_megatron.py, a run.dir, or a checkpoint" + (f" ({path.parent} holds {there})" if there else "")
+        )
+    if place()[0] == 0:
+        print(f"using {chosen.folder} ({chosen.why})", file=sys.stderr, flush=True)
+    return chosen.folder
+
+
+def load_model_weights(model: HiddenStateGPT, folder: Path) -> None:
+    """Fill the model of this rank from a Hugging Face folder or a Megatron model folder, at any TP × PP. Collective.
+
+    Raises ConversionError for Hugging Face weights that do not fit, CheckpointError for anything else.
+    """
+    if (folder / "config.json").is_file():
+        load_hf_weights(model, folder)
+        return
+    find_hf(folder)
+    loaded = read_folder(folder, model_state(model))
+    model.load_state_dict({name.removeprefix(MODEL_PREFIX): value for name, value in loaded.items() if name.startswith(MODEL_PREFIX)})

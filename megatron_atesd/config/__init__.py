@@ -1,0 +1,66 @@
+"""Every setting of a run: the sections, their rules, and the way from YAML files and options to them."""
+
+from megatron_atesd.config.fields import all_settings
+from megatron_atesd.config.loading import build_parser, load_config, package_versions, save_config
+from megatron_atesd.config.megatron_sections import build_section
+from megatron_atesd.config.rules import (
+    ModelShape,
+    layout_problems,
+    parallel_problems,
+    precision_problems,
+    refuse,
+    section_problems,
+    validate,
+    validate_exposure,
+)
+from megatron_atesd.config.schema import (
+    OPTIMIZER_DEFAULTS,
+    CheckpointConfig,
+    DataConfig,
+    DistillConfig,
+    ExposureConfig,
+    ModelConfig,
+    MonitorConfig,
+    ParallelConfig,
+    Precision,
+    PrecisionConfig,
+    PromptConfig,
+    RolloutConfig,
+    RunConfig,
+    ScheduleConfig,
+    TrainConfig,
+    fp8_recipe,
+)
+
+__all__ = [
+    "OPTIMIZER_DEFAULTS",
+    "CheckpointConfig",
+    "DataConfig",
+    "DistillConfig",
+    "ExposureConfig",
+    "ModelConfig",
+    "ModelShape",
+    "MonitorConfig",
+    "ParallelConfig",
+    "Precision",
+    "PrecisionConfig",
+    "PromptConfig",
+    "RolloutConfig",
+    "RunConfig",
+    "ScheduleConfig",
+    "TrainConfig",
+    "all_settings",
+    "build_parser",
+    "build_section",
+    "fp8_recipe",
+    "layout_problems",
+    "load_config",
+    "package_versions",
+    "parallel_problems",
+    "precision_problems",
+    "refuse",
+    "save_config",
+    "section_problems",
+    "validate",
+    "validate_exposure",
+]

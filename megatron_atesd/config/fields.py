@@ -1,0 +1,89 @@
+"""The names, types and descriptions of all settings, read off the dataclasses of config.py."""
+
+import difflib
+import types
+from collections.abc import Collection
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import docstring_parser
+
+from megatron_atesd.config.schema import TrainConfig
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting: its dotted name, type, default and docstring line. A pass-through section is one setting of type dict."""
+
+    name: str
+    hint: Any
+    default: Any
+    help: str
+
+
+def section_types() -> dict[str, Any]:
+    """Section name → its dataclass, or dict for the sections passed through to megatron.core."""
+    return get_type_hints(TrainConfig)
+
+
+def section_title(section: str) -> str:
+    """First docstring line of a section."""
+    return docstring_parser.parse(section_types()[section].__doc__ or "").short_description or section
+
+
+def section_settings(section: str) -> list[Setting]:
+    """The settings of one section in their order of definition."""
+    cls = section_types()[section]
+    if not is_dataclass(cls):
+        return [Setting(section, cls, {}, _argument_help(TrainConfig)[section])]
+    lines, hints = _argument_help(cls), get_type_hints(cls)
+    return [Setting(f"{section}.{f.name}", hints[f.name], f.default, lines.get(f.name, "")) for f in fields(cls)]
+
+
+def all_settings() -> dict[str, Setting]:
+    """Dotted name → setting, over all sections."""
+    return {setting.name: setting for section in section_types() for setting in section_settings(section)}
+
+
+def _argument_help(cls: Any) -> dict[str, str]:
+    return {p.arg_name: " ".join((p.description or "").split()) for p in docstring_parser.parse(cls.__doc__ or "").params}
+
+
+def did_you_mean(name: str, known: Collection[str]) -> str:
+    """`; did you mean a or b?` with the settings of the same last part, or else the most similar name; empty if there is none."""
+    same_key = [candidate for candidate in known if candidate.rpartition(".")[2] == name.rpartition(".")[2]]
+    matches = same_key or difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {' or '.join(matches)}?" if matches else ""
+
+
+def accepts(hint: Any, value: Any) -> bool:
+    """Whether a YAML value fits a type; types that YAML cannot spell (callables, tensor types, …) are not judged."""
+    origin = get_origin(hint)
+    if hint is Any or origin is Literal:
+        return hint is Any or any(value == option and type(value) is type(option) for option in get_args(hint))
+    if origin in (Union, types.UnionType):
+        return any(accepts(option, value) for option in get_args(hint))
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    plain = types.NoneType if hint is None else origin or hint
+    return not (plain in (bool, str, list, dict, types.NoneType) and not isinstance(value, plain))
+
+
+def describe(hint: Any) -> str:
+    """A type in words, for messages."""
+    words = {bool: "true or false", int: "a whole number", float: "a number", str: "text", dict: "a mapping", list: "a list"}
+    origin = get_origin(hint)
+    if origin is Literal:
+        return "one of " + ", ".join(str(option) for option in get_args(hint))
+    if origin in (Union, types.UnionType):
+        return " or ".join(describe(option) for option in get_args(hint))
+    if hint in (None, types.NoneType):
+        return "null"
+    return words.get(origin or hint, str(hint))
+
+
+def spell(value: Any) -> str:
+    """A value as it would stand in YAML, for messages."""
+    return {None: "null", True: "true", False: "false"}[value] if value is None or isinstance(value, bool) else repr(value)

@@ -1,0 +1,31 @@
+"""This rank's place in the process groups, and what one rank hands to the others of its group."""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+
+
+def is_main() -> bool:
+    """True on the one rank that writes files and talks to the user."""
+    return dist.get_rank() == 0
+
+
+def broadcast_from_last_stage(tensor: torch.Tensor) -> None:
+    """Overwrite `tensor` on every pipeline stage with the last stage's. Collective over the pipeline; nothing to do without one."""
+    if parallel_state.get_pipeline_model_parallel_world_size() > 1:
+        group: Any = parallel_state.get_pipeline_model_parallel_group()
+        dist.broadcast(tensor, parallel_state.get_pipeline_model_parallel_last_rank(), group)
+
+
+def broadcast_over_tensor_ranks(tensor: torch.Tensor) -> None:
+    """Overwrite `tensor` on every tensor-parallel rank with the first one's. Collective over them; nothing to do without others."""
+    if parallel_state.get_tensor_model_parallel_world_size() > 1:
+        group: Any = parallel_state.get_tensor_model_parallel_group()
+        dist.broadcast(tensor, parallel_state.get_tensor_model_parallel_src_rank(), group)
+
+
+def data_parallel_place() -> tuple[int, int]:
+    """(rank, size) in data parallelism: which share of a batch is this process's."""
+    return parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()

@@ -1,0 +1,175 @@
+"""What a run tells while it runs: metrics.jsonl, TensorBoard, and one console line an update.
+
+    with Monitor(run_dir, total_updates=100, config=config.monitor, is_main=is_main(), start=0) as monitor:
+        monitor.log(1, {"distill/loss": 0.3, …})
+
+metrics.jsonl holds one JSON object an update with sorted keys and `"update"`; a value that is not finite is null (JSON has no NaN).
+"""
+
+import importlib.util
+import json
+import math
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from megatron_atesd.config import MonitorConfig
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+# metric name → how the console shows it
+CONSOLE = {
+    "distill/loss": "loss {:.4f}",
+    "distill/kl": "kl {:.4f}",
+    "exposure/alpha": "α {:.2f}",
+    "probe/nll": "probe nll {:.4f}",
+    "rollout/accuracy": "accuracy {:.3f}",
+    "perf/tokens_per_second": "{:,.0f} tokens/s",
+    "time/step": "{:.2f} s",
+}
+
+
+def keep_lines_until(path: Path, update: int) -> list[dict[str, Any]]:
+    """Cut metrics.jsonl back to the updates up to `update` and return them; a line torn by a killed run goes too.
+
+    update = 0 keeps nothing: the run starts anew. The file is replaced in one step, so a crash leaves the old or the new one.
+    """
+    if not path.exists():
+        return []
+    kept = [] if update == 0 else [line for line in map(_decode, path.read_text().splitlines()) if line and line["update"] <= update]
+    partial = path.with_suffix(".partial")
+    with partial.open("w") as file:
+        file.writelines(_encode(line) for line in kept)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+    return kept
+
+
+def _decode(line: str) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError:
+        return None
+    return record if isinstance(record, dict) and isinstance(record.get("update"), int) else None
+
+
+def _encode(record: Mapping[str, Any]) -> str:
+    return json.dumps(record, sort_keys=True, allow_nan=False) + "\n"
+
+
+def console_line(update: int, total: int, metrics: Mapping[str, float], eta_s: float | None = None) -> str:
+    """The line of one update: the known metrics, in the order of `CONSOLE`, and the remaining time if given (seconds)."""
+    shown = [form.format(metrics[name]) for name, form in CONSOLE.items() if name in metrics]
+    if eta_s is not None:
+        minutes, seconds = divmod(round(eta_s), 60)
+        shown.append(f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d} left")
+    return f"update {update:>{len(str(total))}}/{total}  " + "  ".join(shown)
+
+
+class Monitor:
+    """Writes a run's metrics; on ranks other than the main one every verb does nothing.
+
+    start: finished updates of the checkpoint that the run goes on from. Later lines and TensorBoard events are dropped, so that both
+    read as of an unbroken run.
+    """
+
+    def __init__(self, run_dir: Path, total_updates: int, config: MonitorConfig, is_main: bool, start: int) -> None:
+        self._run_dir = run_dir
+        self._total = total_updates
+        self._config = config
+        self._is_main = is_main
+        self._start = start
+        self._alphas: list[float] = []
+        self._file: TextIO | None = None
+        self._writer: SummaryWriter | None = None
+        self._console = Console(markup=False, highlight=False, soft_wrap=True)
+        self._progress: Progress | None = None
+        self._told: set[str] = set()
+        self._began = time.monotonic()
+
+    def __enter__(self) -> "Monitor":
+        if not self._is_main:
+            return self
+        self._run_dir.mkdir(parents=True, exist_ok=True)
+        path = self._run_dir / "metrics.jsonl"
+        kept = keep_lines_until(path, self._start)
+        self._alphas = [line["exposure/alpha"] for line in kept if line.get("exposure/alpha") is not None]
+        self._file = path.open("a")
+        if self._config.tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(str(self._run_dir / "tensorboard"), purge_step=self._start + 1 if self._start else 0)
+        if self._console.is_terminal:
+            self._progress = _progress(self._console)
+            self._progress.add_task("training", total=self._total, completed=self._start)
+            self._progress.start()
+        self._began = time.monotonic()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+        if self._writer is not None:
+            self._writer.close()
+        if self._file is not None:
+            self._file.close()
+
+    def log(self, update: int, metrics: Mapping[str, float]) -> None:
+        """Record the metrics of finished update number `update` (from 1) in all three sinks; draws the policy when it is due."""
+        if not self._is_main:
+            return
+        assert self._file is not None, "log() belongs inside the with block"
+        record = {name: float(value) if math.isfinite(value) else None for name, value in metrics.items()}
+        self._file.write(_encode(record | {"update": update}))
+        self._file.flush()
+        if self._writer is not None:
+            for name, value in metrics.items():
+                self._writer.add_scalar(name, value, update)
+        self._show(update, metrics)
+        if "exposure/alpha" in metrics:
+            self._alphas.append(float(metrics["exposure/alpha"]))
+        due = self._config.figure_every and update % self._config.figure_every == 0
+        if due and "exposure/a" in metrics:
+            self.figure(update, float(metrics["exposure/a"]), float(metrics["exposure/b"]), self._alphas)
+
+    def figure(self, update: int, a: float, b: float, alphas: Sequence[float]) -> None:
+        """Put a picture of the policy's density Beta(a, b) and the α used so far into TensorBoard; without matplotlib, say so once."""
+        if self._writer is None:
+            return
+        if importlib.util.find_spec("matplotlib") is None:
+            self._tell_once("no exposure pictures in TensorBoard: they need matplotlib (pip install 'megatron-atesd[plots]')")
+            return
+        from megatron_atesd.report.pictures import beta_figure
+
+        self._writer.add_figure("exposure/policy", beta_figure(update, a, b, alphas), update)
+
+    def message(self, text: str) -> None:
+        """Say something to the person who watches, above the progress bar if there is one."""
+        if self._is_main:
+            self._console.print(text)
+
+    def _show(self, update: int, metrics: Mapping[str, float]) -> None:
+        if self._progress is not None:
+            self._progress.update(self._progress.task_ids[0], completed=update)
+            self._console.print(console_line(update, self._total, metrics))
+            return
+        pace = (time.monotonic() - self._began) / max(1, update - self._start)
+        self._console.print(console_line(update, self._total, metrics, eta_s=pace * (self._total - update)))
+
+    def _tell_once(self, text: str) -> None:
+        if text not in self._told:
+            self._told.add(text)
+            self.message(text)
+
+
+def _progress(console: Console) -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=console, transient=False)

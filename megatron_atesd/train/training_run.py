@@ -1,0 +1,193 @@
+"""A training run put together: every part built once from the configuration, and its whole state for a checkpoint."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from megatron.core import parallel_state
+
+from megatron_atesd.checkpoint.model_folder import find_hf, load_model_weights
+from megatron_atesd.checkpoint.random_states import restore_rng, rng_states
+from megatron_atesd.checkpoint.reading import check_model_folder, read_folder
+from megatron_atesd.config import TrainConfig
+from megatron_atesd.data.problems import last_boxed
+from megatron_atesd.data.prompts import PromptRenderer
+from megatron_atesd.data.sampler import ProblemSampler, fingerprint
+from megatron_atesd.data.tokenizer import load_tokenizer
+from megatron_atesd.distill.divergence import Divergence
+from megatron_atesd.distill.likelihood import mean_nll
+from megatron_atesd.distill.step import Example, StepResult, example_losses, measure_step
+from megatron_atesd.distill.teacher import Teacher
+from megatron_atesd.errors import CheckpointError
+from megatron_atesd.exposure.service import ExposureService
+from megatron_atesd.model.gpt import build_model
+from megatron_atesd.model.hf_config import read_architecture
+from megatron_atesd.model.megatron_config import megatron_settings
+from megatron_atesd.model.packing import TokenIds
+from megatron_atesd.model.scaling_history import load_scaling_history, scaling_history
+from megatron_atesd.parallel.groups import data_parallel_place
+from megatron_atesd.records import Exposure, Problem, Rollout, UpdateStats
+from megatron_atesd.rollout.generate import generate
+from megatron_atesd.rollout.sampling import sequence_seed
+from megatron_atesd.train.checks import check_prompts, check_unchanged
+from megatron_atesd.train.finite import Skipped, check_probe, check_weights
+from megatron_atesd.train.heartbeat import Progress
+from megatron_atesd.train.optimizer import build_optimization
+
+
+class TrainingRun:
+    """Data, model, teacher, optimizer and exposure service of one run; create it inside `parallel_session`."""
+
+    def __init__(self, config: TrainConfig, problems: Sequence[Problem], probe_problems: Sequence[Problem]) -> None:
+        self.config, self.probe_problems = config, probe_problems
+        self.progress = Progress(config.parallel.timeout_minutes)
+        self.progress.enter("the start")
+        self.hf_folder = find_hf(Path(config.model.path))
+        architecture = read_architecture(self.hf_folder)
+        self.renderer = PromptRenderer(load_tokenizer(self.hf_folder, architecture.vocabulary), config.prompt, config.exposure.reveal)
+        check_prompts(self.renderer, [*problems, *probe_problems])
+        self.sampler = ProblemSampler(problems, config.data.batch, config.run.seed, *data_parallel_place())
+        self.model = build_model(architecture, megatron_settings(config, architecture), config.parallel.packed)
+        check_model_folder(Path(config.model.path))
+        load_model_weights(self.model, Path(config.model.path))
+        check_weights(self.model.named_parameters(), Path(config.model.path))
+        distill = config.distill
+        self.teacher = Teacher(self.model, distill.teacher, distill.ema_decay, distill.teacher_offload, config.precision.teacher)
+        self.optimization = build_optimization(self.model, config.optimizer, config.ddp, config.schedule, config.run.updates)
+        self.service = ExposureService(config.exposure, config.run.updates, config.run.seed)
+        self.probe_rollouts: list[Rollout] = []
+        self.skipped = Skipped(Path(config.run.dir) / "skipped", config.run.max_skipped)
+
+    @cached_property
+    def divergence(self) -> Divergence:
+        distill = self.config.distill
+        temperature = distill.temperature or self.config.rollout.temperature
+        return Divergence(distill.divergence, distill.jsd_beta, distill.clip, temperature, distill.chunk, distill.top_k, distill.compile)
+
+    def rollout(self, problems: Sequence[Problem], update: int) -> list[Rollout]:
+        """One student response a problem; the seed of each is made of run seed, update and problem."""
+        prompts = [self.renderer.student(problem) for problem in problems]
+        seeds = [sequence_seed(self.config.run.seed, update, problem.id) for problem in problems]
+        with self.model.computing_in(self.config.precision.rollout):
+            responses = generate(self.model, prompts, seeds, self.renderer.stop_ids, self.config.rollout, self.renderer.id_limit)
+        return [Rollout(p, prompt, r.ids, r.truncated) for p, prompt, r in zip(problems, prompts, responses, strict=True)]
+
+    def examples(self, rollouts: Sequence[Rollout], alpha: float) -> list[Example]:
+        """Both roles' view of each rollout at reveal ratio `alpha`."""
+        return [Example(r.prompt_ids, self.teacher_prompt(r.problem, alpha), r.response_ids) for r in rollouts]
+
+    def teacher_prompt(self, problem: Problem, alpha: float) -> TokenIds:
+        """Ids of the teacher's prompt; in mode none it is the student's."""
+        if self.config.exposure.mode == "none":
+            return self.renderer.student(problem)
+        return self.renderer.teacher(problem, alpha).prompt_ids
+
+    def answered(self, rollout: Rollout) -> bool:
+        """Whether the last boxed answer is the reference's, letter by letter (evaluation grades by meaning)."""
+        return last_boxed(self.renderer.decode(rollout.response_ids)) == rollout.problem.answer
+
+    @cached_property
+    def probe_pairs(self) -> list[tuple[TokenIds, TokenIds]]:
+        return [(self.renderer.student(p), self.renderer.reference(p)) for p in self.probe_problems]
+
+    def probe(self, update: int, exposure: Exposure, result: StepResult | None) -> UpdateStats:
+        """What the controller learns after `update` finished updates. Collective over all ranks.
+
+        Raises TrainingError when it is not finite.
+        """
+        learned = self.config.exposure.mode == "learned"
+        stats = UpdateStats(
+            update=update,
+            kl=result.kl if result else 0.0,
+            disagreement=result.disagreement if result else 0.0,
+            confidence=result.confidence if result else 0.0,
+            probe_nll=mean_nll(self.model, self.probe_pairs, self.config.parallel.micro_batch_tokens),
+            grounding=self._grounding(exposure.alpha) if learned else math.nan,
+            probe_kl=self._probe_kl() if learned and self.config.exposure.progress == "probe_kl" else None,
+        )
+        grounding = stats.grounding if learned else None
+        check_probe({"the probe's NLL": stats.probe_nll, "its grounding": grounding, "its KL": stats.probe_kl}, update)
+        return stats
+
+    def keep_batch(self, update: int, exposure: Exposure, rollouts: Sequence[Rollout]) -> None:
+        """Write the batch of a skipped update for inspection. Collective over the ranks of one model."""
+        losses = example_losses(self.model, self.teacher, self.examples(rollouts, exposure.alpha), self.divergence)
+        if losses and parallel_state.get_tensor_model_parallel_rank() == parallel_state.get_context_parallel_rank() == 0:
+            self.skipped.save(update, data_parallel_place()[0], exposure.alpha, rollouts, losses)
+
+    def _grounding(self, alpha: float) -> float:
+        """Mean log-probability (nats per token) of the probe references under the exposed teacher.
+
+        A fixed set of problems: grounding moves with α and the teacher's weights, not with the batch.
+        """
+        text = self.renderer.reference if self.config.exposure.grounding == "solution" else self.renderer.answer
+        pairs = [(self.teacher_prompt(p, alpha), text(p)) for p in self.probe_problems]
+        with self.teacher.applied():
+            return -mean_nll(self.model, pairs, self.config.parallel.micro_batch_tokens)
+
+    def _probe_kl(self) -> float:
+        """KL at the fixed probe exposure on the rollouts that the start's student gave for the probe problems."""
+        if not self.probe_rollouts:
+            self.probe_rollouts = self.rollout(self.probe_problems, update=-1)
+        rank, size = data_parallel_place()
+        examples = self.examples(self.probe_rollouts[rank::size], self.config.exposure.probe_exposure)
+        return measure_step(self.model, self.teacher, examples, self.divergence, self.config.parallel.micro_batch_tokens).kl
+
+    def state(self, update: int, loading: bool = False) -> dict[str, Any]:
+        """Everything that a resumed run needs, as megatron.core's sharded state. Collective when saving."""
+        model = self.model.sharded_state_dict(prefix="model.")
+        optimizer = self.optimization.sharded_state_dict(model, loading)
+        state = {"model": model, "teacher": self.teacher.sharded_state_dict(), "optimizer": optimizer}
+        if loading:
+            return state
+        return state | {
+            "run": {
+                "update": update,
+                "scheduler": self.optimization.scheduler.state_dict(),
+                "sampler": self.sampler.state_dict(),
+                "probe": fingerprint(self.probe_problems),
+                "exposure": on_every_rank(self.service.state_dict()),
+                "scaling_history": on_every_rank(scaling_history(self.model)),
+                "probe_responses": [(r.response_ids, r.truncated) for r in self.probe_rollouts],
+                "rng": rng_states(),
+                "skipped_in_a_row": self.skipped.in_a_row,
+                "config": asdict(self.config),
+            }
+        }
+
+    def load(self, folder: Path) -> int:
+        """Continue from a checkpoint; returns its number of finished updates. Collective."""
+        loaded = read_folder(folder, self.state(0, loading=True))
+        if "run" not in loaded:
+            raise CheckpointError(f"{folder}: holds weights but no training state; give it as model.path to start a new run from it")
+        run = loaded["run"]
+        self.sampler.check(run["sampler"])
+        check_unchanged(run["config"], asdict(self.config))
+        if run["probe"] != fingerprint(self.probe_problems):
+            raise CheckpointError(f"data.probe holds other problems than the run that {folder} continues: give the same file")
+        self.model.load_state_dict({name.removeprefix("model."): value for name, value in loaded["model"].items()})
+        self.teacher.load_state_dict(loaded["teacher"])
+        self.optimization.load_state_dict(loaded["optimizer"])
+        self.optimization.scheduler.load_state_dict(run["scheduler"])
+        self.service.load_state_dict(run["exposure"])
+        load_scaling_history(self.model, run.get("scaling_history", {}))
+        self.probe_rollouts = [
+            Rollout(problem, self.renderer.student(problem), tuple(ids), truncated)
+            for problem, (ids, truncated) in zip(self.probe_problems, run["probe_responses"], strict=False)
+        ]
+        check_weights([*self.model.named_parameters(), *((f"teacher tensor {i}", w) for i, w in enumerate(self.teacher.weights))], folder)
+        in_a_row = run.get("skipped_in_a_row", 0)
+        self.skipped.in_a_row = in_a_row if in_a_row < self.skipped.limit else 0  # a run that ended for it begins to count anew
+        restore_rng(run["rng"])
+        return int(run["update"])
+
+
+def on_every_rank(of_rank_0: Any) -> Any:
+    """Rank 0's object on all ranks: what every rank saves alike must be alike. Collective."""
+    box = [of_rank_0]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]

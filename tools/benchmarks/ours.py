@@ -1,0 +1,77 @@
+"""This project's engine on one process, as training runs it; the loss can be exchanged."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from benchmarks.dense import dense_loss
+from benchmarks.job import CLIP_NORM, LEARNING_RATE, Job, Step
+from benchmarks.watch import Stopwatch
+from megatron_atesd.checkpoint.hf_weights import load_hf_weights
+from megatron_atesd.config import ScheduleConfig
+from megatron_atesd.distill import step as distill
+from megatron_atesd.distill.fused import Divergence, distill_loss
+from megatron_atesd.distill.teacher import Teacher
+from megatron_atesd.model.gpt import build_model
+from megatron_atesd.model.hf_config import read_architecture
+from megatron_atesd.model.megatron_config import transformer_config
+from megatron_atesd.parallel.session import parallel_session
+from megatron_atesd.train.optimizer import Optimization, build_optimization
+
+LOSSES = {"ours": distill_loss, "naive": dense_loss}
+
+
+@contextmanager
+def engine(job: Job) -> Iterator[Step]:
+    """A step with the weights of the job's model folder; teacher, student and loss add up to the whole of distill_step."""
+    with parallel_session():
+        architecture = read_architecture(Path(job.model))
+        model = build_model(architecture, transformer_config(architecture, 1, 1, False, job.dtype))
+        load_hf_weights(model, Path(job.model))
+        teacher = Teacher(model, "initial")
+        optimizer = {"lr": LEARNING_RATE, "clip_grad": CLIP_NORM, "weight_decay": 0.0}
+        optimization = build_optimization(model, optimizer, {}, ScheduleConfig(), job.warmup + job.steps)
+
+        def step(watch: Stopwatch) -> tuple[float, float]:
+            result, norm = timed_update(
+                watch, optimization, LOSSES[job.contender], lambda: distill_step(optimization.wrapped, model, teacher, job)
+            )
+            return result.loss, norm
+
+        yield step
+
+
+def timed_update(
+    watch: Stopwatch, optimization: Optimization, loss: Callable[..., Any], passes: Callable[[], distill.StepResult]
+) -> tuple[distill.StepResult, float]:
+    """Result of `passes` (distill_step, with this loss inside) and the gradient norm; seconds of teacher, student, loss and optimizer."""
+    with watch.phase("optimizer"):
+        optimization.zero_grad()
+    with exchanged_loss(watch.timed_loss(loss)), watch.phase("student"):
+        result = passes()
+    watch.seconds["teacher"] = result.teacher_seconds
+    watch.seconds["student"] -= result.teacher_seconds + watch.seconds["loss"]
+    with watch.phase("optimizer"):
+        norm, _ = optimization.step()
+    return result, norm
+
+
+@contextmanager
+def exchanged_loss(function: Callable[..., Any]) -> Iterator[None]:
+    """distill_step with another loss inside."""
+    original = distill.distill_loss
+    distill.distill_loss = function
+    try:
+        yield
+    finally:
+        distill.distill_loss = original
+
+
+def distill_step(wrapped: Any, model: Any, teacher: Teacher, job: Job) -> distill.StepResult:
+    """The engine's step over the job's examples."""
+    roles = zip(job.ids["prompts"], job.ids["references"], job.ids["responses"], strict=True)
+    examples = [distill.Example(prompt, [*prompt, *reference], response) for prompt, reference, response in roles]
+    return distill.distill_step(
+        wrapped, model, teacher, examples, Divergence(chunk=job.chunk), job.workload.sequences * job.workload.teacher_length
+    )

@@ -1,0 +1,62 @@
+"""One process for each measurement, so that its memory is its own."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from benchmarks.job import Job
+from megatron_atesd.errors import AtesdError
+
+_TRL_STEP = Path(__file__).parent / "trl_step.py"
+_ROOT = Path(__file__).resolve().parents[2]
+
+
+class MeasurementError(AtesdError):
+    """A measuring process ended without a result."""
+
+
+def trl_is_there(python: str, say: Callable[[str], None]) -> bool:
+    """Whether `python` can import trl's self-distillation trainer; says why not."""
+    if not python:
+        say("trl left out: give --trl-python PATH, an interpreter with trl, transformers, datasets and accelerate")
+        return False
+    try:
+        found = subprocess.run([python, "-I", "-c", "import trl, trl.experimental.sdft, datasets"], capture_output=True, text=True)
+    except OSError as error:
+        say(f"trl left out: {python} cannot be run ({error.strerror})")
+        return False
+    if found.returncode:
+        say(f"trl left out: {python}: {_last_line(found.stderr)}")
+    return found.returncode == 0
+
+
+def run_job(job: Job, trl_python: str = "") -> dict[str, Any]:
+    """The result of one measurement in a process of its own. Raises MeasurementError with the last line it wrote when it fails."""
+    with tempfile.TemporaryDirectory() as folder:
+        given, result = Path(folder) / "job.json", Path(folder) / "result.json"
+        job.save(given)
+        worker = [trl_python, "-I", str(_TRL_STEP)] if job.contender == "trl" else [sys.executable, "-m", "benchmarks.worker"]
+        found = subprocess.run([*worker, str(given), str(result)], capture_output=True, text=True, env=_environment(job))
+        if found.returncode:
+            raise MeasurementError(f"{job.name}: the measuring process ended with code {found.returncode}: {_last_line(found.stderr)}")
+        return json.loads(result.read_text(encoding="utf-8"))
+
+
+def _environment(job: Job) -> dict[str, str]:
+    threads = str(job.threads)
+    fixed = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "OMP_WAIT_POLICY": "PASSIVE"}
+    fixed |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    devices = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")
+    fixed["CUDA_VISIBLE_DEVICES"] = devices[0] if job.device == "cuda" else ""  # one GPU: no contender shares its work out
+    path = os.pathsep.join([str(_ROOT), str(_ROOT / "tools"), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return os.environ | fixed | {"PYTHONPATH": path}
+
+
+def _last_line(text: str) -> str:
+    lines = [line for line in text.splitlines() if line.strip()]
+    return lines[-1].strip() if lines else "it wrote nothing"

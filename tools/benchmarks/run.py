@@ -1,0 +1,145 @@
+"""Both parts of the benchmark: measurements in turns, medians over steps and repeats, and ratios."""
+
+import statistics
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.flops import loss_flops, matmul_peak, step_flops
+from benchmarks.job import Job
+from benchmarks.process import MeasurementError, run_job, trl_is_there
+from benchmarks.settings import Settings
+from benchmarks.workload import Workload, draw_ids, save_model
+from megatron_atesd.errors import ConfigError
+
+LOSS_METHODS = ("fused", "compiled", "dense", "products")
+OWN = ("ours", "fused")
+PHASES = ("teacher", "student", "loss")
+SEED = 1
+
+Row = dict[str, Any]
+Say = Callable[[str], None]
+
+
+def step_part(workloads: Sequence[Workload], settings: Settings, say: Say) -> list[Row]:
+    """One row for each workload, dtype and contender: times, memory, FLOP rate and ratios to the baseline."""
+    contenders = [name for name in settings.contenders if name != "trl" or trl_is_there(settings.trl_python, say)]
+    if not contenders:
+        raise ConfigError("--contenders leaves nothing to measure; name one more")
+    rows: list[Row] = []
+    for workload in workloads:
+        with tempfile.TemporaryDirectory() as folder:
+            save_model(workload, Path(folder), SEED)
+            ids = draw_ids(workload, SEED)
+            for dtype in settings.dtypes:
+                jobs = {name: _job(name, workload, dtype, settings, model=folder, ids=ids) for name in contenders}
+                results, peak = _interleaved(jobs, settings, say)
+                found = [_step_row(jobs[name], results[name], peak) for name in results]
+                rows += _with_ratios(found, "contender", settings.baseline, {"seconds": "training_seconds", "memory": "over_start_gib"})
+    return _with_share_of_peak(rows)
+
+
+def loss_part(workloads: Sequence[Workload], settings: Settings, say: Say) -> list[Row]:
+    """One row for each workload, dtype, number of tokens and method; ratios to the products (time) and to whole logits (memory)."""
+    rows: list[Row] = []
+    for workload in workloads:
+        for dtype in settings.dtypes:
+            for tokens in settings.tokens:
+                jobs = {name: _job(name, workload, dtype, settings, tokens=tokens) for name in LOSS_METHODS}
+                results, peak = _interleaved(jobs, settings, say)
+                found = [_loss_row(jobs[name], results[name], peak) for name in results]
+                found = _with_ratios(found, "method", "products", {"seconds": "seconds"})
+                rows += _with_ratios(found, "method", "dense", {"memory": "over_start_gib"})
+    return _with_share_of_peak(rows)
+
+
+def _job(contender: str, workload: Workload, dtype: str, settings: Settings, **more: Any) -> Job:
+    return Job(contender, workload, dtype, settings.device, settings.threads, settings.steps, settings.warmup, settings.chunk, **more)
+
+
+def _interleaved(jobs: Mapping[str, Job], settings: Settings, say: Say) -> tuple[dict[str, list[Row]], float]:
+    """Results of every repeat of every job, in turns, and the best matmul speed seen between them (operations a second).
+
+    What this project is compared with may fail (for want of memory, say): it is then left out, with the reason.
+    """
+    results: dict[str, list[Row]] = {name: [] for name in jobs}
+    peak = 0.0
+    for repeat in range(settings.repeats):
+        for name in list(results):
+            job = jobs[name]
+            say(f"{job.name}, repeat {repeat + 1} of {settings.repeats}")
+            peak = max(peak, _peak(job.dtype, settings))
+            try:
+                results[name].append(run_job(job, settings.trl_python))
+            except MeasurementError as error:
+                if name in OWN:
+                    raise
+                say(f"{error}; left out")
+                del results[name]
+    return results, peak
+
+
+def _peak(dtype: str, settings: Settings) -> float:
+    torch.set_num_threads(settings.threads)
+    return matmul_peak(dtype, settings.device)
+
+
+def _step_row(job: Job, results: Sequence[Row], peak: float) -> Row:
+    steps = [step for result in results for step in result["steps"]]
+    seconds = {name: statistics.median(step[name] for step in steps) for name in steps[0]}
+    training = statistics.median(sum(step[name] for name in PHASES) for step in steps)
+    flops = step_flops(job.workload)
+    return {
+        "workload": job.workload.name,
+        "dtype": job.dtype,
+        "contender": job.contender,
+        "seconds": seconds,
+        "training_seconds": training,
+        "tokens_per_second": job.workload.tokens / training,
+        **_memory(results),
+        "flops": flops,
+        "matmul_peak": peak,
+        "loss": results[0]["loss"],
+        "grad_norm": results[0]["grad_norm"],
+        **{name: value for name, value in results[0].items() if name == "versions"},
+    }
+
+
+def _loss_row(job: Job, results: Sequence[Row], peak: float) -> Row:
+    seconds = statistics.median(second for result in results for second in result["seconds"])
+    flops = loss_flops(job.tokens, job.workload.hidden, job.workload.vocabulary)
+    return {
+        "workload": job.workload.name,
+        "dtype": job.dtype,
+        "method": job.contender,
+        "tokens": job.tokens,
+        "seconds": seconds,
+        **_memory(results),
+        "hidden_gib": 4 * job.tokens * job.workload.hidden / 2**30,
+        "flops": flops,
+        "matmul_peak": peak,
+    }
+
+
+def _memory(results: Sequence[Row]) -> Row:
+    return {name: statistics.median(result[name] for result in results) for name in ("peak_gib", "over_start_gib")}
+
+
+def _with_ratios(rows: Sequence[Row], key: str, baseline: str, of: Mapping[str, str]) -> list[Row]:
+    """The rows with `ratio_NAME` = value / the baseline row's; without that row they stay as they are."""
+    base = next((row for row in rows if row[key] == baseline), None)
+    if base is None:
+        return list(rows)
+    return [row | {f"ratio_{name}": row[field] / base[field] for name, field in of.items()} for row in rows]
+
+
+def _with_share_of_peak(rows: Sequence[Row]) -> list[Row]:
+    """The rows with the best matmul speed of their dtype in the whole run (a busy machine lowers it), and their FLOP rate's share of it."""
+    best = {dtype: max(row["matmul_peak"] for row in rows if row["dtype"] == dtype) for dtype in {row["dtype"] for row in rows}}
+    rates = [row["flops"] / row.get("training_seconds", row["seconds"]) for row in rows]
+    return [
+        row | {"matmul_peak": best[row["dtype"]], "share_of_peak": rate / best[row["dtype"]]} for row, rate in zip(rows, rates, strict=True)
+    ]

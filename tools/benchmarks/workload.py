@@ -1,0 +1,144 @@
+"""The sizes of one benchmarked step, read from a JSON file, and the model and token ids made from them."""
+
+import json
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from megatron_atesd.errors import ConfigError
+
+SPECIAL_IDS = 2  # ids 0 and 1 are padding and end of text for those who need them; no drawn token is one of them
+OPTIONAL = {"micro_batch": 0}
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A Qwen3 model and a batch: each prompt has one reference and one response of exactly the given lengths, in tokens.
+
+    The teacher's prompt is prompt + reference. micro_batch: sequences in one forward pass (0 = all prompts at once).
+    """
+
+    name: str
+    layers: int
+    hidden: int
+    heads: int
+    query_groups: int
+    head_size: int
+    ffn: int
+    vocabulary: int
+    tied: bool
+    prompts: int
+    prompt_tokens: int
+    reference_tokens: int
+    response_tokens: int
+    micro_batch: int = 0
+
+    @property
+    def tokens(self) -> int:
+        """Response tokens of a step (T)."""
+        return self.prompts * self.response_tokens
+
+    @property
+    def sequences(self) -> int:
+        """Sequences in one forward pass."""
+        return self.micro_batch or self.prompts
+
+    @property
+    def teacher_length(self) -> int:
+        """Tokens of one sequence as the teacher reads it, the longer of both."""
+        return self.prompt_tokens + self.reference_tokens + self.response_tokens
+
+
+def load_workloads(path: Path, only: str = "") -> list[Workload]:
+    """The workloads of a JSON file `{name: {size: value, …}, …}`, or those named in `only` (comma-separated), in that order.
+
+    Raises ConfigError naming the file and the entry that cannot be used.
+    """
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ConfigError(
+            f"--workloads {path}: cannot be read as JSON ({error}); give a file like tools/benchmarks/workloads.json"
+        ) from None
+    if not isinstance(entries, dict) or not entries:
+        raise ConfigError(f"--workloads {path}: must hold an object of workloads by name, as tools/benchmarks/workloads.json does")
+    workloads = {name: _workload(name, entry, path) for name, entry in entries.items()}
+    names = [name for name in only.split(",") if name] or list(workloads)
+    for name in names:
+        if name not in workloads:
+            raise ConfigError(f"--only names {name!r}, which {path} lacks; choose from {', '.join(workloads)}")
+    return [workloads[name] for name in names]
+
+
+def _workload(name: str, entry: Any, path: Path) -> Workload:
+    place = f"--workloads {path}: {name}"
+    if not isinstance(entry, dict):
+        raise ConfigError(f"{place} is {entry!r}, must be an object of sizes")
+    sizes = [field.name for field in fields(Workload) if field.name != "name"]
+    if unknown := sorted(set(entry) - set(sizes)):
+        raise ConfigError(f"{place} has the unknown size {unknown[0]!r}; known are {', '.join(sizes)}")
+    if missing := [size for size in sizes if size not in {**OPTIONAL, **entry}]:
+        raise ConfigError(f"{place} lacks {missing[0]}; give it")
+    for size, value in entry.items():
+        _check_size(f"{place}.{size}", size, value)
+    workload = Workload(name, **entry)
+    _check_together(place, workload)
+    return workload
+
+
+def _check_size(place: str, size: str, value: Any) -> None:
+    if size == "tied":
+        if not isinstance(value, bool):
+            raise ConfigError(f"{place} is {value!r}, must be true or false")
+        return
+    least = OPTIONAL.get(size, 1)
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ConfigError(f"{place} is {value!r}, must be a whole number of at least {least}")
+
+
+def _check_together(place: str, workload: Workload) -> None:
+    if workload.heads % workload.query_groups:
+        raise ConfigError(f"{place}.heads is {workload.heads}, must be a multiple of query_groups, {workload.query_groups}")
+    if workload.head_size % 2:
+        raise ConfigError(f"{place}.head_size is {workload.head_size}, must be even: rotary embedding turns pairs")
+    if workload.vocabulary <= SPECIAL_IDS:
+        raise ConfigError(f"{place}.vocabulary is {workload.vocabulary}, must be more than {SPECIAL_IDS}: so many ids are special")
+    if workload.prompts % workload.sequences:
+        raise ConfigError(f"{place}.micro_batch is {workload.micro_batch}, must divide prompts, {workload.prompts} (or be 0 for all)")
+
+
+def draw_ids(workload: Workload, seed: int) -> dict[str, list[list[int]]]:
+    """Random token ids, one list for each prompt: `prompts`, `references`, `responses`."""
+    draw = torch.Generator().manual_seed(seed)
+    lengths = {"prompts": workload.prompt_tokens, "references": workload.reference_tokens, "responses": workload.response_tokens}
+    return {
+        role: torch.randint(SPECIAL_IDS, workload.vocabulary, (workload.prompts, length), generator=draw).tolist()
+        for role, length in lengths.items()
+    }
+
+
+def save_model(workload: Workload, folder: Path, seed: int) -> None:
+    """A Qwen3 model with random fp32 weights in Hugging Face format, the common start of all contenders."""
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    torch.manual_seed(seed)
+    config = Qwen3Config(
+        vocab_size=workload.vocabulary,
+        hidden_size=workload.hidden,
+        intermediate_size=workload.ffn,
+        num_hidden_layers=workload.layers,
+        num_attention_heads=workload.heads,
+        num_key_value_heads=workload.query_groups,
+        head_dim=workload.head_size,
+        tie_word_embeddings=workload.tied,
+        max_position_embeddings=workload.teacher_length,
+        initializer_range=0.05,  # sharp enough that teacher and student differ by more than rounding
+        pad_token_id=0,
+        eos_token_id=1,
+        bos_token_id=None,
+    )
+    Qwen3ForCausalLM(config).save_pretrained(folder)
