@@ -16,7 +16,7 @@ from megatron_atesd.errors import ConfigError
 from megatron_atesd.model.architecture import Architecture
 from megatron_atesd.model.hf_config import read_architecture
 from megatron_atesd.model.megatron_config import megatron_settings
-from megatron_atesd.model.packing import TokenIds
+from megatron_atesd.model.micro_batches import TokenIds
 from megatron_atesd.model.supported import check_fp8
 from megatron_atesd.output_folder import make_writable
 from megatron_atesd.records import Problem

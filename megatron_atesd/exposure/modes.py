@@ -32,7 +32,7 @@ class Mode(Protocol):
 
 def make_mode(config: ExposureConfig, updates: int, seed: int) -> Mode:
     """The decider of config.mode for a training of `updates` updates."""
-    return Controller(config, updates, seed) if config.mode == "learned" else Unlearned(config, updates, seed)
+    return Controller(config, updates, seed) if config.mode == "learned" else RuleBasedExposure(config, updates, seed)
 
 
 def scheduled(mode: str, start: float, end: float, share: float) -> float:
@@ -41,7 +41,7 @@ def scheduled(mode: str, start: float, end: float, share: float) -> float:
     return start + (end - start) * weight
 
 
-class Unlearned:
+class RuleBasedExposure:
     """An exposure that no reward moves.
 
     fixed and none (α = 0; the teacher sees the student's prompt) take no decision. The schedules and random keep one α a hold window

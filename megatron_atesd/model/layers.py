@@ -17,7 +17,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 from torch.nn.attention.bias import causal_lower_right
 
-from megatron_atesd.model.packed import PackedSequences
+from megatron_atesd.model.packed_sequences import PackedSequences
 from megatron_atesd.parallel.context import Bounds, context_place, join_sequences
 
 

@@ -7,7 +7,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from megatron_atesd.model.layers import CachedAttention, CacheSlot
-from megatron_atesd.model.packed import PackedSequences
+from megatron_atesd.model.packed_sequences import PackedSequences
 
 
 class CachedTEAttention(TEDotProductAttention):

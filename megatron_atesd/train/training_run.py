@@ -27,7 +27,7 @@ from megatron_atesd.exposure.service import ExposureService
 from megatron_atesd.model.gpt import build_model
 from megatron_atesd.model.hf_config import read_architecture
 from megatron_atesd.model.megatron_config import megatron_settings
-from megatron_atesd.model.packing import TokenIds
+from megatron_atesd.model.micro_batches import TokenIds
 from megatron_atesd.model.scaling_history import load_scaling_history, scaling_history
 from megatron_atesd.parallel.groups import data_parallel_place
 from megatron_atesd.records import Exposure, Problem, Rollout, UpdateStats

@@ -19,7 +19,7 @@ from megatron_atesd.distill.teacher import Teacher
 from megatron_atesd.model.gpt import build_model
 from megatron_atesd.model.hf_config import read_architecture
 from megatron_atesd.model.megatron_config import transformer_config
-from megatron_atesd.model.packing import TokenIds
+from megatron_atesd.model.micro_batches import TokenIds
 from megatron_atesd.parallel.session import parallel_session
 from megatron_atesd.train.optimizer import build_optimization
 from tests.support.launch import run_distributed

@@ -19,11 +19,11 @@ from megatron_atesd.plan.memory import (
     rank_memory,
     stage_parameters,
 )
+from megatron_atesd.plan.planned_update import Lengths, PlannedUpdate, Recompute, planned_update
 from megatron_atesd.plan.published import QWEN3
 from megatron_atesd.plan.search import OFFLOAD, RECOMPUTE, SHARD, best_plan, layouts, make_plan, remedies, ways_out
 from megatron_atesd.plan.speed import bubble, forward_flops, update_phases
 from megatron_atesd.plan.tables import suggestion_text
-from megatron_atesd.plan.workload import Lengths, Recompute, Workload, workload_of
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = str(ROOT / "examples" / "atesd_qwen3_8b.yaml")
@@ -31,9 +31,9 @@ H100, ASSUMED = GPUS["h100"], Assumptions()
 PUBLISHED = {"1.7b": 1_720_574_976, "4b": 4_022_468_096, "8b": 8_190_735_360, "14b": 14_768_307_200, "32b": 32_762_123_264}
 
 
-def workload(size: str = "8b", gpus: int = 8, *settings: str) -> Workload:
+def workload(size: str = "8b", gpus: int = 8, *settings: str) -> PlannedUpdate:
     config = load_config(["--config", RECIPE, *settings])
-    return workload_of(config, QWEN3[size], gpus, Lengths.of(config))
+    return planned_update(config, QWEN3[size], gpus, Lengths.of(config))
 
 
 @pytest.mark.parametrize("size", PUBLISHED)

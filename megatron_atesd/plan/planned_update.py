@@ -31,7 +31,7 @@ class Recompute:
 
 
 @dataclass(frozen=True)
-class Workload:
+class PlannedUpdate:
     """One update of a run on `gpus` processes.
 
     size: bytes of a parameter. ring: keys and values go round context-parallel ranks, as in Transformer Engine, instead of being gathered
@@ -94,7 +94,7 @@ class Workload:
         """By how much a rank's part of the residual stream is smaller than the whole."""
         return self.tensor if self.sequence else 1
 
-    def packed(self, prompt: int) -> tuple[int, int]:
+    def micro_batches(self, prompt: int) -> tuple[int, int]:
         """(micro-batches, tokens of the largest) of an update's sequences with this prompt, all equally long."""
         length = prompt + self.lengths.response
         together = max(1, min(self.sequences, self.micro_batch_tokens // length))
@@ -106,10 +106,10 @@ class Workload:
         return max(length, min(self.micro_batch_tokens, self.sequences * length))
 
 
-def workload_of(config: TrainConfig, arch: Architecture, gpus: int, lengths: Lengths) -> Workload:
+def planned_update(config: TrainConfig, arch: Architecture, gpus: int, lengths: Lengths) -> PlannedUpdate:
     """The workload that a configuration describes; its layout must have passed the rules of config_check."""
     parallel, chunk_layers = config.parallel, arch.layers // (config.parallel.pipeline * config.parallel.virtual_pipeline)
-    return Workload(
+    return PlannedUpdate(
         arch=arch,
         gpus=gpus,
         tensor=parallel.tensor,
