@@ -5,7 +5,7 @@ Letters: H hidden, F feed-forward, Q and K widths of all queries and of all keys
 
 from dataclasses import dataclass
 
-from megatron_atesd.model.architecture import Architecture
+from megatron_atesd.model.counts import layer_parameters, vocabulary_parameters
 from megatron_atesd.plan.planned_update import PlannedUpdate
 
 _MASTER, _MOMENTS, _GRADIENT = 4, 8, 4
@@ -27,18 +27,6 @@ class RankMemory:
     def fullest(self) -> str:
         """The phase with the peak."""
         return max(self.phases, key=lambda name: sum(self.phases[name].values()))
-
-
-def layer_parameters(arch: Architecture, tensor: int) -> int:
-    """H·(Q + 2K) + Q·H + 3·H·F, divided by T, and the norms: 2·H and, with QK-norm, 2·head size."""
-    q, k = arch.heads * arch.head_size, arch.query_groups * arch.head_size
-    products = arch.hidden * (q + 2 * k) + q * arch.hidden + 3 * arch.hidden * arch.ffn
-    return products // tensor + 2 * arch.hidden + (2 * arch.head_size if arch.qk_norm else 0)
-
-
-def vocabulary_parameters(arch: Architecture, tensor: int) -> int:
-    """V·H / T of an embedding or a head, V being padded to a multiple of T."""
-    return -(-arch.vocabulary // tensor) * arch.hidden
 
 
 def stage_parameters(work: PlannedUpdate, stage: int) -> int:

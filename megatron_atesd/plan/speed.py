@@ -5,9 +5,9 @@ A multiply-add is two operations. Phases follow each other; within one, operatio
 
 from dataclasses import dataclass
 
-from megatron_atesd.model.architecture import Architecture
+from megatron_atesd.model.counts import forward_flops, layer_parameters, loss_flops, vocabulary_parameters
 from megatron_atesd.plan.hardware import Assumptions, Gpu
-from megatron_atesd.plan.memory import layer_parameters, stage_parameters, vocabulary_parameters
+from megatron_atesd.plan.memory import stage_parameters
 from megatron_atesd.plan.planned_update import PlannedUpdate
 
 
@@ -21,17 +21,6 @@ class Phase:
     sent: float
     seconds: float
     bound: str
-
-
-def forward_flops(arch: Architecture, length: int) -> float:
-    """The layers over one sequence: 2 · parameters a token, and of attention's two products the causal half."""
-    attention = 2 * 2 * arch.heads * arch.head_size * length * (length + 1) // 2
-    return float(arch.layers * (2 * length * layer_parameters(arch, 1) + attention))
-
-
-def loss_flops(arch: Architecture, tokens: float) -> float:
-    """Logits of both roles and the gradients of hidden states and head: four products of tokens × H × V."""
-    return 4 * 2.0 * tokens * arch.hidden * arch.vocabulary
 
 
 def tensor_bytes(work: PlannedUpdate, tokens: float, passes: int) -> float:

@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 
-from benchmarks.flops import loss_flops, matmul_peak, step_flops
+from benchmarks.flops import matmul_peak, step_flops
 from benchmarks.measurement import Measurement
 from benchmarks.process import MeasurementError, measured, trl_is_there
 from benchmarks.settings import Settings
 from benchmarks.workload import Workload, draw_ids, save_model
 from megatron_atesd.errors import ConfigError
+from megatron_atesd.model.counts import loss_flops
 
 LOSS_METHODS = ("fused", "compiled", "dense", "products")
 OWN = ("ours", "fused")
@@ -112,7 +113,7 @@ def _step_row(task: Measurement, results: Sequence[Row], peak: float) -> Row:
 
 def _loss_row(task: Measurement, results: Sequence[Row], peak: float) -> Row:
     seconds = statistics.median(second for result in results for second in result["seconds"])
-    flops = loss_flops(task.tokens, task.workload.hidden, task.workload.vocabulary)
+    flops = loss_flops(task.workload.arch, task.tokens)
     return {
         "workload": task.workload.name,
         "dtype": task.dtype,
