@@ -11,7 +11,7 @@ from torch import Tensor
 from megatron_atesd.config import RolloutConfig
 from megatron_atesd.model.fp8 import token_multiple
 from megatron_atesd.model.gpt import HiddenStateGPT
-from megatron_atesd.model.layers import KVCache
+from megatron_atesd.model.kv_cache import KVCache
 from megatron_atesd.model.vocabulary import whole_logits
 from megatron_atesd.parallel.context import context_place
 from megatron_atesd.parallel.groups import broadcast_from_last_stage, broadcast_over_tensor_ranks

@@ -8,7 +8,7 @@ import torch
 
 from megatron_atesd.model.architecture import Architecture
 from megatron_atesd.model.gpt import build_model
-from megatron_atesd.model.layers import KVCache
+from megatron_atesd.model.kv_cache import KVCache
 from megatron_atesd.model.megatron_config import transformer_config
 from megatron_atesd.parallel.session import parallel_session
 from megatron_atesd.plan.kept import KeptForBackward
