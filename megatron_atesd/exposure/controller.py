@@ -70,6 +70,7 @@ class Controller:
         """Take in a finished update (0: the values before the first) and learn when B decisions are judged.
 
         Returns the `exposure/*` and `controller/*` metrics known at this update; controller/advantage is that of the latest decision.
+        Reward and terms are in nats a token, also where learning divides the terms by their spread, so that all updates compare.
         Raises ConfigError when the configured progress signal is not in `stats`.
         """
         alpha = self.current.alpha if self.current else self.config.warmup_exposure
@@ -148,11 +149,11 @@ class Controller:
         self.learning = [*self.learning, learning][-keep:]
         self.grounding = [*self.grounding, grounded][-keep:]
         self.fresh += 1
-        names = ("controller/reward", "controller/learning_progress", "controller/grounding")
-        return dict(zip(names, (self._rewards()[-1], learning, grounded), strict=True))
+        (whole,) = reward.combine([learning], [grounded], self.config.grounding_weight)
+        return {"controller/reward": whole, "controller/learning_progress": learning, "controller/grounding": grounded}
 
     def _rewards(self) -> list[float]:
-        """Rewards of the remembered decisions, all on the present scale of the two terms."""
+        """Rewards of the remembered decisions to learn from, all on the present scale of the two terms."""
         scales = (reward.running_std(self.learning), reward.running_std(self.grounding)) if self.config.normalize_terms else (1.0, 1.0)
         return reward.combine(self.learning, self.grounding, self.config.grounding_weight, scales)
 

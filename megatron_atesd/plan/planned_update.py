@@ -2,8 +2,11 @@
 
 import math
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from megatron_atesd.config import DataConfig, TrainConfig, fp8_recipe
+from megatron_atesd.data.problems import load_problems
+from megatron_atesd.errors import ConfigError
 from megatron_atesd.model.architecture import Architecture
 
 
@@ -107,7 +110,10 @@ class PlannedUpdate:
 
 
 def planned_update(config: TrainConfig, arch: Architecture, gpus: int, lengths: Lengths) -> PlannedUpdate:
-    """The workload that a configuration describes; its layout must have passed the rules of config_check."""
+    """The update that a configuration describes; its layout must have passed the rules of `config`.
+
+    Raises ConfigError when all problems of data.probe are to be counted and the file is not there, DataError when a line is wrong.
+    """
     parallel, chunk_layers = config.parallel, arch.layers // (config.parallel.pipeline * config.parallel.virtual_pipeline)
     return PlannedUpdate(
         arch=arch,
@@ -127,11 +133,23 @@ def planned_update(config: TrainConfig, arch: Architecture, gpus: int, lengths: 
         offload=config.distill.teacher_offload,
         distributed=bool(config.optimizer.get("use_distributed_optimizer", False)),
         recompute=_recompute(config, chunk_layers),
-        probe=config.data.probe_size or DataConfig.probe_size,
+        probe=_probe_problems(config.data),
         grounded=config.exposure.mode == "learned",
         lengths=lengths,
         fp8=tuple(role for role, precision in asdict(config.precision).items() if fp8_recipe(precision)),
     )
+
+
+def _probe_problems(data: DataConfig) -> int:
+    """As training takes them; the file is only read where its length matters."""
+    if data.probe_size:
+        return data.probe_size
+    if not Path(data.probe).is_file():
+        raise ConfigError(
+            f"data.probe_size is 0, which takes all problems of data.probe, but {data.probe!r} is no file; "
+            "write the file first, or set data.probe_size to their number to plan"
+        )
+    return len(load_problems(data.probe, data.on_error))
 
 
 def _recompute(config: TrainConfig, chunk_layers: int) -> Recompute:

@@ -64,6 +64,15 @@ def test_fp8_keeps_copies_of_the_layers_and_speeds_up_the_passes_that_are_in_it(
     assert {name for name in seconds[0] if seconds[1][name] < seconds[0][name]} == {"teacher forward", "probe"}
 
 
+def test_a_probe_size_of_0_plans_for_every_problem_of_the_file(tmp_path: Path):
+    probe = tmp_path / "probe.jsonl"
+    probe.write_text("".join(json.dumps({"problem": f"{n} + 1?", "solution": f"\\boxed{{{n + 1}}}"}) + "\n" for n in range(100)))
+    work, few = (workload("8b", 8, f"--data.probe={probe}", f"--data.probe_size={size}") for size in (0, 16))
+    assert (work.probe, few.probe) == (100, 16)
+    seconds = [{phase.name: phase.seconds for phase in update_phases(each, H100, ASSUMED)}["probe"] for each in (work, few)]
+    assert seconds[0] / seconds[1] == pytest.approx(100 / 16, rel=0.01)
+
+
 def test_a_rollout_in_fp8_reads_a_byte_of_each_weight_of_the_layers():
     bf16, fp8 = (update_phases(workload("8b", 8, *more), H100, ASSUMED)[0] for more in ((), ("--precision.rollout=fp8_tensorwise",)))
     steps = 1024  # one batch of 16 a data rank
@@ -199,6 +208,10 @@ def test_the_command_says_what_to_change_and_fails_when_it_does_not_fit():
         (["--model-shape", "8b", "--gpus", "8", "--response-tokens", "40000"], "44096 tokens together, but the model has 40960 positions"),
         (["--model-shape", "8b", "--gpus", "8", "--json", "/no/such/folder/plan.json"], "give a file in a folder that exists"),
         (["--model-shape", "8b", "--gpus", "8", "--optimizer.optimizer", "sgd"], "knows the state of adam only"),
+        (
+            ["--model-shape", "8b", "--gpus", "8", "--data.probe", "no/such.jsonl", "--data.probe_size", "0"],
+            "all problems of data.probe, but 'no/such.jsonl' is no file; write the file first, or set data.probe_size",
+        ),
         (["--model-shape", "8b", "--gpus", "8", "--rollout.bach", "3"], "did you mean rollout.batch?"),
     ],
 )

@@ -64,7 +64,7 @@ def _parquet_rows(path: Path) -> list[dict[str, Any]]:
     try:
         parquet = importlib.import_module("pyarrow.parquet")
     except ImportError:
-        raise DataError("reading Parquet needs pyarrow: pip install 'megatron_atesd[data]'") from None
+        raise DataError("reading Parquet needs pyarrow: pip install -e '.[data]' in this project's checkout") from None
     try:
         return parquet.read_table(path).to_pylist()
     except (OSError, ValueError) as error:
