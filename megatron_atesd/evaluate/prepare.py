@@ -8,6 +8,7 @@ from pathlib import Path
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_atesd.config import PrecisionConfig, TrainConfig
+from megatron_atesd.config_bounds import SEED
 from megatron_atesd.config_check import ModelShape, layout_problems, precision_problems, refuse, section_problems
 from megatron_atesd.data.problems import load_problems
 from megatron_atesd.data.prompts import PromptRenderer
@@ -89,7 +90,8 @@ def prepare(task: Evaluation, world_size: int) -> Prepared:
 def check_numbers(task: Evaluation, world_size: int) -> None:
     """Raise one ConfigError that lists every number out of its bounds, under the name of its flag."""
     problems = [f"--samples is {task.samples}, must be 1 or more"] if task.samples < 1 else []
-    problems += [f"--seed is {task.seed}, must be 0 or more"] if task.seed < 0 else []
+    seeds, is_seed = SEED
+    problems += [] if is_seed(task.seed) else [f"--seed is {task.seed}, must be {seeds}"]
     for problem in section_problems(task.settings, ("rollout", "parallel", "prompt")):
         name, rest = problem.split(" ", 1)
         problems.append(f"{FLAGS.get(name, name)} {rest}")

@@ -66,10 +66,13 @@ class TrainingRun:
         temperature = distill.temperature or self.config.rollout.temperature
         return Divergence(distill.divergence, distill.jsd_beta, distill.clip, temperature, distill.chunk, distill.top_k, distill.compile)
 
-    def rollout(self, problems: Sequence[Problem], update: int) -> list[Rollout]:
-        """One student response a problem; the seed of each is made of run seed, update and problem."""
+    def rollout(self, problems: Sequence[Problem], first: int) -> list[Rollout]:
+        """One student response a problem, whose seed is made of run seed, place in the stream of problems, and problem.
+
+        first: place of the first one. Places below 0 are no problem's of the stream.
+        """
         prompts = [self.renderer.student(problem) for problem in problems]
-        seeds = [sequence_seed(self.config.run.seed, update, problem.id) for problem in problems]
+        seeds = [sequence_seed(self.config.run.seed, place, problem.id) for place, problem in enumerate(problems, first)]
         with self.model.computing_in(self.config.precision.rollout):
             responses = generate(self.model, prompts, seeds, self.renderer.stop_ids, self.config.rollout, self.renderer.id_limit)
         return [Rollout(p, prompt, r.ids, r.truncated) for p, prompt, r in zip(problems, prompts, responses, strict=True)]
@@ -130,7 +133,7 @@ class TrainingRun:
     def _probe_kl(self) -> float:
         """KL at the fixed probe exposure on the rollouts that the start's student gave for the probe problems."""
         if not self.probe_rollouts:
-            self.probe_rollouts = self.rollout(self.probe_problems, update=-1)
+            self.probe_rollouts = self.rollout(self.probe_problems, first=-len(self.probe_problems))
         rank, size = data_parallel_place()
         examples = self.examples(self.probe_rollouts[rank::size], self.config.exposure.probe_exposure)
         return measure_step(self.model, self.teacher, examples, self.divergence, self.config.parallel.micro_batch_tokens).kl
