@@ -12,7 +12,7 @@ from megatron_atesd.config_bounds import SEED
 from megatron_atesd.config_check import ModelShape, layout_problems, precision_problems, refuse, section_problems
 from megatron_atesd.data.problems import load_problems
 from megatron_atesd.data.prompts import PromptRenderer
-from megatron_atesd.data.tokenizer import load_tokenizer
+from megatron_atesd.data.tokenizer import load_tokenizer, model_stop_ids
 from megatron_atesd.errors import ConfigError
 from megatron_atesd.model.packing import TokenIds
 from megatron_atesd.model.qwen3 import Architecture, read_architecture, transformer_config
@@ -77,7 +77,8 @@ def prepare(task: Evaluation, world_size: int) -> Prepared:
         precision=settings.precision.rollout,
     )
     problems = load_problems(task.data, settings.data.on_error)
-    renderer = PromptRenderer(load_tokenizer(hf, architecture.vocabulary), settings.prompt, settings.exposure.reveal)
+    tokenizer = load_tokenizer(hf, architecture.vocabulary)
+    renderer = PromptRenderer(tokenizer, settings.prompt, settings.exposure.reveal, model_stop_ids(hf))
     prompts = [renderer.student(problem) for problem in problems]
     check_room(problems, prompts, settings.rollout.max_new_tokens, architecture.max_positions)
     out = Path(os.path.realpath(task.out))  # resolve() raises for a link round in a circle

@@ -16,7 +16,7 @@ from megatron_atesd.config import TrainConfig, fp8_recipe
 from megatron_atesd.config_check import ModelShape, validate
 from megatron_atesd.data.problems import check_disjoint, load_problems
 from megatron_atesd.data.prompts import PromptRenderer
-from megatron_atesd.data.tokenizer import load_tokenizer
+from megatron_atesd.data.tokenizer import load_tokenizer, model_stop_ids
 from megatron_atesd.errors import CheckpointError, ConfigError
 from megatron_atesd.model.fp8 import products, unavailable
 from megatron_atesd.model.qwen3 import DTYPES, Architecture, read_architecture, transformer_config
@@ -41,7 +41,8 @@ def check_before_work(config: TrainConfig, world_size: int) -> tuple[list[Proble
     check_context(config)
     optimizer_settings(DTYPES[config.model.dtype], config.optimizer, config.ddp, config.schedule)
     check_compiler(config.distill.compile)
-    PromptRenderer(load_tokenizer(hf, architecture.vocabulary), config.prompt)  # refuses what cannot make prompts
+    # Refuses what cannot make prompts.
+    PromptRenderer(load_tokenizer(hf, architecture.vocabulary), config.prompt, model_stops=model_stop_ids(hf))
     data = load_data(config)
     if os.environ.get("RANK", "0") == "0":
         check_writable("run.dir", Path(config.run.dir) / "checkpoints")

@@ -14,7 +14,7 @@ from megatron_atesd.config import TrainConfig
 from megatron_atesd.data.problems import last_boxed
 from megatron_atesd.data.prompts import PromptRenderer
 from megatron_atesd.data.sampler import ProblemSampler, fingerprint
-from megatron_atesd.data.tokenizer import load_tokenizer
+from megatron_atesd.data.tokenizer import load_tokenizer, model_stop_ids
 from megatron_atesd.distill.divergence import Divergence
 from megatron_atesd.distill.likelihood import mean_nll
 from megatron_atesd.distill.step import Example, StepResult, example_losses, measure_step
@@ -46,7 +46,8 @@ class TrainingRun:
         self.progress.enter("the start")
         self.hf_folder = find_hf(Path(config.model.path))
         architecture = read_architecture(self.hf_folder)
-        self.renderer = PromptRenderer(load_tokenizer(self.hf_folder, architecture.vocabulary), config.prompt, config.exposure.reveal)
+        tokenizer = load_tokenizer(self.hf_folder, architecture.vocabulary)
+        self.renderer = PromptRenderer(tokenizer, config.prompt, config.exposure.reveal, model_stop_ids(self.hf_folder))
         check_prompts(self.renderer, [*problems, *probe_problems])
         self.sampler = ProblemSampler(problems, config.data.batch, config.run.seed, *data_parallel_place())
         self.model = build_model(architecture, megatron_settings(config, architecture), config.parallel.packed)

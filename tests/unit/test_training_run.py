@@ -143,13 +143,13 @@ def test_problems_of_equal_text_draw_their_own_responses(run: TrainingRun) -> No
 
 
 def test_one_problem_several_times_in_a_batch_draws_a_response_each(run: TrainingRun) -> None:
-    drawn = responses(run, run.probe_problems[:1] * 4, 40)
+    drawn = responses(run, [run.probe_problems[0]] * 4, 40)
     assert len(set(drawn)) == 4
 
 
 @pytest.mark.parametrize("shares", [(1, 3), (2, 2), (1, 1, 1, 1)])
 def test_responses_do_not_depend_on_how_a_batch_is_shared_out(run: TrainingRun, shares: tuple[int, ...]) -> None:
-    problems = [*run.probe_problems[:1] * 2, *run.probe_problems[1:2] * 2]
+    problems = [run.probe_problems[0], run.probe_problems[0], run.probe_problems[1], run.probe_problems[1]]
     first, parts = 0, list[Sequence[int]]()
     for share in shares:
         parts += responses(run, problems[first : first + share], 12 + first)
