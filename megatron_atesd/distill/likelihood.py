@@ -7,6 +7,7 @@ from torch import Tensor
 
 from megatron_atesd.model.gpt import HiddenStateGPT
 from megatron_atesd.model.micro_batches import MicroBatch, TokenIds
+from megatron_atesd.model.modes import evaluation_mode
 from megatron_atesd.model.schedule import model_batches, run_schedule, sum_over_ranks
 from megatron_atesd.model.vocabulary import token_nll, vocabulary_shard
 from megatron_atesd.parallel.groups import data_parallel_place
@@ -29,10 +30,7 @@ def mean_nll(model: HiddenStateGPT, pairs: Sequence[tuple[TokenIds, TokenIds]], 
         count = torch.tensor(len(nll_T), dtype=torch.int, device=nll_T.device)
         return nll_T.sum(), count, torch.stack((nll_T.double().sum(), count.double()))
 
-    was_training = model.training
-    model.eval()
-    with torch.no_grad():
+    with torch.no_grad(), evaluation_mode(model):
         sums = run_schedule(model, model_batches(model, mine, micro_batch_tokens), last_stage, forward_only=True)
-    model.train(was_training)
     total, count = sum_over_ranks(sums, 2)
     return total / count

@@ -15,6 +15,7 @@ from megatron_atesd.distill.fused import distill_loss
 from megatron_atesd.distill.teacher import Teacher
 from megatron_atesd.model.gpt import HiddenStateGPT
 from megatron_atesd.model.micro_batches import MicroBatch, TokenIds, padding_share
+from megatron_atesd.model.modes import evaluation_mode
 from megatron_atesd.model.schedule import LastStage, model_batches, run_schedule, sum_over_ranks
 from megatron_atesd.model.vocabulary import vocabulary_shard
 
@@ -67,12 +68,8 @@ def measure_step(
     model: HiddenStateGPT, teacher: Teacher, examples: Sequence[Example], divergence: Divergence, micro_batch_tokens: int
 ) -> StepResult:
     """The same without gradients, in evaluation mode."""
-    was_training = model.training
-    model.eval()
-    with torch.no_grad():
-        result = _both_passes(model, model, teacher, examples, divergence, micro_batch_tokens, "token", forward_only=True)
-    model.train(was_training)
-    return result
+    with torch.no_grad(), evaluation_mode(model):
+        return _both_passes(model, model, teacher, examples, divergence, micro_batch_tokens, "token", forward_only=True)
 
 
 @torch.no_grad()
@@ -140,12 +137,9 @@ def _teacher_pass(
         parts = hidden_TH.split(batch.shared_lengths())
         return hidden_TH.sum(), torch.ones((), dtype=torch.int, device=hidden_TH.device), list(zip(batch.members, parts, strict=True))
 
-    was_training = model.training
-    model.eval()
-    with torch.no_grad(), teacher.applied():
+    with torch.no_grad(), evaluation_mode(model), teacher.applied():
         batches = model_batches(model, pairs, micro_batch_tokens)
         hidden = run_schedule(model, batches, last_stage, forward_only=True)
-    model.train(was_training)
     return {member: part for batch in hidden for member, part in batch}, padding_share(batches, pairs)
 
 

@@ -4,6 +4,7 @@
 one whose look-ahead does not finish, or whose ℓ_t0 was not observed, is dropped. No process group here: see service.py.
 """
 
+import hashlib
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -33,6 +34,12 @@ class Decision:
     entropy: float
 
 
+def seeded_generator(seed: int) -> torch.Generator:
+    """A generator for the CPU that depends on all bits of `seed` (0 or more); below 2^32 it is torch's own, which takes 32 of them."""
+    digest = hashlib.blake2b(str(seed).encode(), digest_size=4).digest()
+    return torch.Generator().manual_seed(seed if seed < 2**32 else int.from_bytes(digest, "little"))
+
+
 class Controller:
     """Proposes exposures and learns from what follows (ATESD, the controller). Uses its own RNG only."""
 
@@ -40,7 +47,7 @@ class Controller:
         """updates: length of training, for the progress feature and the entropy target. seed: of weights and samples."""
         self.config = config
         self.updates = updates
-        self.generator = torch.Generator().manual_seed(seed)
+        self.generator = seeded_generator(seed)
         self.parameters = policy.init_parameters(FEATURES, config.hidden, self.generator)
         self.adam = torch.optim.Adam(self.parameters.values(), lr=config.lr)
         self.policy_updates = 0

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 import torch
 
 from megatron_atesd.config import ExposureConfig
-from megatron_atesd.exposure.controller import Controller, check_mode, decision_window
+from megatron_atesd.exposure.controller import Controller, check_mode, decision_window, seeded_generator
 from megatron_atesd.records import Exposure, UpdateStats
 
 
@@ -51,7 +51,7 @@ class RuleBasedExposure:
     def __init__(self, config: ExposureConfig, updates: int, seed: int) -> None:
         self.config = config
         self.last_window = max(0, decision_window(updates - 1, config.warmup_updates, config.hold))
-        self.generator = torch.Generator().manual_seed(seed)
+        self.generator = seeded_generator(seed)
         self.current = Exposure(config.warmup_exposure, -1)
 
     def propose(self, step: int) -> Exposure:

@@ -11,14 +11,7 @@ import pytest
 from megatron_atesd.config import load_config
 from megatron_atesd.model.counts import forward_flops, layer_parameters, model_parameters
 from megatron_atesd.plan.hardware import GPUS, Assumptions
-from megatron_atesd.plan.memory import (
-    activation_bytes,
-    fp8_bytes,
-    layer_activation,
-    passes_in_flight,
-    rank_memory,
-    stage_parameters,
-)
+from megatron_atesd.plan.memory import activation_bytes, fp8_bytes, layer_activation, passes_in_flight, rank_memory, stage_parameters
 from megatron_atesd.plan.planned_update import Lengths, PlannedUpdate, Recompute, planned_update
 from megatron_atesd.plan.published import QWEN3
 from megatron_atesd.plan.search import OFFLOAD, RECOMPUTE, SHARD, best_plan, layouts, make_plan, remedies, ways_out
