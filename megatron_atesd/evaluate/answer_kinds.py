@@ -12,10 +12,8 @@ _NO_VALUE = re.compile(r"[,;+*/^=<>!_)]|\\(?:lor|land|cdot|times|cup|cap)(?![A-Z
 _BASED = re.compile(
     r"(-?)\(?0*([0-9][0-9A-Fa-f]*)\)?(?:_\{?\(?(?:base ?)?(?P<index>[0-9]+|[a-z]+)\)?\}?|[ (]*(?:in )?base ?(?P<word>[0-9]+|[a-z]+)\)?)"
 )
-_BASE_NAMES = {
-    name: number
-    for number, name in enumerate("two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen".split(), 2)
-}
+_BASES = "two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen"
+_BASE_NAMES = {name: number for number, name in enumerate(_BASES.split(), 2)}
 _CONGRUENCE = re.compile(r"(?:(?P<left>.*?)\\equiv)?(?P<right>.*?)\(?\\pmod\{(?P<modulus>.*)\}\)?")
 _CURRENCIES = {"＄": "dollar", "€": "euro", "£": "pound", "¥": "yen"}
 
@@ -25,8 +23,8 @@ _UNITS = {
     for names in (
         "cm centimeter centimetre", "m meter metre", "km kilometer kilometre", "mm millimeter millimetre", "inch in inche", "ft foot feet",
         "yd yard", "mile mi", "g gram", "kg kilogram", "mg milligram", "lb pound", "oz ounce", "l liter litre", "ml milliliter millilitre",
-        "s second sec", "min minute", "h hour hr", "day", "week", "month", "year yr", "mph", "degree deg", "radian rad", "dollar usd", "euro",
-        "cent", "yen", "% percent pct percentage", "unit", "km/h kph kmh", "a.m am", "p.m pm", "square sq", "cubic cu",
+        "s second sec", "min minute", "h hour hr", "day", "week", "month", "year yr", "mph", "degree deg", "radian rad", "dollar usd",
+        "euro", "cent", "yen", "% percent pct percentage", "unit", "km/h kph kmh", "a.m am", "p.m pm", "square sq", "cubic cu",
         "celsius c", "fahrenheit f",
     )
     for other in names.split()
@@ -37,17 +35,19 @@ _TEXT_UNIT = rf"\\text\{{[^{{}}]*\}}{_POWER}"
 _UNIT_TAIL = re.compile(
     rf"(?P<value>.*?[0-9A-Za-z)}}!])\s*(?P<unit>%|\^\\circ\s*(?:{_TEXT_UNIT}|[CF])?"
     rf"|{_TEXT_UNIT}(?:\s*(?:/|\\cdot)?\s*{_TEXT_UNIT})*"
-    rf"|(?:(?<=[0-9])|(?<= ))(?:(?:{_PLAIN}){_POWER}(?:(?: ?/ ?| per | )(?:{_PLAIN}|[hs]){_POWER})*)|(?<= )[A-Za-z]{{4,}}(?: [A-Za-z]{{4,}})?)"
+    rf"|(?:(?<=[0-9])|(?<= ))(?:(?:{_PLAIN}){_POWER}(?:(?: ?/ ?| per | )(?:{_PLAIN}|[hs]){_POWER})*)"
+    rf"|(?<= )[A-Za-z]{{4,}}(?: [A-Za-z]{{4,}})?)"
 )
 _SCALES = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
 # Words behind a number that say more than what is counted.
-_NO_UNIT = frozenset(
-    "if when where for unless otherwise is are not no none or and mod modulo base than more less fewer times least most many half halve third"
-    " quarter fourth fifth sixth seventh eighth ninth tenth hundredth thousandth squared cubed factorial choose odd even positive negative"
-    " remainder r to each every with without except plus minus over under below above approx approximately about only undefined infinite"
-    " infinitely imaginary prime impossible false wrong true correct max maximum minimum between through until after before both either"
-    " given that by of from divided multiplied added such exactly equals".split()
-)
+_MORE_THAN_A_UNIT = """
+    if when where for unless otherwise is are not no none or and mod modulo base than more less fewer times least most many half
+    halve third quarter fourth fifth sixth seventh eighth ninth tenth hundredth thousandth squared cubed factorial choose odd even
+    positive negative remainder r to each every with without except plus minus over under below above approx approximately about
+    only undefined infinite infinitely imaginary prime impossible false wrong true correct max maximum minimum between through until
+    after before both either given that by of from divided multiplied added such exactly equals
+"""
+_NO_UNIT = frozenset(_MORE_THAN_A_UNIT.split())
 
 
 class Quantity(NamedTuple):
@@ -108,7 +108,8 @@ def quantity(text: str) -> Quantity:
             return Quantity(text, "")
         value, words = _written(number * _SCALES[words.pop(0)]), words
     known = all(re.sub(r"\^.*", "", word) in _UNITS.values() for word in words)
-    if any(word in _NO_UNIT for word in words) or not (known or (len(words) <= 3 and all(len(word) > 2 and word.isalpha() for word in words))):
+    nouns = len(words) <= 3 and all(len(word) > 2 and word.isalpha() for word in words)
+    if any(word in _NO_UNIT for word in words) or not (known or nouns):
         return Quantity(text, "")
     return Quantity(value, " ".join(sorted(words)))
 

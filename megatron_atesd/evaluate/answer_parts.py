@@ -6,11 +6,17 @@ from typing import NamedTuple
 _PIECE = re.compile(r"\\[A-Za-z]+|\\.|.", re.DOTALL)
 _OPENING = frozenset(["(", "[", "{", r"\{", r"\langle", r"\lfloor", r"\lceil"])
 _CLOSING = frozenset([")", "]", "}", r"\}", r"\rangle", r"\rfloor", r"\rceil"])
-_WORD_BETWEEN = re.compile(r",?\s*(?:\\text\{,? ?(?P<text>and|or),?\}|(?<![A-Za-z\\])(?P<word>and|or)(?![A-Za-z])|\\(?P<sign>vee|wedge|lor|land)(?![A-Za-z]))\s*")
+_WORD_BETWEEN = re.compile(
+    r",?\s*(?:\\text\{,? ?(?P<text>and|or),?\}|(?<![A-Za-z\\])(?P<word>and|or)(?![A-Za-z])"
+    r"|\\(?P<sign>vee|wedge|lor|land)(?![A-Za-z]))\s*"
+)
 _GROUPED = re.compile(r"[+-]?[1-9][0-9]{0,2}(?:,[0-9]{3})+(?:\.[0-9]+)?")
 _SIGNS = re.compile(r"\\(pm|mp)(?![A-Za-z])")
 RELATIONS = ("=", "<", ">", r"\le", r"\ge", r"\ne", r"\in", r"\approx")
-_NAME = re.compile(r"(?:\\text\{[^{}]*\}|\\(?!frac|sqrt|sin|cos|tan|log|ln|exp|binom|pi|infty|cdot|times)[A-Za-z]+|[A-Za-z]|[0-9_'(){},| \[\]])+")
+_NAME = re.compile(
+    r"(?:\\text\{[^{}]*\}|\\(?!frac|sqrt|sin|cos|tan|log|ln|exp|binom|pi|infty|cdot|times)[A-Za-z]+"
+    r"|[A-Za-z]|[0-9_'(){},| \[\]])+"
+)
 
 
 class Bracket(NamedTuple):
@@ -23,7 +29,11 @@ class Bracket(NamedTuple):
 
 def with_words_as_signs(text: str) -> str:
     r"""The words *and*, *or* as `\land`, `\lor`."""
-    return _WORD_BETWEEN.sub(lambda found: r" \lor " if (found["text"] or found["word"] or found["sign"]) in ("or", "vee", "lor") else r" \land ", text)
+    return _WORD_BETWEEN.sub(_as_sign, text)
+
+
+def _as_sign(found: re.Match[str]) -> str:
+    return r" \lor " if (found["text"] or found["word"] or found["sign"]) in ("or", "vee", "lor") else r" \land "
 
 
 def split_outside(text: str, separators: tuple[str, ...]) -> tuple[list[str], list[str]]:
@@ -81,7 +91,10 @@ def without_approximation(text: str) -> str:
 
 
 def named(text: str) -> tuple[str, str]:
-    r"""Name and value of `x = 5`, `f(x) = …`, `(x, y) = (1, 2)`, `x \in S`, or an empty name and the text. Of `x = 2 + 3 = 5` the value is 5."""
+    r"""Name and value of `x = 5`, `f(x) = …`, `(x, y) = (1, 2)`, `x \in S`, or an empty name and the text.
+
+    Of `x = 2 + 3 = 5` the value is 5.
+    """
     parts, signs = split_outside(text, RELATIONS)
     if any(len(elements(middle)) > 1 for middle in parts[1:-1]):
         return "", text  # x = 1, y = 2

@@ -5,9 +5,11 @@ r"""One spelling for each thing that answers write in several ways. Nothing is d
 
 import re
 
-FUNCTIONS = frozenset(
-    "sin cos tan cot sec csc sinh cosh tanh coth arcsin arccos arctan arccot arcsec arccsc arsinh arcosh artanh arcsinh arccosh arctanh ln log lg exp gcd lcm max min".split()
-)
+_FUNCTION_NAMES = """
+    sin cos tan cot sec csc sinh cosh tanh coth arcsin arccos arctan arccot arcsec arccsc
+    arsinh arcosh artanh arcsinh arccosh arctanh ln log lg exp gcd lcm max min
+"""
+FUNCTIONS = frozenset(_FUNCTION_NAMES.split())
 _WORD_OF_TWO = re.compile("[A-Za-z]{2,}")
 _MATH_MARKS = (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"), ("**", "**"))
 _DOTS = re.compile(r"\\(?:[lc]?dots|dots[bcimo])(?![A-Za-z])|\.\.\.+|…|⋯")
@@ -25,7 +27,9 @@ _CHARACTERS = str.maketrans(
 )  # fmt: skip
 
 _SEPARATOR = r"(?:\\[,;:> ]|\\thinspace ?|~|\{,\}|\{ ?\\, ?\}|\{\\ \}|,\\! ?| )"
-_DIGIT_GROUPS = re.compile(rf"(?<![0-9.,A-Za-z])(?<![0-9] )[1-9][0-9]{{0,2}}(?P<gap>{_SEPARATOR})[0-9]{{3}}(?:(?P=gap)[0-9]{{3}})*(?![0-9])")
+_DIGIT_GROUPS = re.compile(
+    rf"(?<![0-9.,A-Za-z])(?<![0-9] )[1-9][0-9]{{0,2}}(?P<gap>{_SEPARATOR})[0-9]{{3}}(?:(?P=gap)[0-9]{{3}})*(?![0-9])"
+)
 _DECIMAL_COMMA = re.compile(r"(?<![0-9.])([0-9]+)\{,\}(?=[0-9]|\\overline|\\bar|\\dot)")
 _DECIMAL_GROUPS = re.compile(r"(?<=[0-9])\\[,;: ](?=[0-9]{3}(?![0-9]))")
 
@@ -64,8 +68,13 @@ _SPELLINGS = [
         (r"\\infinity(?![A-Za-z])", r"\\infty"),
     )
 ]
-_STYLED = re.compile(r"\\(text|textbf|textit|textrm|textsf|textnormal|mathrm|mathbf|mathit|mathsf|operatorname\*?|mbox|hbox|bm|boldsymbol)\s*\{([^{}]*)\}")
-_SPOKEN_MODULUS = re.compile(r"\(\s*(?:\\bmod|\\mod|\\text\{mod\}|mod)(?![A-Za-z])\s*([^()]*)\)|(?:\\mod|\\pmod|\\text\{mod\})(?![A-Za-z])\s*(\{[^{}]*\}|[0-9]+|[A-Za-z])")
+_STYLED = re.compile(
+    r"\\(text|textbf|textit|textrm|textsf|textnormal|mathrm|mathbf|mathit|mathsf|operatorname\*?|mbox|hbox|bm|boldsymbol)\s*\{([^{}]*)\}"
+)
+_SPOKEN_MODULUS = re.compile(
+    r"\(\s*(?:\\bmod|\\mod|\\text\{mod\}|mod)(?![A-Za-z])\s*([^()]*)\)"
+    r"|(?:\\mod|\\pmod|\\text\{mod\})(?![A-Za-z])\s*(\{[^{}]*\}|[0-9]+|[A-Za-z])"
+)
 _OLD_STYLE = re.compile(r"\{\s*\\(?:rm|bf|it|sf)\s+([^{}]*)\}")
 _WORD = re.compile(r"(?<![\\A-Za-z])(?:[A-Za-z]{4,}|[Yy]es|YES|[Nn]o|NO)(?![A-Za-z])")
 

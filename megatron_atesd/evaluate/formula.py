@@ -6,7 +6,7 @@ sympy objects itself and never hands text to sympy, so an answer cannot reach Py
 
 import re
 from collections.abc import Callable, Mapping
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import sympy
 from sympy import Expr, Integer, Rational, Symbol
@@ -16,13 +16,26 @@ from megatron_atesd.evaluate.exact_numbers import DECIMAL, exact_number, read_de
 
 _TOKEN = re.compile(rf"\s*({DECIMAL}|\\[A-Za-z]+|\\[{{}}|]|[A-Za-z+\-*/^_!%'|,()\[\]{{}}])")
 _CLOSING = {"(": ")", "[": "]", "{": "}", r"\lfloor": r"\rfloor", r"\lceil": r"\rceil"}
-_GREEK = frozenset(
-    r"\alpha \beta \gamma \delta \epsilon \varepsilon \zeta \eta \theta \vartheta \iota \kappa \lambda \mu \nu \xi \rho \sigma \tau \upsilon"
-    r" \phi \varphi \chi \psi \omega \Gamma \Delta \Theta \Lambda \Xi \Pi \Sigma \Phi \Psi \Omega \ell \hbar".split()
+_LETTERS = r"""
+    \alpha \beta \gamma \delta \epsilon \varepsilon \zeta \eta \theta \vartheta \iota \kappa \lambda \mu \nu \xi \rho \sigma \tau
+    \upsilon \phi \varphi \chi \psi \omega \Gamma \Delta \Theta \Lambda \Xi \Pi \Sigma \Phi \Psi \Omega \ell \hbar
+"""
+_GREEK = frozenset(_LETTERS.split())
+_ACCENTS = (
+    r"\vec",
+    r"\hat",
+    r"\bar",
+    r"\tilde",
+    r"\overline",
+    r"\mathbb",
+    r"\mathcal",
+    r"\mathfrak",
+    r"\overrightarrow",
+    r"\text",
+    r"\widehat",
 )
-_ACCENTS = frozenset(r"\vec \hat \bar \tilde \overline \mathbb \mathcal \mathfrak \overrightarrow \text \widehat".split())
 _CONSTANTS: Mapping[str, Expr] = {r"\pi": sympy.pi, r"\infty": sympy.oo, "e": sympy.E, "i": sympy.I}
-_SPECIAL: Mapping[str, Callable[..., Expr]] = {
+_SPECIAL: Mapping[str, Callable[..., Any]] = {
     "ln": sympy.log,
     "log": lambda value: sympy.log(value, 10),
     "lg": lambda value: sympy.log(value, 10),
@@ -44,7 +57,7 @@ def read_formula(text: str) -> Expr:
     return _Reader(text).whole()
 
 
-def _function(name: str) -> Callable[..., Expr]:
+def _function(name: str) -> Callable[..., Any]:
     if name in _SPECIAL:
         return _SPECIAL[name]
     return getattr(sympy, re.sub("^arc?(?=sinh|cosh|tanh)|^arc", "a", name))

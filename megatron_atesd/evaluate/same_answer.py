@@ -7,7 +7,17 @@ import re
 from collections.abc import Sequence
 
 from megatron_atesd.evaluate.answer_kinds import Quantity, based_number, choice, congruence, is_known, quantity
-from megatron_atesd.evaluate.answer_parts import RELATIONS, Bracket, bracket, elements, is_name, named, split_outside, with_words_as_signs, without_approximation
+from megatron_atesd.evaluate.answer_parts import (
+    RELATIONS,
+    Bracket,
+    bracket,
+    elements,
+    is_name,
+    named,
+    split_outside,
+    with_words_as_signs,
+    without_approximation,
+)
 from megatron_atesd.evaluate.answer_text import FUNCTIONS, flat, normalised
 from megatron_atesd.evaluate.exact_numbers import exact_number
 from megatron_atesd.evaluate.formula import Unread, read_formula
@@ -164,8 +174,8 @@ def _lists(answer: str, gold: str) -> bool | None:
 
 def _named_list(text: str) -> tuple[str, str]:
     r"""As `named`, for a text with one name in front only: `x = 1, 2` and not `x = 1, y = 2`."""
-    name, value = named(text)
-    return (name, value) if name and not any(named(part)[0] for part in elements(text)[1:]) and len(split_outside(text, RELATIONS)[1]) == 1 else ("", text)
+    several = any(named(part)[0] for part in elements(text)[1:]) or len(split_outside(text, RELATIONS)[1]) != 1
+    return ("", text) if several else named(text)
 
 
 def _as_ordered_values(ours: list[str], theirs: list[str]) -> tuple[list[str], list[str]] | None:

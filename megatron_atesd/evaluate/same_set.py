@@ -1,6 +1,7 @@
 r"""Sets of numbers, written as intervals with ∪, ∩, ∖ or as inequalities in one variable, and relations in several."""
 
 import re
+from typing import Any
 
 import sympy
 from sympy import Expr, Interval, Set, Symbol
@@ -96,7 +97,7 @@ def _condition(text: str) -> tuple[Set, Symbol]:
     """The numbers of which a chain such as 1 < x ≤ 2 holds; Unread unless each step compares one variable with a number."""
     parts, signs = split_outside(text, RELATIONS)
     values = [read_formula(part) for part in parts]
-    variables = {value for value in values if value.is_Symbol}
+    variables = {value for value in values if isinstance(value, Symbol)}
     if len(variables) != 1 or not set(signs) <= {"<", ">", r"\le", r"\ge", r"\ne", "="}:
         raise Unread(text)
     (variable,) = variables
@@ -119,15 +120,19 @@ def _half_line(sign: str, left: Expr, right: Expr, variable: Symbol) -> Set:
 
 def _same_pieces(first: Set, second: Set) -> bool:
     """Intervals side by side, with ends that sympy does not see to be equal, such as √8 and 2√2."""
-    ours, theirs = (list(each.args) if isinstance(each, sympy.Union) else [each] for each in (first, second))
-    if len(ours) != len(theirs) or not all(isinstance(piece, Interval) for piece in ours + theirs):
-        return False
-    return all(any(_same_interval(piece, other) for other in theirs) for piece in ours)
+    ours, theirs = _intervals(first), _intervals(second)
+    return len(ours) == len(theirs) > 0 and all(any(_same_interval(piece, other) for other in theirs) for piece in ours)
 
 
-def _same_interval(first: Set, second: Set) -> bool:
-    assert isinstance(first, Interval)
-    assert isinstance(second, Interval)
+def _intervals(pieces: Set) -> list[Interval]:
+    """The intervals of a union; none if it has pieces of another kind."""
+    parts = pieces.args if isinstance(pieces, sympy.Union) else (pieces,)
+    found = [part for part in parts if isinstance(part, Interval)]
+    return found if len(found) == len(parts) else []
+
+
+def _same_interval(first: Interval, second: Interval) -> bool:
     if (first.left_open, first.right_open) != (second.left_open, second.right_open):
         return False
-    return same_value(first.start, second.start) and same_value(first.end, second.end)
+    ends: Any = [(first.start, second.start), (first.end, second.end)]
+    return all(same_value(ours, theirs) for ours, theirs in ends)

@@ -1,4 +1,4 @@
-"""Whether two sympy expressions have the same value: exactly where sympy sees it, else by 100 digits, at several points if there are variables.
+"""Whether two sympy expressions have the same value: exactly where sympy sees it, else by 100 digits, with variables at several points.
 
 Differences are measured relative to the values, so 10^-70 and 10^-71 differ.
 """
@@ -6,7 +6,7 @@ Differences are measured relative to the values, so 10^-70 and 10^-71 differ.
 from collections.abc import Iterator, Sequence
 
 import sympy
-from sympy import Expr, Rational, Symbol
+from sympy import Basic, Expr, Rational
 
 _DIGITS = 100
 _ENOUGH_POINTS = 3
@@ -53,13 +53,13 @@ def proportional(first: Expr, second: Expr, positive: bool) -> bool:
     return False
 
 
-def _points(first: Expr, second: Expr, symbols: Sequence[Symbol]) -> Iterator[dict[Symbol, Expr]]:
+def _points(first: Expr, second: Expr, symbols: Sequence[Basic]) -> Iterator[list[tuple[Basic, Expr]]]:
     bent = any(value.has(sympy.Abs, sympy.floor, sympy.ceiling, sympy.Max, sympy.Min) for value in (first, second))
     for values in _POINTS + (_FAR if bent else []):
-        yield {symbol: Rational(values[place % 4]) + place // 4 for place, symbol in enumerate(symbols)}
+        yield [(symbol, Rational(values[place % 4]) + place // 4) for place, symbol in enumerate(symbols)]
 
 
-def _same_function(first: Expr, second: Expr, symbols: Sequence[Symbol]) -> bool:
+def _same_function(first: Expr, second: Expr, symbols: Sequence[Basic]) -> bool:
     complex_allowed = first.has(sympy.I) or second.has(sympy.I)
     compared = 0
     for point in _points(first, second, symbols):

@@ -138,8 +138,8 @@ def test_a_list_has_one_element_a_value():
 @pytest.mark.parametrize(
     "text",
     [
-        "1 2", "2102_3", r"x/2y", r"\sqrt12", r"f(2)", "2^3^4", "(1", "1)", "5+", r"\foo", r"\text{if}", "a:b", "{", "1,2", "|x", "", "x_", "2^",
-        r"\frac{1}", r"\sum x", "5 &", r"\max", "__import__",
+        "1 2", "2102_3", r"x/2y", r"\sqrt12", r"f(2)", "2^3^4", "(1", "1)", "5+", r"\foo", r"\text{if}", "a:b", "{", "1,2", "|x", "", "x_",
+        "2^", r"\frac{1}", r"\sum x", "5 &", r"\max", "__import__",
     ],
 )  # fmt: skip
 def test_a_formula_is_read_whole_or_not_at_all(text: str):
