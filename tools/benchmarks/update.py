@@ -16,7 +16,7 @@ from benchmarks.workload import Workload, draw_ids
 from megatron_atesd.config import TrainConfig
 from megatron_atesd.distill.divergence import Divergence
 from megatron_atesd.distill.fused import distill_loss
-from megatron_atesd.distill.step import Example, StepResult, distill_step
+from megatron_atesd.distill.step import Example, Loss, StepResult, distill_step
 from megatron_atesd.distill.teacher import Teacher
 from megatron_atesd.doctor.examine import gather
 from megatron_atesd.errors import ConfigError
@@ -131,8 +131,8 @@ def one_update(updates: Updates, parts: Parts, index: int) -> tuple[dict[str, fl
     examples = [Example(prompt, [*prompt, *reference], response.ids) for prompt, reference, response in asked]
     settings = (_divergence(config), config.parallel.micro_batch_tokens, config.distill.normalize)
 
-    def passes() -> StepResult:
-        return distill_step(parts.optimization.wrapped, parts.model, parts.teacher, examples, *settings)
+    def passes(loss: Loss) -> StepResult:
+        return distill_step(parts.optimization.wrapped, parts.model, parts.teacher, examples, *settings, loss)
 
     result, _ = timed_update(watch, parts.optimization, distill_loss, passes)
     with watch.phase("optimizer"):
