@@ -7,7 +7,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
 from megatron.core import parallel_state
 
 from megatron_atesd.checkpoint.model_folder import find_hf, load_model_weights
@@ -29,7 +28,7 @@ from megatron_atesd.model.hf_config import read_architecture
 from megatron_atesd.model.megatron_config import megatron_settings
 from megatron_atesd.model.micro_batches import TokenIds
 from megatron_atesd.model.scaling_history import load_scaling_history, scaling_history
-from megatron_atesd.parallel.groups import data_parallel_place
+from megatron_atesd.parallel.groups import data_parallel_place, from_rank_0
 from megatron_atesd.records import Exposure, Problem, Rollout, UpdateStats
 from megatron_atesd.rollout.generate import generate
 from megatron_atesd.rollout.sampling import sequence_seed
@@ -150,8 +149,8 @@ class TrainingRun:
                 "scheduler": self.optimization.scheduler.state_dict(),
                 "sampler": self.sampler.state_dict(),
                 "probe": fingerprint(self.probe_problems),
-                "exposure": on_every_rank(self.service.state_dict()),
-                "scaling_history": on_every_rank(scaling_history(self.model)),
+                "exposure": from_rank_0(self.service.state_dict()),
+                "scaling_history": from_rank_0(scaling_history(self.model)),  # data-parallel ranks have others
                 "probe_responses": [(r.response_ids, r.truncated) for r in self.probe_rollouts],
                 "rng": rng_states(),
                 "skipped_in_a_row": self.skipped.in_a_row,
@@ -184,10 +183,3 @@ class TrainingRun:
         self.skipped.in_a_row = in_a_row if in_a_row < self.skipped.limit else 0  # a run that ended for it begins to count anew
         restore_rng(run["rng"])
         return int(run["update"])
-
-
-def on_every_rank(of_rank_0: Any) -> Any:
-    """Rank 0's object on all ranks: what every rank saves alike must be alike. Collective."""
-    box = [of_rank_0]
-    dist.broadcast_object_list(box, src=0)
-    return box[0]

@@ -18,12 +18,11 @@ from megatron_atesd.distill.divergence import Divergence
 from megatron_atesd.distill.fused import distill_loss
 from megatron_atesd.distill.step import Example, Loss, StepResult, distill_step
 from megatron_atesd.distill.teacher import Teacher
-from megatron_atesd.doctor.examine import gather
 from megatron_atesd.errors import ConfigError
 from megatron_atesd.model.architecture import Architecture
 from megatron_atesd.model.gpt import HiddenStateGPT, build_model
 from megatron_atesd.model.megatron_config import megatron_settings
-from megatron_atesd.parallel.groups import data_parallel_place
+from megatron_atesd.parallel.groups import data_parallel_place, gathered
 from megatron_atesd.parallel.session import session_of
 from megatron_atesd.plan.memory import rank_memory
 from megatron_atesd.plan.planned_update import Lengths, planned_update
@@ -84,7 +83,7 @@ def measure(updates: Updates) -> Measured:
                 f"{updates.name} does not fit this GPU: {planned:.1f} GiB are planned. Divide the model (parallel.tensor under torchrun), "
                 f"or lower parallel.micro_batch_tokens, distill.chunk or data.batch ({error})"
             ) from None
-        return Measured(gather(row), loss_part)
+        return Measured(gathered(row), loss_part)
 
 
 def measure_rank(updates: Updates) -> Row:
