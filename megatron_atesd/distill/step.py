@@ -10,6 +10,7 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from torch import Tensor
 
+from megatron_atesd.config import TrainConfig
 from megatron_atesd.distill.divergence import Divergence
 from megatron_atesd.distill.fused import TokenStatistics, distill_loss
 from megatron_atesd.distill.teacher import Teacher
@@ -20,6 +21,13 @@ from megatron_atesd.model.vocabulary import vocabulary_shard
 
 Normalize = Literal["token", "sequence"]
 Loss = Callable[..., tuple[Tensor, TokenStatistics]]  # arguments and results of distill_loss
+
+
+def divergence_of(config: TrainConfig) -> Divergence:
+    """The divergence of a run, at the rollouts' temperature unless it has one of its own."""
+    distill = config.distill
+    temperature = distill.temperature or config.rollout.temperature
+    return Divergence(distill.divergence, distill.jsd_beta, distill.clip, temperature, distill.chunk, distill.top_k, distill.compile)
 
 
 @dataclass(frozen=True)

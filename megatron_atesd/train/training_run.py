@@ -17,9 +17,8 @@ from megatron_atesd.data.problems import last_boxed
 from megatron_atesd.data.prompts import PromptRenderer
 from megatron_atesd.data.sampler import ProblemSampler, fingerprint
 from megatron_atesd.data.tokenizer import load_tokenizer
-from megatron_atesd.distill.divergence import Divergence
 from megatron_atesd.distill.likelihood import mean_nll
-from megatron_atesd.distill.step import Example, StepResult, example_losses, measure_step
+from megatron_atesd.distill.step import Example, StepResult, divergence_of, example_losses, measure_step
 from megatron_atesd.distill.teacher import Teacher
 from megatron_atesd.errors import CheckpointError
 from megatron_atesd.exposure.service import ExposureService
@@ -58,14 +57,9 @@ class TrainingRun:
         self.teacher = Teacher(self.model, distill.teacher, distill.ema_decay, distill.teacher_offload, config.precision.teacher)
         self.optimization = build_optimization(self.model, config.optimizer, config.ddp, config.schedule, config.run.updates)
         self.service = ExposureService(config.exposure, config.run.updates, config.run.seed)
+        self.divergence = divergence_of(config)
         self.probe_rollouts: list[Rollout] = []
         self.skipped = Skipped(Path(config.run.dir) / "skipped", config.run.max_skipped)
-
-    @cached_property
-    def divergence(self) -> Divergence:
-        distill = self.config.distill
-        temperature = distill.temperature or self.config.rollout.temperature
-        return Divergence(distill.divergence, distill.jsd_beta, distill.clip, temperature, distill.chunk, distill.top_k, distill.compile)
 
     def rollout(self, problems: Sequence[Problem], update: int) -> list[Rollout]:
         """One student response a problem; the seed of each is made of run seed, update and problem."""
@@ -101,6 +95,7 @@ class TrainingRun:
         learned = self.config.exposure.mode == "learned"
         stats = UpdateStats(
             update=update,
+            exposure=exposure,
             kl=result.kl if result else 0.0,
             disagreement=result.disagreement if result else 0.0,
             confidence=result.confidence if result else 0.0,

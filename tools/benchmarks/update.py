@@ -14,9 +14,8 @@ from benchmarks.watch import PeakMemory, Stopwatch
 from benchmarks.worker import measure_loss
 from benchmarks.workload import Workload, draw_ids
 from megatron_atesd.config import TrainConfig
-from megatron_atesd.distill.divergence import Divergence
 from megatron_atesd.distill.fused import distill_loss
-from megatron_atesd.distill.step import Example, Loss, StepResult, distill_step
+from megatron_atesd.distill.step import Example, Loss, StepResult, distill_step, divergence_of
 from megatron_atesd.distill.teacher import Teacher
 from megatron_atesd.errors import ConfigError
 from megatron_atesd.model.architecture import Architecture
@@ -128,7 +127,7 @@ def one_update(updates: Updates, parts: Parts, index: int) -> tuple[dict[str, fl
         responses = generate(parts.model, prompts, seeds, (), replace(config.rollout, max_new_tokens=updates.lengths.response))
     asked = zip(prompts, parts.ids["references"], responses, strict=True)
     examples = [Example(prompt, [*prompt, *reference], response.ids) for prompt, reference, response in asked]
-    settings = (_divergence(config), config.parallel.micro_batch_tokens, config.distill.normalize)
+    settings = (divergence_of(config), config.parallel.micro_batch_tokens, config.distill.normalize)
 
     def passes(loss: Loss) -> StepResult:
         return distill_step(parts.optimization.wrapped, parts.model, parts.teacher, examples, *settings, loss)
@@ -138,12 +137,6 @@ def one_update(updates: Updates, parts: Parts, index: int) -> tuple[dict[str, fl
         parts.optimization.weights_ready()  # in training a probe follows, behind which ddp.overlap_param_gather hides
         parts.teacher.update()
     return dict(watch.seconds), result.loss
-
-
-def _divergence(config: TrainConfig) -> Divergence:
-    distill = config.distill
-    temperature = distill.temperature or config.rollout.temperature or 1.0
-    return Divergence(distill.divergence, distill.jsd_beta, distill.clip, temperature, distill.chunk, distill.top_k, distill.compile)
 
 
 def _loss_contenders(config: TrainConfig) -> dict[str, str]:
