@@ -57,6 +57,7 @@ class UpdateStats:
     """What the controller may know after a finished update, reduced over all ranks.
 
     update: number of finished student updates t (0 = before the first update, only probe values are set).
+    exposure: in force in update t, with its decision (at 0: the one of the first update).
     kl: mean unclipped KL(teacher ‖ student) over response tokens, nats per token.
     disagreement: share of response tokens whose teacher and student top-1 differ.
     confidence: mean of the student's largest probability over response tokens.
@@ -66,6 +67,7 @@ class UpdateStats:
     """
 
     update: int
+    exposure: Exposure
     kl: float
     disagreement: float
     confidence: float

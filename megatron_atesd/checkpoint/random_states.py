@@ -7,15 +7,15 @@ import torch
 import torch.distributed as dist
 from megatron.core.tensor_parallel.random import CudaRNGStatesTracker, get_cuda_rng_tracker
 
+from megatron_atesd.parallel.groups import gathered
+
 
 def rng_states() -> list[Mapping[str, Any]]:
     """Every rank's random-number states, in rank order (equal list on all ranks). Collective."""
     mine = {"torch": torch.get_rng_state(), "tracker": _tracker().get_states()}
     if torch.cuda.is_available():
         mine["cuda"] = torch.cuda.get_rng_state()
-    gathered: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(gathered, mine)
-    return gathered
+    return gathered(mine)
 
 
 def restore_rng(states: list[Mapping[str, Any]]) -> None:

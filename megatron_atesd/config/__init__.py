@@ -6,6 +6,7 @@ from megatron_atesd.config.megatron_sections import build_section
 from megatron_atesd.config.rules import (
     ModelShape,
     layout_problems,
+    method_problems,
     parallel_problems,
     precision_problems,
     refuse,
@@ -55,6 +56,7 @@ __all__ = [
     "fp8_recipe",
     "layout_problems",
     "load_config",
+    "method_problems",
     "package_versions",
     "parallel_problems",
     "precision_problems",

@@ -40,7 +40,7 @@ def validate(config: TrainConfig, world_size: int = 1, model: ModelShape | None 
             *_file_problems(config),
             *precision_problems(config),
             *_context_problems(config),
-            *_method_problems(config),
+            *method_problems(config),
             *_schedule_problems(config),
             *_checkpoint_problems(config),
         ]
@@ -51,7 +51,7 @@ def validate(config: TrainConfig, world_size: int = 1, model: ModelShape | None 
 def validate_exposure(exposure: ExposureConfig, updates: int) -> None:
     """Raise one ConfigError that lists every rule that `exposure` breaks in a run of `updates` updates, all else at its default."""
     config = TrainConfig(run=RunConfig(updates=updates), exposure=exposure)
-    refuse(section_problems(config, ["run", "exposure"]) or list(_method_problems(config)))
+    refuse(section_problems(config, ["run", "exposure"]) or list(method_problems(config)))
 
 
 def section_problems(config: TrainConfig, sections: Collection[str]) -> list[str]:
@@ -174,7 +174,8 @@ def _context_messages(config: TrainConfig) -> list[Any]:
     return given if isinstance(given, list) else [given or "p2p"]
 
 
-def _method_problems(config: TrainConfig) -> Iterator[str]:
+def method_problems(config: TrainConfig) -> Iterator[str]:
+    """The rules between settings of the loss and of the exposure that are broken."""
     exposure, updates = config.exposure, config.run.updates
     if config.rollout.temperature == 0 and config.distill.temperature is None:
         yield "rollout.temperature is 0 and distill.temperature is null, so both logits would be divided by 0; set distill.temperature to 1"

@@ -1,7 +1,7 @@
 """Teacher pass and student pass over the same response tokens, through megatron.core's pipeline schedule."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,8 +10,9 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from torch import Tensor
 
+from megatron_atesd.config import TrainConfig
 from megatron_atesd.distill.divergence import Divergence
-from megatron_atesd.distill.fused import distill_loss
+from megatron_atesd.distill.fused import TokenStatistics, distill_loss
 from megatron_atesd.distill.teacher import Teacher
 from megatron_atesd.model.gpt import HiddenStateGPT
 from megatron_atesd.model.micro_batches import MicroBatch, TokenIds, padding_share
@@ -20,6 +21,14 @@ from megatron_atesd.model.schedule import LastStage, model_batches, run_schedule
 from megatron_atesd.model.vocabulary import vocabulary_shard
 
 Normalize = Literal["token", "sequence"]
+Loss = Callable[..., tuple[Tensor, TokenStatistics]]  # arguments and results of distill_loss
+
+
+def divergence_of(config: TrainConfig) -> Divergence:
+    """The divergence of a run, at the rollouts' temperature unless it has one of its own."""
+    distill = config.distill
+    temperature = distill.temperature or config.rollout.temperature
+    return Divergence(distill.divergence, distill.jsd_beta, distill.clip, temperature, distill.chunk, distill.top_k, distill.compile)
 
 
 @dataclass(frozen=True)
@@ -56,12 +65,14 @@ def distill_step(
     divergence: Divergence,
     micro_batch_tokens: int,
     normalize: Normalize = "token",
+    loss: Loss = distill_loss,
 ) -> StepResult:
     """Loss and gradients of this data-parallel rank's examples; gradients end in `wrapped` (DistributedDataParallel around `model`).
 
-    Collective over all ranks. Data-parallel ranks may have different numbers of examples, also none.
+    loss: of the last pipeline stage, given both roles' hidden states. Collective over all ranks. Data-parallel ranks may have different
+    numbers of examples, also none.
     """
-    return _both_passes(wrapped, model, teacher, examples, divergence, micro_batch_tokens, normalize, forward_only=False)
+    return _both_passes(wrapped, model, teacher, examples, divergence, micro_batch_tokens, normalize, loss, forward_only=False)
 
 
 def measure_step(
@@ -69,18 +80,21 @@ def measure_step(
 ) -> StepResult:
     """The same without gradients, in evaluation mode."""
     with torch.no_grad(), evaluation_mode(model):
-        return _both_passes(model, model, teacher, examples, divergence, micro_batch_tokens, "token", forward_only=True)
+        return _both_passes(model, model, teacher, examples, divergence, micro_batch_tokens, "token", distill_loss, forward_only=True)
 
 
 @torch.no_grad()
-def example_losses(model: HiddenStateGPT, teacher: Teacher, examples: Sequence[Example], divergence: Divergence) -> list[float]:
+def example_losses(
+    model: HiddenStateGPT, teacher: Teacher, examples: Sequence[Example], divergence: Divergence, loss: Loss = distill_loss
+) -> list[float]:
     """Mean loss a response token of each example, one after the other, on the last pipeline stage ([] elsewhere).
 
     Collective over the ranks of one model; data-parallel ranks learn nothing of each other's.
     """
     teacher_hidden, _ = _teacher_pass(model, teacher, examples, 1)
     batches = model_batches(model, [(e.student_prompt, e.response) for e in examples], 1)
-    sums = run_schedule(model, batches, _student_loss(model, teacher, teacher_hidden, divergence, "token"), forward_only=True)
+    last_stage = _student_loss(model, teacher, teacher_hidden, divergence, "token", loss)
+    sums = run_schedule(model, batches, last_stage, forward_only=True)
     for total in sums:
         dist.all_reduce(total, group=parallel_state.get_context_parallel_group())
     means = {member: float(total[0] / total[1]) for batch, total in zip(batches, sums, strict=False) for member in batch.members}
@@ -95,6 +109,7 @@ def _both_passes(
     divergence: Divergence,
     micro_batch_tokens: int,
     normalize: Normalize,
+    loss_function: Loss,
     forward_only: bool,
 ) -> StepResult:
     started = time.perf_counter()
@@ -103,7 +118,8 @@ def _both_passes(
     middle = time.perf_counter()
     pairs = [(e.student_prompt, e.response) for e in examples]
     student_batches = model_batches(model, pairs, micro_batch_tokens)
-    sums = run_schedule(wrapped, student_batches, _student_loss(model, teacher, teacher_hidden, divergence, normalize), forward_only)
+    last_stage = _student_loss(model, teacher, teacher_hidden, divergence, normalize, loss_function)
+    sums = run_schedule(wrapped, student_batches, last_stage, forward_only)
     padded = [a + b for a, b in zip(padded, padding_share(student_batches, pairs), strict=True)]
     loss, count, tokens, *totals = sum_over_ranks(sums, 8)
     padding, slots = sum_over_ranks([torch.tensor(padded, dtype=torch.float64, device=torch.cuda.current_device())], 2)
@@ -144,7 +160,12 @@ def _teacher_pass(
 
 
 def _student_loss(
-    model: HiddenStateGPT, teacher: Teacher, teacher_hidden: Mapping[int, Tensor], divergence: Divergence, normalize: Normalize
+    model: HiddenStateGPT,
+    teacher: Teacher,
+    teacher_hidden: Mapping[int, Tensor],
+    divergence: Divergence,
+    normalize: Normalize,
+    loss_function: Loss,
 ) -> LastStage:
     """What the last stage does with the student's hidden states; keeps the sums [8]: loss, its count, tokens, five statistics."""
     shard = vocabulary_shard(model)
@@ -154,7 +175,7 @@ def _student_loss(
         hidden_TH = batch.response_hidden(hidden_BSH)
         teacher_TH = torch.cat([hidden_TH.new_empty(0, hidden_TH.shape[1]), *(teacher_hidden[member] for member in batch.members)])
         token_weight_T, count = token_weights(batch, normalize)
-        loss, stats = distill_loss(
+        loss, stats = loss_function(
             hidden_TH, model.head_weight(), teacher_TH, teacher_head_VH, token_weight_T, divergence, shard.valid, shard.group
         )
         statistics = (stats.kl_T, stats.disagreement_T, stats.confidence_T, stats.teacher_entropy_T, stats.student_entropy_T)

@@ -23,7 +23,7 @@ from megatron_atesd.doctor.ranks import check_ranks, own_facts
 from megatron_atesd.doctor.software import check_installation
 from megatron_atesd.errors import ConfigError
 from megatron_atesd.output_folder import check_writable
-from megatron_atesd.parallel.groups import is_main
+from megatron_atesd.parallel.groups import from_rank_0, gathered, is_main
 from megatron_atesd.parallel.session import processes
 
 TOKEN_SECONDS = 10.0  # network file systems show new files late
@@ -54,7 +54,7 @@ def examine_machine(config: TrainConfig) -> list[Finding]:
 def examine_ranks(config: TrainConfig) -> list[Finding]:
     """What all ranks find, the same list on each, the worst first. Collective, in fractions of a second."""
     own, facts = examine_machine(config) + check_run_dir(Path(config.run.dir)), own_facts(config)
-    return worst_first(merge(gather(own)) + check_ranks(gather(facts), gather(read_clock())))
+    return worst_first(merge(gathered(own)) + check_ranks(gathered(facts), gathered(read_clock())))
 
 
 def read_clock() -> tuple[float, float]:
@@ -65,18 +65,9 @@ def read_clock() -> tuple[float, float]:
     return before, time.time()
 
 
-def gather(value: Any) -> list[Any]:
-    """`value` of every rank. Collective."""
-    values: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value)
-    return values
-
-
 def check_run_dir(run_dir: Path) -> list[Finding]:
     """An error where the run directory, or the folder that it is to be made in, cannot be written or is not rank 0's. Collective."""
-    box: list[Any] = [write_token(run_dir) if is_main() else None]
-    dist.broadcast_object_list(box, src=0)
-    token, problem = box[0]
+    token, problem = from_rank_0(write_token(run_dir) if is_main() else (Path(), None))
     findings = [problem] if problem else see_token(token, TOKEN_SECONDS)
     dist.barrier()
     if is_main() and not problem:

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-import torch.distributed as dist
 from megatron.core import parallel_state
 
 from megatron_atesd.config import RolloutConfig
@@ -11,7 +10,7 @@ from megatron_atesd.data.prompts import PromptRenderer
 from megatron_atesd.model.gpt import HiddenStateGPT
 from megatron_atesd.model.micro_batches import TokenIds
 from megatron_atesd.parallel.context import context_place
-from megatron_atesd.parallel.groups import data_parallel_place
+from megatron_atesd.parallel.groups import data_parallel_place, gathered
 from megatron_atesd.records import Problem
 from megatron_atesd.rollout.generate import generate
 from megatron_atesd.rollout.sampling import sequence_seed
@@ -57,14 +56,9 @@ def answer_problems(
         for (p, s), r in zip(part, responses, strict=True):
             answered.append(Answered(p, s, renderer.decode(r.ids), len(r.ids), r.truncated))
         progress(len(answered), len(mine))
-    return _gathered(answered)
+    shares = gathered(answered, parallel_state.get_data_parallel_group())
+    return sorted((a for share in shares for a in share), key=lambda a: (a.problem, a.sample))
 
 
 def _pieces(tasks: Sequence[tuple[int, int]], size: int) -> list[Sequence[tuple[int, int]]]:
     return [tasks[start : start + size] for start in range(0, len(tasks), size)]
-
-
-def _gathered(answered: list[Answered]) -> list[Answered]:
-    shares: list[list[Answered]] = [[] for _ in range(data_parallel_place()[1])]
-    dist.all_gather_object(shares, answered, group=parallel_state.get_data_parallel_group())
-    return sorted((a for share in shares for a in share), key=lambda a: (a.problem, a.sample))

@@ -15,6 +15,7 @@ from megatron_atesd.config import ExposureConfig
 from megatron_atesd.errors import CheckpointError, ConfigError
 from megatron_atesd.exposure import policy, reward
 from megatron_atesd.exposure.state import FEATURES, TrainingState
+from megatron_atesd.exposure.windows import hold_window
 from megatron_atesd.records import Exposure, UpdateStats
 
 MEMORY = 200  # judged decisions kept at least, for the running standard deviations, the ema baseline and replay
@@ -65,7 +66,7 @@ class Controller:
 
         step: finished updates. Before warmup_updates: the warm-up exposure with decision_id −1.
         """
-        window = decision_window(step, self.config.warmup_updates, self.config.hold)
+        window = hold_window(self.config, step)
         if window < 0:
             return Exposure(self.config.warmup_exposure, -1)
         if self.current is None or self.current.number != window:
@@ -80,10 +81,9 @@ class Controller:
         Reward and terms are in nats a token, also where learning divides the terms by their spread, so that all updates compare.
         Raises ConfigError when the configured progress signal is not in `stats`.
         """
-        alpha = self.current.alpha if self.current else self.config.warmup_exposure
-        self.training.observe(stats, alpha)
+        self.training.observe(stats)
         self._remember(stats)
-        metrics = self._exposure_metrics(alpha) if stats.update > 0 else {}
+        metrics = self._exposure_metrics(stats.exposure) if stats.update > 0 else {}
         for decision in [d for d in self.pending if d.update + self.config.lookahead <= stats.update]:
             self.pending.remove(decision)
             metrics |= self._judge(decision)
@@ -189,17 +189,15 @@ class Controller:
         self.policy_updates += 1
         return advantages[-1]
 
-    def _exposure_metrics(self, alpha: float) -> dict[str, float]:
-        if self.current is None:
-            return {"exposure/alpha": alpha}
-        a, b = self.current.a, self.current.b
-        return {
-            "exposure/alpha": alpha,
-            "exposure/a": a,
-            "exposure/b": b,
-            "exposure/mean": a / (a + b),
-            "exposure/entropy": self.current.entropy,
-        }
+    def _exposure_metrics(self, exposure: Exposure) -> dict[str, float]:
+        """α in force, and the policy that it was drawn from, unless it is the warm-up's."""
+        metrics = {"exposure/alpha": exposure.alpha}
+        known = (*self.judged, *self.pending, *([self.current] if self.current else []))
+        decision = next((d for d in reversed(known) if d.number == exposure.decision_id), None)
+        if decision is None:
+            return metrics
+        a, b = decision.a, decision.b
+        return metrics | {"exposure/a": a, "exposure/b": b, "exposure/mean": a / (a + b), "exposure/entropy": decision.entropy}
 
     def _progress(self, step: int) -> float:
         return min(1.0, step / self.updates)
@@ -207,11 +205,6 @@ class Controller:
 
 def _column(values: list[Any]) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.float64)
-
-
-def decision_window(step: int, warmup_updates: int, hold: int) -> int:
-    """Number of the hold window in which update step + 1 falls; −1 during warm-up."""
-    return -1 if step < warmup_updates else (step - warmup_updates) // hold
 
 
 def check_mode(state: dict[str, Any], mode: str) -> None:

@@ -6,7 +6,8 @@ from typing import Any, Protocol
 import torch
 
 from megatron_atesd.config import ExposureConfig
-from megatron_atesd.exposure.controller import Controller, check_mode, decision_window, seeded_generator
+from megatron_atesd.exposure.controller import Controller, check_mode, seeded_generator
+from megatron_atesd.exposure.windows import hold_window
 from megatron_atesd.records import Exposure, UpdateStats
 
 
@@ -50,13 +51,13 @@ class RuleBasedExposure:
 
     def __init__(self, config: ExposureConfig, updates: int, seed: int) -> None:
         self.config = config
-        self.last_window = max(0, decision_window(updates - 1, config.warmup_updates, config.hold))
+        self.last_window = max(0, hold_window(config, updates - 1))
         self.generator = seeded_generator(seed)
         self.current = Exposure(config.warmup_exposure, -1)
 
     def propose(self, step: int) -> Exposure:
         """See Mode."""
-        window = decision_window(step, self.config.warmup_updates, self.config.hold)
+        window = hold_window(self.config, step)
         if self.config.mode in ("fixed", "none"):
             self.current = Exposure(self.config.fixed if self.config.mode == "fixed" else 0.0, -1)
         elif window != self.current.decision_id:
@@ -65,7 +66,7 @@ class RuleBasedExposure:
 
     def observe(self, stats: UpdateStats) -> dict[str, float]:
         """Only `exposure/alpha`, from the first update on."""
-        return {"exposure/alpha": self.current.alpha} if stats.update > 0 else {}
+        return {"exposure/alpha": stats.exposure.alpha} if stats.update > 0 else {}
 
     def state_dict(self) -> dict[str, Any]:
         """Mode, exposure in force and RNG."""

@@ -6,8 +6,8 @@ import torch
 from torch import distributed
 
 from megatron_atesd.config import ExposureConfig
-from megatron_atesd.exposure.controller import decision_window
 from megatron_atesd.exposure.modes import make_mode
+from megatron_atesd.exposure.windows import hold_window
 from megatron_atesd.records import Exposure, UpdateStats
 
 
@@ -28,7 +28,7 @@ class ExposureService:
 
     def propose(self, step: int) -> Exposure:
         """The exposure for update step + 1, after `step` finished updates. Every rank must call it with the same step."""
-        window = decision_window(step, self.config.warmup_updates, self.config.hold)
+        window = hold_window(self.config, step)
         if window != self.window:
             decided = self.mode.propose(step) if self.mode else self.exposure
             self.exposure = self._agree(decided) if self.distributed else decided

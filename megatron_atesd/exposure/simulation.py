@@ -18,7 +18,7 @@ import torch
 from megatron_atesd.config import ExposureConfig, validate_exposure
 from megatron_atesd.errors import ConfigError
 from megatron_atesd.exposure.modes import Mode, make_mode
-from megatron_atesd.records import UpdateStats
+from megatron_atesd.records import Exposure, UpdateStats
 
 SEED_OFFSET = 1000  # the student's noise shares no seed with the mode
 
@@ -64,12 +64,12 @@ def simulate(mode: Mode, student: StudentModel, updates: int, seed: int) -> Simu
     """Train a simulated student for `updates` updates under `mode`; `seed` draws the noise of the student, not of the mode."""
     generator = torch.Generator().manual_seed(seed)
     run, excess = SimulatedRun([], []), student.start
-    mode.observe(_measure(student, 0, 0.0, excess, generator))
+    mode.observe(_measure(student, 0, mode.propose(0), excess, generator))
     for step in range(updates):
-        alpha = mode.propose(step).alpha
-        excess -= (student.drop(alpha) + student.training_noise * _normal(generator)) * excess / student.start
-        metrics = mode.observe(_measure(student, step + 1, alpha, excess, generator))
-        run.alphas.append(alpha)
+        exposure = mode.propose(step)
+        excess -= (student.drop(exposure.alpha) + student.training_noise * _normal(generator)) * excess / student.start
+        metrics = mode.observe(_measure(student, step + 1, exposure, excess, generator))
+        run.alphas.append(exposure.alpha)
         if "exposure/mean" in metrics:
             run.means.append(metrics["exposure/mean"])
     return run
@@ -118,15 +118,16 @@ def _row(
     return {"settings": settings, **means, "at": {f"{optimum:g}": figures for optimum, figures in at.items()}}
 
 
-def _measure(student: StudentModel, update: int, alpha: float, excess: float, generator: torch.Generator) -> UpdateStats:
+def _measure(student: StudentModel, update: int, exposure: Exposure, excess: float, generator: torch.Generator) -> UpdateStats:
     """Statistics as a run would report them: KL, mismatch and the teacher's log-probability of the reference all rise with α."""
     return UpdateStats(
         update=update,
-        kl=0.003 + 0.05 * alpha**2,
-        disagreement=0.016 * alpha,
+        exposure=exposure,
+        kl=0.003 + 0.05 * exposure.alpha**2,
+        disagreement=0.016 * exposure.alpha,
         confidence=0.85,
         probe_nll=0.2 + excess + student.probe_noise * _normal(generator),
-        grounding=-0.3 * (1 - alpha) - 0.1,
+        grounding=-0.3 * (1 - exposure.alpha) - 0.1,
     )
 
 

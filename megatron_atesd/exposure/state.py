@@ -25,13 +25,13 @@ class TrainingState:
     first_kl: float | None = None
     first_probe_nll: float | None = None
 
-    def observe(self, stats: UpdateStats, alpha: float) -> None:
-        """Take in one finished update made at exposure `alpha`; update 0 carries probe values only."""
+    def observe(self, stats: UpdateStats) -> None:
+        """Take in one finished update; update 0 carries probe values only."""
         self.probe_nll = self._average(self.probe_nll, stats.probe_nll)
         self.first_probe_nll = stats.probe_nll if self.first_probe_nll is None else self.first_probe_nll
         if stats.update == 0:
             return
-        self.alpha = self._average(self.alpha, alpha)
+        self.alpha = self._average(self.alpha, stats.exposure.alpha)
         self.kl = self._average(self.kl, stats.kl)
         self.first_kl = stats.kl if self.first_kl is None else self.first_kl
         self.mismatch = self._average(self.mismatch, stats.disagreement)

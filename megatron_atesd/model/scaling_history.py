@@ -6,12 +6,12 @@ Transformer Engine offers the same as `_extra_state`, a pickle that its newer ve
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.fp8_utils import get_fp8_recipe
 from torch import Tensor
 
 from megatron_atesd.model.gpt import HiddenStateGPT
+from megatron_atesd.parallel.groups import gathered
 
 History = dict[str, dict[str, Tensor]]
 _OF_A_PRODUCT = 3  # what Transformer Engine scales in a forward product: input, weight, output
@@ -24,8 +24,7 @@ def scaling_history(model: HiddenStateGPT) -> History:
     since the last one with; data-parallel ranks saw other sequences, and have other scales. Collective over the pipeline.
     """
     mine = {name: {key: tensor.cpu() for key, tensor in _tensors(layer)} for name, layer in _layers(model)}
-    everyone: list[Any] = [None] * parallel_state.get_pipeline_model_parallel_world_size()
-    dist.all_gather_object(everyone, mine, group=parallel_state.get_pipeline_model_parallel_group())
+    everyone = gathered(mine, parallel_state.get_pipeline_model_parallel_group())
     return {name: tensors for stage in everyone for name, tensors in stage.items() if tensors}
 
 

@@ -12,6 +12,7 @@ from megatron.core.dist_checkpointing.core import CheckpointingException
 from torch.distributed.checkpoint.api import CheckpointException
 
 from megatron_atesd.errors import CheckpointError
+from megatron_atesd.parallel.groups import gathered
 
 T = TypeVar("T")
 
@@ -37,7 +38,7 @@ def agreed(step: Callable[[], T], failing: str) -> list[T]:
         said, cause = str(error), error
     except STORAGE_ERRORS as error:
         said, cause = f"{failing}: {describe(error)}", error
-    outcomes = _gather((mine[0], said))
+    outcomes = gathered((mine[0], said))
     if known := [told for _, told in outcomes if told]:
         raise CheckpointError(known[0]) from cause
     return [result for result, _ in outcomes]
@@ -53,10 +54,3 @@ def describe(error: BaseException) -> str:
     if isinstance(error, CheckpointException):
         error = next((pair[0] for pair in error.failures.values()), RuntimeError("another rank could not write"))
     return " ".join(f"{error}".split())[:400] or type(error).__name__
-
-
-def _gather(mine: Any) -> list[Any]:
-    outcomes = [mine] * place()[1]
-    if dist.is_initialized():
-        dist.all_gather_object(outcomes, mine)
-    return outcomes

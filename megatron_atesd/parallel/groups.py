@@ -1,10 +1,12 @@
 """This rank's place in the process groups, and what one rank hands to the others of its group."""
 
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
+
+T = TypeVar("T")
 
 
 def is_main() -> bool:
@@ -29,3 +31,22 @@ def broadcast_over_tensor_ranks(tensor: torch.Tensor) -> None:
 def data_parallel_place() -> tuple[int, int]:
     """(rank, size) in data parallelism: which share of a batch is this process's."""
     return parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
+
+
+def gathered(mine: T, group: Any = None) -> list[T]:
+    """Each rank's object, in the order of the ranks of `group` (None: of all; of this process, where there are no others). Collective.
+
+    Objects are pickled between the ranks of one job; tensors should be on the CPU.
+    """
+    if not dist.is_initialized():
+        return [mine]
+    everyone: list[Any] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(everyone, mine, group=group)
+    return everyone
+
+
+def from_rank_0(mine: T) -> T:
+    """Rank 0's object on all ranks; what the others give is dropped. Collective."""
+    box = [mine]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]

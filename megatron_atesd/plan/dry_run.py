@@ -19,8 +19,8 @@ from megatron.core import parallel_state
 from torch import Tensor
 
 from megatron_atesd.config import PrecisionConfig, TrainConfig
-from megatron_atesd.distill.divergence import Divergence
 from megatron_atesd.distill.fused import distill_loss
+from megatron_atesd.distill.step import divergence_of
 from megatron_atesd.distill.teacher import Teacher
 from megatron_atesd.model.architecture import Architecture
 from megatron_atesd.model.gpt import HiddenStateGPT, build_model
@@ -193,9 +193,7 @@ def _teacher_stage(batch: MicroBatch, hidden_BSH: Tensor) -> tuple[Tensor, Tenso
 
 def _student_stage(model: HiddenStateGPT, teacher: Teacher, config: TrainConfig, teacher_hidden: Sequence[Tensor]) -> LastStage:
     """As distill.step's, without the statistics, whose count of tokens is a value; the divergence sees the same shapes."""
-    distill, shard = config.distill, vocabulary_shard(model)
-    temperature = distill.temperature or config.rollout.temperature
-    divergence = Divergence(distill.divergence, distill.jsd_beta, distill.clip, temperature, distill.chunk, distill.top_k, False)
+    divergence, shard = replace(divergence_of(config), compile=False), vocabulary_shard(model)
 
     def last_stage(batch: MicroBatch, hidden_BSH: Tensor) -> tuple[Tensor, Tensor, None]:
         hidden_TH = batch.response_hidden(hidden_BSH)

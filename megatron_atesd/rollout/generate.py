@@ -15,7 +15,7 @@ from megatron_atesd.model.kv_cache import KVCache
 from megatron_atesd.model.modes import evaluation_mode
 from megatron_atesd.model.vocabulary import whole_logits
 from megatron_atesd.parallel.context import context_place
-from megatron_atesd.parallel.groups import broadcast_from_last_stage, broadcast_over_tensor_ranks
+from megatron_atesd.parallel.groups import broadcast_from_last_stage, broadcast_over_tensor_ranks, gathered
 from megatron_atesd.rollout.sampling import sample_tokens, uniforms
 
 _FILLER = -1
@@ -57,9 +57,7 @@ def generate(
 
 def _of_all_ranks(mine: list[Response], ranks: int, count: int) -> list[Response]:
     """All `count` responses, in the order of their prompts. Collective over context parallelism."""
-    shares = [mine] * ranks
-    if ranks > 1:
-        dist.all_gather_object(shares, mine, group=parallel_state.get_context_parallel_group())
+    shares = gathered(mine, parallel_state.get_context_parallel_group()) if ranks > 1 else [mine]
     return [shares[i % ranks][i // ranks] for i in range(count)]
 
 

@@ -7,7 +7,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
 from megatron.core import parallel_state
 
 from megatron_atesd.checkpoint.model_folder import find_hf, load_model_weights
@@ -18,9 +17,8 @@ from megatron_atesd.data.problems import last_boxed
 from megatron_atesd.data.prompts import PromptRenderer
 from megatron_atesd.data.sampler import ProblemSampler, fingerprint
 from megatron_atesd.data.tokenizer import load_tokenizer, model_stop_ids
-from megatron_atesd.distill.divergence import Divergence
 from megatron_atesd.distill.likelihood import mean_nll
-from megatron_atesd.distill.step import Example, StepResult, example_losses, measure_step
+from megatron_atesd.distill.step import Example, StepResult, divergence_of, example_losses, measure_step
 from megatron_atesd.distill.teacher import Teacher
 from megatron_atesd.errors import CheckpointError
 from megatron_atesd.exposure.service import ExposureService
@@ -29,7 +27,7 @@ from megatron_atesd.model.hf_config import read_architecture
 from megatron_atesd.model.megatron_config import megatron_settings
 from megatron_atesd.model.micro_batches import TokenIds
 from megatron_atesd.model.scaling_history import load_scaling_history, scaling_history
-from megatron_atesd.parallel.groups import data_parallel_place
+from megatron_atesd.parallel.groups import data_parallel_place, from_rank_0
 from megatron_atesd.records import Exposure, Problem, Rollout, UpdateStats
 from megatron_atesd.rollout.generate import generate
 from megatron_atesd.rollout.sampling import sequence_seed
@@ -60,14 +58,9 @@ class TrainingRun:
         self.teacher = Teacher(self.model, distill.teacher, distill.ema_decay, distill.teacher_offload, config.precision.teacher)
         self.optimization = build_optimization(self.model, config.optimizer, config.ddp, config.schedule, config.run.updates)
         self.service = ExposureService(config.exposure, config.run.updates, config.run.seed)
+        self.divergence = divergence_of(config)
         self.probe_rollouts: list[Rollout] = []
         self.skipped = Skipped(Path(config.run.dir) / "skipped", config.run.max_skipped)
-
-    @cached_property
-    def divergence(self) -> Divergence:
-        distill = self.config.distill
-        temperature = distill.temperature or self.config.rollout.temperature
-        return Divergence(distill.divergence, distill.jsd_beta, distill.clip, temperature, distill.chunk, distill.top_k, distill.compile)
 
     def rollout(self, problems: Sequence[Problem], first: int) -> list[Rollout]:
         """One student response a problem, whose seed is made of run seed, place in the stream of problems, and problem.
@@ -106,6 +99,7 @@ class TrainingRun:
         learned = self.config.exposure.mode == "learned"
         stats = UpdateStats(
             update=update,
+            exposure=exposure,
             kl=result.kl if result else 0.0,
             disagreement=result.disagreement if result else 0.0,
             confidence=result.confidence if result else 0.0,
@@ -154,8 +148,8 @@ class TrainingRun:
                 "scheduler": self.optimization.scheduler.state_dict(),
                 "sampler": self.sampler.state_dict(),
                 "probe": fingerprint(self.probe_problems),
-                "exposure": on_every_rank(self.service.state_dict()),
-                "scaling_history": on_every_rank(scaling_history(self.model)),
+                "exposure": from_rank_0(self.service.state_dict()),
+                "scaling_history": from_rank_0(scaling_history(self.model)),  # data-parallel ranks have others
                 "probe_responses": [(r.response_ids, r.truncated) for r in self.probe_rollouts],
                 "rng": rng_states(),
                 "skipped_in_a_row": self.skipped.in_a_row,
@@ -188,10 +182,3 @@ class TrainingRun:
         self.skipped.in_a_row = in_a_row if in_a_row < self.skipped.limit else 0  # a run that ended for it begins to count anew
         restore_rng(run["rng"])
         return int(run["update"])
-
-
-def on_every_rank(of_rank_0: Any) -> Any:
-    """Rank 0's object on all ranks: what every rank saves alike must be alike. Collective."""
-    box = [of_rank_0]
-    dist.broadcast_object_list(box, src=0)
-    return box[0]

@@ -16,29 +16,29 @@ CONFIG = ExposureConfig(hold=3, lookahead=4, batch=2)
 UPDATES = 30
 
 
-def stats(update: int) -> UpdateStats:
-    return UpdateStats(update, 0.02, 0.1, 0.8, 2.0 - 0.01 * update, -1.0)
+def stats(update: int, exposure: Exposure) -> UpdateStats:
+    return UpdateStats(update, exposure, 0.02, 0.1, 0.8, 2.0 - 0.01 * update, -1.0)
 
 
 def drive(service: ExposureService | Controller, first: int, last: int) -> tuple[list[Exposure], list[dict[str, float]]]:
     exposures, metrics = [], []
     for step in range(first, last):
         exposures.append(service.propose(step))
-        metrics.append(service.observe(stats(step + 1)))
+        metrics.append(service.observe(stats(step + 1, exposures[-1])))
     return exposures, metrics
 
 
 def expected(config: ExposureConfig) -> tuple[list[Exposure], list[dict[str, float]]]:
     """What rank 0's controller does on its own."""
     controller = Controller(config, UPDATES, seed=10)
-    controller.observe(stats(0))
+    controller.observe(stats(0, controller.propose(0)))
     return drive(controller, 0, UPDATES)
 
 
 def run_ranks(config: ExposureConfig) -> tuple[list[Exposure], list[dict[str, float]], int, dict[str, Any]]:
     dist.init_process_group("gloo")
     service = ExposureService(config, UPDATES, seed=10 + dist.get_rank())  # only rank 0's seed may matter
-    service.observe(stats(0))
+    service.observe(stats(0, service.propose(0)))
     exposures, metrics = drive(service, 0, UPDATES)
     state = service.state_dict()
     dist.destroy_process_group()
@@ -48,7 +48,7 @@ def run_ranks(config: ExposureConfig) -> tuple[list[Exposure], list[dict[str, fl
 def resume_ranks(stop: int) -> list[Exposure]:
     dist.init_process_group("gloo")
     first = ExposureService(CONFIG, UPDATES, seed=10)
-    first.observe(stats(0))
+    first.observe(stats(0, first.propose(0)))
     drive(first, 0, stop)
     resumed = ExposureService(CONFIG, UPDATES, seed=77)
     resumed.load_state_dict(first.state_dict())
@@ -74,6 +74,6 @@ def test_ranks_resume_in_the_middle_of_a_window():
 
 def test_a_single_process_needs_no_process_group():
     service = ExposureService(CONFIG, UPDATES, seed=10)
-    service.observe(stats(0))
+    service.observe(stats(0, service.propose(0)))
     assert drive(service, 0, UPDATES) == expected(CONFIG)
     assert service.broadcasts == 0

@@ -5,6 +5,7 @@ import math
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,11 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 
 from megatron_atesd.config import load_config
-from megatron_atesd.distill import step
+from megatron_atesd.distill.fused import distill_loss
+from megatron_atesd.distill.step import distill_step, example_losses
 from megatron_atesd.errors import TrainingError
 from megatron_atesd.faults.state import checkpoint_state, differences, metrics
-from megatron_atesd.train import loop
+from megatron_atesd.train import loop, training_run
 from tests.support.launch import run_distributed
 from tests.support.small_run import arguments, newest, save_inputs
 
@@ -27,7 +29,7 @@ pytestmark = pytest.mark.slow
 def nan_on_rank_1(updates: Collection[int]) -> Iterator[None]:
     """Every loss that rank 1 computes in these updates (counted from 1) is NaN."""
     now = 0
-    train_step, distill_loss = loop.train_step, step.distill_loss
+    train_step = loop.train_step
 
     def counting_step(run: Any, update: int) -> Any:
         nonlocal now
@@ -40,7 +42,8 @@ def nan_on_rank_1(updates: Collection[int]) -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "train_step", counting_step)
-        patch.setattr(step, "distill_loss", loss_or_nan)
+        patch.setattr(loop, "distill_step", partial(distill_step, loss=loss_or_nan))
+        patch.setattr(training_run, "example_losses", partial(example_losses, loss=loss_or_nan))
         yield
 
 

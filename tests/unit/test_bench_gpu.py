@@ -98,6 +98,7 @@ def test_packed_sequences_are_measured_as_such() -> None:
         ("tiny", [], TOKENS, (0, 0), "--steps is 0"),
         ("tiny", [], {"student": 16, "teacher": 8}, (1, 0), "--teacher-tokens is 8, must be at least --student-tokens, 16"),
         ("tiny", ["--data.batch=3"], TOKENS, (1, 0), "data.batch is 3"),
+        ("tiny", ["--data.batch=4", "--rollout.temperature=0"], TOKENS, (1, 0), "both logits would be divided by 0"),
         ("tiny", ["--parallel.tensor=4"], TOKENS, (1, 0), "must divide the model's query groups"),
         ("tiny", ["--data.batch=4", "--precision.teacher=fp8_delayed"], TOKENS, (1, 0), "but precision.student is null"),
         (

@@ -12,27 +12,29 @@ from megatron_atesd.config import ExposureConfig
 from megatron_atesd.errors import CheckpointError, ConfigError
 from megatron_atesd.exposure import policy
 from megatron_atesd.exposure.controller import Controller, Decision
-from megatron_atesd.records import UpdateStats
+from megatron_atesd.records import Exposure, UpdateStats
 
 CONFIG = ExposureConfig(hold=2, lookahead=3, batch=2, warmup_updates=3, warmup_exposure=0.9, hidden=8)
 
 
-def stats(update: int, probe_nll: float | None = None, grounding: float | None = None) -> UpdateStats:
+def stats(update: int, exposure: Exposure, probe_nll: float | None = None, grounding: float | None = None) -> UpdateStats:
     nll = 2.0 - 0.01 * update + 0.003 * math.sin(5 * update) if probe_nll is None else probe_nll
-    return UpdateStats(update, 0.02 + 0.001 * update, 0.1, 0.8, nll, -1.0 + 0.1 * math.cos(update) if grounding is None else grounding)
+    grounded = -1.0 + 0.1 * math.cos(update) if grounding is None else grounding
+    return UpdateStats(update, exposure, 0.02 + 0.001 * update, 0.1, 0.8, nll, grounded)
 
 
 def drive(controller: Controller, first: int, last: int) -> list[Any]:
     """Proposals and metrics of updates first + 1 … last."""
     seen: list[Any] = []
     for step in range(first, last):
-        seen += [controller.propose(step), controller.observe(stats(step + 1))]
+        exposure = controller.propose(step)
+        seen += [exposure, controller.observe(stats(step + 1, exposure))]
     return seen
 
 
 def started(config: ExposureConfig, seed: int = 5) -> Controller:
     controller = Controller(config, updates=40, seed=seed)
-    controller.observe(stats(0))
+    controller.observe(stats(0, controller.propose(0)))
     return controller
 
 
@@ -90,6 +92,23 @@ def test_asking_twice_changes_nothing():
     assert drive(asked, 3, 20) == drive(once, 3, 20)
 
 
+def test_statistics_that_come_late_count_for_the_decision_that_they_carry():
+    """Each update is observed only after the next two have been asked for: beside the usual order, where hold windows end in between."""
+    usual, late = started(CONFIG), started(CONFIG)
+    drive(usual, 0, 3)
+    drive(late, 0, 3)
+    exposures = [late.propose(step) for step in (3, 4, 5)]
+    expected = drive(usual, 3, 5)[1::2]
+    assert exposures[0] == exposures[1] != exposures[2]
+    assert [late.observe(stats(step + 1, exposures[step - 3])) for step in (3, 4)] == expected
+    assert late.training == usual.training
+
+
+def test_a_decision_judged_before_its_window_ends_is_still_the_updates_own():
+    metrics = drive(started(replace(CONFIG, hold=6, lookahead=2)), 0, 9)[1::2]
+    assert {(m["exposure/alpha"], m["exposure/a"]) for m in metrics[3:]} == {(metrics[3]["exposure/alpha"], metrics[3]["exposure/a"])}
+
+
 def test_the_first_decision_has_mean_one_half():
     metrics = drive(started(CONFIG), 0, 4)[-1]
     assert metrics["exposure/mean"] == pytest.approx(0.5, abs=1e-12)
@@ -107,10 +126,9 @@ def test_the_reward_is_that_of_the_method():
     config = replace(CONFIG, warmup_updates=0, discount=0.5, normalize_terms=False, grounding_weight=0.1)
     controller = Controller(config, updates=40, seed=1)
     metrics: dict[str, float] = {}
-    controller.observe(stats(0, 2.0, math.nan))
+    controller.observe(stats(0, controller.propose(0), 2.0, math.nan))
     for step, (nll, grounding) in enumerate([(1.5, -1.0), (1.75, -2.0), (1.25, -4.0)]):
-        controller.propose(step)
-        metrics = controller.observe(stats(step + 1, nll, grounding))
+        metrics = controller.observe(stats(step + 1, controller.propose(step), nll, grounding))
     assert metrics["controller/learning_progress"] == pytest.approx(0.625)
     assert metrics["controller/grounding"] == pytest.approx(-3.0 / 1.75)
     assert metrics["controller/reward"] == pytest.approx(0.625 - 0.3 / 1.75)
@@ -144,8 +162,10 @@ def test_only_normalised_terms_learn_the_same_from_another_unit_of_grounding(nor
         controller = started(config)
         alphas.append([])
         for step in range(30):
-            alphas[-1].append(controller.propose(step).alpha)
-            controller.observe(replace(stats(step + 1), grounding=unit * stats(step + 1).grounding))
+            exposure = controller.propose(step)
+            alphas[-1].append(exposure.alpha)
+            seen = stats(step + 1, exposure)
+            controller.observe(replace(seen, grounding=unit * seen.grounding))
     assert (alphas[0] == pytest.approx(alphas[1], abs=1e-9)) is normalised
 
 

@@ -5,14 +5,14 @@ import math
 import pytest
 
 from megatron_atesd.exposure.state import TrainingState
-from megatron_atesd.records import UpdateStats
+from megatron_atesd.records import Exposure, UpdateStats
 
 
 def observed(*rows: tuple[int, float, float, float, float, float]) -> TrainingState:
     """rows: update, KL, mismatch, confidence, probe NLL, α."""
     state = TrainingState(decay=0.75)
     for update, kl, mismatch, confidence, probe_nll, alpha in rows:
-        state.observe(UpdateStats(update, kl, mismatch, confidence, probe_nll, -1.0), alpha)
+        state.observe(UpdateStats(update, Exposure(alpha, 0), kl, mismatch, confidence, probe_nll, -1.0))
     return state
 
 

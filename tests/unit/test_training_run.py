@@ -1,8 +1,10 @@
 """What a real TrainingRun makes of its settings: both roles' prompts, temperature, grounding, seeds of the rollouts, graded answers."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from transformers import Qwen3ForCausalLM
 from megatron_atesd.config import load_config
 from megatron_atesd.data.problems import load_problems
 from megatron_atesd.distill.divergence import Divergence
+from megatron_atesd.distill.fused import distill_loss
 from megatron_atesd.distill.step import distill_step, measure_step
 from megatron_atesd.model.chunk import ModelChunk
 from megatron_atesd.parallel.session import parallel_session
@@ -20,6 +23,7 @@ from megatron_atesd.train.training_run import TrainingRun
 from tests.support.small_run import arguments, save_inputs
 
 ALPHA = 0.3
+DIVERGENCE = Divergence()
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +87,28 @@ def test_the_divergence_is_what_the_settings_say(inputs: Path) -> None:
     assert start(inputs, *(f"--distill.{name}={value}" for name, value in settings.items())).divergence == Divergence(
         "jsd", beta=0.3, clip=0.7, temperature=1.4, chunk=9, top_k=5, compile=True
     )
+
+
+def gradient_of(parameter: Any) -> torch.Tensor:
+    """Where megatron.core's DistributedDataParallel adds it up."""
+    return parameter.main_grad
+
+
+def test_another_loss_takes_the_place_of_distill_loss(run: TrainingRun) -> None:
+    def tripled(*arguments: Any) -> Any:
+        loss, statistics = distill_loss(*arguments)
+        return 3 * loss, statistics
+
+    def result(**options: Any) -> tuple[float, float, float]:
+        run.optimization.zero_grad()
+        step = distill_step(
+            run.optimization.wrapped, run.model, run.teacher, run.examples(rollouts(run), ALPHA), DIVERGENCE, 128, **options
+        )
+        return step.loss, step.kl, math.sqrt(sum(float(gradient_of(p).square().sum()) for p in run.model.parameters()))
+
+    loss, kl, norm = result()
+    assert result(loss=tripled) == pytest.approx((3 * loss, kl, 3 * norm), rel=1e-5)
+    assert min(loss, norm) > 1e-3
 
 
 @pytest.mark.parametrize("normalize", ["token", "sequence"])

@@ -10,8 +10,9 @@ from benchmarks.measurement import CLIP_NORM, LEARNING_RATE, Measurement, Step
 from benchmarks.watch import Stopwatch
 from megatron_atesd.checkpoint.hf_weights import load_hf_weights
 from megatron_atesd.config import ScheduleConfig
-from megatron_atesd.distill import step as distill
-from megatron_atesd.distill.fused import Divergence, distill_loss
+from megatron_atesd.distill.divergence import Divergence
+from megatron_atesd.distill.fused import distill_loss
+from megatron_atesd.distill.step import Example, Loss, StepResult, distill_step
 from megatron_atesd.distill.teacher import Teacher
 from megatron_atesd.model.gpt import build_model
 from megatron_atesd.model.hf_config import read_architecture
@@ -34,22 +35,23 @@ def engine(task: Measurement) -> Iterator[Step]:
         optimization = build_optimization(model, optimizer, {}, ScheduleConfig(), task.warmup + task.steps)
 
         def step(watch: Stopwatch) -> tuple[float, float]:
-            result, norm = timed_update(
-                watch, optimization, LOSSES[task.contender], lambda: distill_step(optimization.wrapped, model, teacher, task)
-            )
+            def passes(loss: Loss) -> StepResult:
+                return passes_of(task, optimization.wrapped, model, teacher, loss)
+
+            result, norm = timed_update(watch, optimization, LOSSES[task.contender], passes)
             return result.loss, norm
 
         yield step
 
 
 def timed_update(
-    watch: Stopwatch, optimization: Optimization, loss: Callable[..., Any], passes: Callable[[], distill.StepResult]
-) -> tuple[distill.StepResult, float]:
-    """Result of `passes` (distill_step, with this loss inside) and the gradient norm; seconds of teacher, student, loss and optimizer."""
+    watch: Stopwatch, optimization: Optimization, loss: Loss, passes: Callable[[Loss], StepResult]
+) -> tuple[StepResult, float]:
+    """Result of `passes` (distill_step with the loss it is given) and the gradient norm; seconds of teacher, student, loss, optimizer."""
     with watch.phase("optimizer"):
         optimization.zero_grad()
-    with exchanged_loss(watch.timed_loss(loss)), watch.phase("student"):
-        result = passes()
+    with watch.phase("student"):
+        result = passes(watch.timed_loss(loss))
     watch.seconds["teacher"] = result.teacher_seconds
     watch.seconds["student"] -= result.teacher_seconds + watch.seconds["loss"]
     with watch.phase("optimizer"):
@@ -57,26 +59,9 @@ def timed_update(
     return result, norm
 
 
-@contextmanager
-def exchanged_loss(function: Callable[..., Any]) -> Iterator[None]:
-    """distill_step with another loss inside."""
-    original = distill.distill_loss
-    distill.distill_loss = function
-    try:
-        yield
-    finally:
-        distill.distill_loss = original
-
-
-def distill_step(wrapped: Any, model: Any, teacher: Teacher, task: Measurement) -> distill.StepResult:
+def passes_of(task: Measurement, wrapped: Any, model: Any, teacher: Teacher, loss: Loss) -> StepResult:
     """The engine's step over the task's examples."""
     roles = zip(task.ids["prompts"], task.ids["references"], task.ids["responses"], strict=True)
-    examples = [distill.Example(prompt, [*prompt, *reference], response) for prompt, reference, response in roles]
-    return distill.distill_step(
-        wrapped,
-        model,
-        teacher,
-        examples,
-        Divergence(chunk=task.chunk),
-        task.workload.sequences * task.workload.teacher_length,
-    )
+    examples = [Example(prompt, [*prompt, *reference], response) for prompt, reference, response in roles]
+    tokens = task.workload.sequences * task.workload.teacher_length
+    return distill_step(wrapped, model, teacher, examples, Divergence(chunk=task.chunk), tokens, loss=loss)

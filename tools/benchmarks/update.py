@@ -14,16 +14,14 @@ from benchmarks.watch import PeakMemory, Stopwatch
 from benchmarks.worker import measure_loss
 from benchmarks.workload import Workload, draw_ids
 from megatron_atesd.config import TrainConfig
-from megatron_atesd.distill.divergence import Divergence
 from megatron_atesd.distill.fused import distill_loss
-from megatron_atesd.distill.step import Example, StepResult, distill_step
+from megatron_atesd.distill.step import Example, Loss, StepResult, distill_step, divergence_of
 from megatron_atesd.distill.teacher import Teacher
-from megatron_atesd.doctor.examine import gather
 from megatron_atesd.errors import ConfigError
 from megatron_atesd.model.architecture import Architecture
 from megatron_atesd.model.gpt import HiddenStateGPT, build_model
 from megatron_atesd.model.megatron_config import megatron_settings
-from megatron_atesd.parallel.groups import data_parallel_place
+from megatron_atesd.parallel.groups import data_parallel_place, gathered
 from megatron_atesd.parallel.session import session_of
 from megatron_atesd.plan.memory import rank_memory
 from megatron_atesd.plan.planned_update import Lengths, planned_update
@@ -84,7 +82,7 @@ def measure(updates: Updates) -> Measured:
                 f"{updates.name} does not fit this GPU: {planned:.1f} GiB are planned. Divide the model (parallel.tensor under torchrun), "
                 f"or lower parallel.micro_batch_tokens, distill.chunk or data.batch ({error})"
             ) from None
-        return Measured(gather(row), loss_part)
+        return Measured(gathered(row), loss_part)
 
 
 def measure_rank(updates: Updates) -> Row:
@@ -129,22 +127,16 @@ def one_update(updates: Updates, parts: Parts, index: int) -> tuple[dict[str, fl
         responses = generate(parts.model, prompts, seeds, (), replace(config.rollout, max_new_tokens=updates.lengths.response))
     asked = zip(prompts, parts.ids["references"], responses, strict=True)
     examples = [Example(prompt, [*prompt, *reference], response.ids) for prompt, reference, response in asked]
-    settings = (_divergence(config), config.parallel.micro_batch_tokens, config.distill.normalize)
+    settings = (divergence_of(config), config.parallel.micro_batch_tokens, config.distill.normalize)
 
-    def passes() -> StepResult:
-        return distill_step(parts.optimization.wrapped, parts.model, parts.teacher, examples, *settings)
+    def passes(loss: Loss) -> StepResult:
+        return distill_step(parts.optimization.wrapped, parts.model, parts.teacher, examples, *settings, loss)
 
     result, _ = timed_update(watch, parts.optimization, distill_loss, passes)
     with watch.phase("optimizer"):
         parts.optimization.weights_ready()  # in training a probe follows, behind which ddp.overlap_param_gather hides
         parts.teacher.update()
     return dict(watch.seconds), result.loss
-
-
-def _divergence(config: TrainConfig) -> Divergence:
-    distill = config.distill
-    temperature = distill.temperature or config.rollout.temperature or 1.0
-    return Divergence(distill.divergence, distill.jsd_beta, distill.clip, temperature, distill.chunk, distill.top_k, distill.compile)
 
 
 def _loss_contenders(config: TrainConfig) -> dict[str, str]:

@@ -5,7 +5,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.update import Updates
-from megatron_atesd.config import ModelShape, layout_problems, load_config, parallel_problems, precision_problems, refuse, section_problems
+from megatron_atesd.config import (
+    ModelShape,
+    layout_problems,
+    load_config,
+    method_problems,
+    parallel_problems,
+    precision_problems,
+    refuse,
+    section_problems,
+)
 from megatron_atesd.errors import ConfigError
 from megatron_atesd.model.architecture import Architecture
 from megatron_atesd.model.supported import check_fp8
@@ -42,7 +51,7 @@ def variants(
 def _variant(shape: str, settings: Sequence[str], more: str, tokens: Mapping[str, int], repeats: tuple[int, int], world: int) -> Updates:
     defaults = Path(__file__).parent / "update.yaml"
     config, arch = load_config(["--config", str(defaults), *settings, *shlex.split(more)]), SHAPES[shape]
-    refuse(section_problems(config, SECTIONS) or list(parallel_problems(config, world)))
+    refuse(section_problems(config, SECTIONS) or [*parallel_problems(config, world), *method_problems(config)])
     refuse(layout_problems(config.parallel, world, ModelShape(arch.heads, arch.query_groups, arch.layers, arch.ffn, arch.max_positions)))
     refuse(list(precision_problems(config)))
     check_fp8(config, arch)
