@@ -22,7 +22,8 @@ def test_each_context_parallel_rank_generates_a_whole_batch_at_once(ranks: int, 
 
     for name, stand_in in {"generate": generate, "context_place": lambda: (0, ranks), "data_parallel_place": lambda: (0, 1)}.items():
         monkeypatch.setattr(sample, name, stand_in)
-    monkeypatch.setattr(sample, "_gathered", list)
+    monkeypatch.setattr(sample, "gathered", lambda answered, group: [answered])
+    monkeypatch.setattr(sample.parallel_state, "get_data_parallel_group", lambda: None)
     renderer: Any = SimpleNamespace(stop_ids=[0], id_limit=None, decode=str)
     problems: Any = [SimpleNamespace(id=str(i)) for i in range(6)]
     sample.answer_problems(SimpleNamespace(), renderer, problems, [[1]] * 6, 1, RolloutConfig(batch=4), 1, lambda *_: None)  # pyright: ignore[reportArgumentType]
