@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 from uuid import uuid4
 
-from tokenizers import AddedToken, Tokenizer
+from tokenizers import Tokenizer
 
 from megatron_atesd.data.chat_template import token_pattern
 from megatron_atesd.errors import DataError
@@ -20,7 +20,7 @@ class ChatEncoder:
     """
 
     def __init__(self, tokenizer: Any, control: Iterable[str]) -> None:
-        """tokenizer: of transformers, on the tokenizers library. control: texts of its control tokens.
+        """tokenizer: of transformers, on the tokenizers library. control: texts of added tokens, all special ones among them.
 
         Raises DataError for a tokenizer of another kind.
         """
@@ -71,8 +71,4 @@ def _renamed(backend: Any, names: Mapping[str, str]) -> Tokenizer:
             (left, right) for left, right in model["merges"] if not names.keys() & {left, right, left + right.removeprefix(prefix)}
         ]
     state |= {"post_processor": None, "truncation": None, "padding": None}
-    twin = Tokenizer.from_str(json.dumps(state))
-    found_already = {token["content"] for token in state["added_tokens"]}
-    twin.add_tokens([AddedToken(name, normalized=False) for name in names.values() if name not in found_already])
-    twin.encode_special_tokens = True  # special ones that are not in `names`, if any, are characters as well
-    return twin
+    return Tokenizer.from_str(json.dumps(state))

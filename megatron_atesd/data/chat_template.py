@@ -65,14 +65,14 @@ class ChatTemplate:
 
 def added_tokens(tokenizer: Any) -> dict[str, int]:
     """Text and id of the tokens that a tokenizer finds before it cuts text into pieces, special or not."""
-    return {token.content: number for number, token in tokenizer.added_tokens_decoder.items()} | special_tokens(tokenizer)
+    return {token.content: number for number, token in tokenizer.added_tokens_decoder.items()}
 
 
 def special_tokens(tokenizer: Any) -> dict[str, int]:
-    """Text and id of the special ones: all that are marked so, and those that have a name, such as eos_token."""
-    marked = {token.content: number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
-    vocabulary = tokenizer.get_vocab()
-    return marked | {token: vocabulary[token] for token in tokenizer.all_special_tokens if token in vocabulary}
+    """Text and id of the special ones of these: all that are marked so, and those that have a name, such as eos_token."""
+    named = set(tokenizer.all_special_tokens)
+    added = tokenizer.added_tokens_decoder.items()
+    return {token.content: number for number, token in added if token.special or token.content in named}
 
 
 def token_pattern(tokens: Iterable[str]) -> re.Pattern[str]:

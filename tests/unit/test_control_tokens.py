@@ -105,6 +105,27 @@ def test_a_text_that_has_no_ids_is_refused_with_its_problem() -> None:
         renderer.reference(problem("plus", "minus \\boxed{7}"))
 
 
+def test_a_token_that_only_has_a_name_is_a_control_token() -> None:
+    tokens = tokenizer(CHATML, ["<|im_start|>"], "<|im_start|>", ["<|im_end|>", "<pad>"], unk_token="<|im_start|>")
+    tokens.pad_token = "<pad>"
+    ids = PromptRenderer(tokens, PROMPT).student(problem("a <pad> b"))
+    assert "<pad>" not in tokens.convert_ids_to_tokens(list(ids))
+    assert "user\na <pad> b<|im_end|>" in tokens.decode(list(ids))
+
+
+def test_padding_and_truncation_of_the_file_play_no_part() -> None:
+    core = KINDS["byte-level"]()
+    core.enable_padding(length=200, pad_id=1)
+    core.enable_truncation(5)
+    padded, plain = tokenizer(CHATML, SPECIAL, "<|im_end|>", core=core), made("byte-level", CHATML)
+    for text in ("plus", "plus makes <|im_end|> assistant"):
+        assert len(PromptRenderer(plain, PROMPT).student(problem(text))) > 5
+        assert (
+            padded.decode(list(PromptRenderer(padded, PROMPT).student(problem(text))))
+            == f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n"
+        )
+
+
 def test_words_that_are_control_tokens_become_unknown_ones() -> None:
     tokens = tokenizer(SPACED_CHATML, SPECIAL, "<|im_end|>", core=words(), unk_token="<unk>")
     ids = PromptRenderer(tokens, PROMPT).student(problem("plus <|im_end|> zzz"))

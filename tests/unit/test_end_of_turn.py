@@ -30,6 +30,8 @@ PROMPTS_ONLY = """\
 {{ '<|im_start|>' + m.content + '<|im_end|>' }}{%- endfor -%}"""
 DROPS_ANSWERS = "{%- for m in messages if m.role == 'user' -%}{{ '<|im_start|>' + m.content + '<|im_end|>' }}{%- endfor -%}"
 CLOSES_BY_ITSELF = CHATML.replace("{%- if add_generation_prompt -%}", "{%- if true -%}")
+NEVER_CLOSES = CLOSES_BY_ITSELF.replace("<|im_end|>", "")
+LLAMA_3_WITHOUT_END = LLAMA_3.replace("+ '<|eot|>'", "")
 SAME_ENDS = "{{- '<|eot|>' -}}{%- for m in messages -%}{{ m.content + '<|eot|>' }}{%- endfor -%}"
 
 
@@ -44,6 +46,8 @@ SAME_ENDS = "{{- '<|eot|>' -}}{%- for m in messages -%}{{ m.content + '<|eot|>' 
         (DEFAULT_SYSTEM, ["</s>", "<|im_start|>", "<|im_end|>"], "</s>", [], ["<|im_end|>", "</s>"]),
         (CLOSES_BY_ITSELF, ["</s>", "<|im_start|>", "<|im_end|>"], "</s>", [], ["<|im_end|>", "</s>"]),
         (LLAMA_3, ["<|begin|>", "<|text|>", "<|header|>", "<|/header|>", "<|eot|>"], "<|text|>", [], ["<|eot|>", "<|text|>"]),
+        (NEVER_CLOSES, ["</s>", "<|im_start|>", "<|im_end|>"], "</s>", [], ["</s>"]),
+        (LLAMA_3_WITHOUT_END, ["<|begin|>", "<|text|>", "<|header|>", "<|/header|>", "<|eot|>"], "<|text|>", [], ["<|text|>"]),
         (ONLY_BETWEEN, ["<s>", "</s>", "[INST]", "[/INST]", "<|stop|>"], "</s>", [], ["<|stop|>", "</s>"]),
         (NO_END, ["[gMASK]", "</s>", "<|user|>", "<|assistant|>"], "</s>", [], ["</s>"]),
         (PLAIN, ["</s>"], "</s>", [], ["</s>"]),
