@@ -24,7 +24,7 @@ def main() -> None:
     args, settings = parse()
     if args.problems < 1 or not 0 <= args.exposure <= 1:
         raise ConfigError(f"--problems is {args.problems}, must be 1 or more; --exposure is {args.exposure}, must be from 0 to 1")
-    config = load_config(settings, {"data.batch": "--problems"})
+    config = load_config(settings)
     from benchmarks.fp8_gap import for_comparison, fp8_gaps, gap_table, usable  # slow to import: torch, megatron.core
     from benchmarks.settings import check_out
     from megatron_atesd.checkpoint.model_folder import find_hf

@@ -31,11 +31,13 @@ run_command(main)
 """
 
 
-def command(folder: Path, redirection: str, fails: bool = False, *options: str, **environment: str) -> subprocess.CompletedProcess[bytes]:
+def command(
+    folder: Path, redirection: str, *options: str, environment: dict[str, str] | None = None, fails: bool = False
+) -> subprocess.CompletedProcess[bytes]:
     """The command in `folder`, by bash, with its output redirected; its exit code is that of the command, not of the pipe's end."""
     (folder / "command.py").write_text(COMMAND.format(letters=LETTERS, fails=fails), encoding="utf-8")
     words = " ".join([sys.executable, *options, "command.py", redirection])
-    env = os.environ | {"PYTHONPATH": str(ROOT)} | environment
+    env = os.environ | {"PYTHONPATH": str(ROOT)} | (environment or {})
     return subprocess.run(["bash", "-o", "pipefail", "-c", words], cwd=folder, env=env, capture_output=True, timeout=60)
 
 
@@ -54,7 +56,7 @@ def command(folder: Path, redirection: str, fails: bool = False, *options: str, 
     ids=lambda value: " ".join(value.values()) if isinstance(value, dict) else "",
 )
 def test_letters_that_cannot_be_shown_are_replaced(tmp_path: Path, environment: dict[str, str], shown: bytes):
-    done = command(tmp_path, "", **environment)
+    done = command(tmp_path, "", environment=environment)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[0] == shown
     assert done.stdout.endswith(b"x" * 1_000_000 + b"\n")
@@ -78,12 +80,12 @@ def test_letters_that_cannot_be_shown_are_replaced(tmp_path: Path, environment: 
 def test_a_command_that_nobody_listens_to_ends_its_work_with_its_own_exit_code(
     tmp_path: Path, redirection: str, options: list[str], fails: bool, code: int
 ):
-    done = command(tmp_path, redirection, fails, *options)
+    done = command(tmp_path, redirection, *options, fails=fails)
     assert (done.returncode, (tmp_path / "done").exists()) == (code, True)
     assert b"Traceback" not in done.stderr
     assert b"Exception ignored" not in done.stderr
 
 
 def test_the_line_of_a_refusal_is_shown_in_any_encoding(tmp_path: Path):
-    done = command(tmp_path, "> /dev/null", True, PYTHONIOENCODING="ascii")
+    done = command(tmp_path, "> /dev/null", environment={"PYTHONIOENCODING": "ascii"}, fails=True)
     assert done.stderr.splitlines()[-1] == b"error: \\u03b1 is \\u5b66"
