@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from megatron_atesd.errors import ConfigError, ConversionError
+from megatron_atesd.paths import user_path
 
 if TYPE_CHECKING:
     from megatron_atesd.model.architecture import Architecture
@@ -24,8 +25,8 @@ def command_parser(description: str, source: str, source_help: str, out_help: st
     """The parser of a converter that reads the folder `--source`."""
     parser = argparse.ArgumentParser(description=description, epilog="With a GPU it is used; CUDA_VISIBLE_DEVICES= converts on the CPU.")
     add = parser.add_argument
-    add(f"--{source}", dest="source", type=Path, required=True, metavar="DIR", help=source_help)
-    add("--out", type=Path, required=True, metavar="DIR", help=out_help)
+    add(f"--{source}", dest="source", type=user_path, required=True, metavar="DIR", help=source_help)
+    add("--out", type=user_path, required=True, metavar="DIR", help=out_help)
     add("--dtype", choices=("fp32", "bf16", "keep"), default="keep", help="type of the written weights (default: as stored)")
     add("--verify", action="store_true", help="compare the logits of both sides in fp32 on text; keep the result only if they agree")
     add("--tolerance", type=float, default=TOLERANCE, metavar="X", help=f"largest logit difference allowed (default {TOLERANCE:g})")

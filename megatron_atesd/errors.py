@@ -3,6 +3,8 @@
 import sys
 from collections.abc import Callable
 
+from megatron_atesd.console import forgiving_output
+
 
 class AtesdError(Exception):
     """Base of all user-facing errors; the message names the value, the rule and the remedy."""
@@ -29,9 +31,13 @@ class ConversionError(AtesdError):
 
 
 def run_command(main: Callable[[], None]) -> None:
-    """Run a command's main function; an AtesdError becomes one `error: …` line on stderr and exit code 2."""
-    try:
-        main()
-    except AtesdError as error:
-        print("error: " + " ".join(str(error).split()), file=sys.stderr)
-        raise SystemExit(2) from None
+    """Run a command's main function; an AtesdError becomes one `error: …` line on stderr and exit code 2.
+
+    What it prints cannot end it, see `forgiving_output`.
+    """
+    with forgiving_output():
+        try:
+            main()
+        except AtesdError as error:
+            print("error: " + " ".join(str(error).split()), file=sys.stderr)
+            raise SystemExit(2) from None

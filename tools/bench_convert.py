@@ -17,6 +17,7 @@ import tempfile
 from pathlib import Path
 
 from megatron_atesd.errors import run_command
+from megatron_atesd.paths import user_path
 
 
 def main() -> None:
@@ -27,8 +28,8 @@ def main() -> None:
         add(f"--{name.replace('_', '-')}", type=int, default=default, help=f"default {default}")
     add("--untied", action="store_true", help="a head of its own")
     add("--repeats", type=int, default=3, help="of each run; medians are printed (default 3)")
-    add("--dir", type=Path, default=None, help="where to work: the disk to measure (default: the temporary directory)")
-    add("--out", type=Path, help="also write the figures to this JSON file")
+    add("--dir", type=user_path, default=None, help="where to work: the disk to measure (default: the temporary directory)")
+    add("--out", type=user_path, help="also write the figures to this JSON file")
     args = parser.parse_args()
     from benchmarks.convert import measure, report, save_model  # slow to import: torch
 

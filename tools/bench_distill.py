@@ -25,24 +25,31 @@ from benchmarks.settings import Settings, environment, numbers
 from benchmarks.tables import WIDTH, loss_tables, step_tables
 from benchmarks.workload import load_workloads
 from megatron_atesd.errors import run_command
+from megatron_atesd.paths import user_path, with_home
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--workloads", type=Path, default=Path(__file__).parent / "benchmarks" / "workloads.json", help="JSON file of sizes by name")
+    add("--workloads", type=user_path, default=Path(__file__).parent / "benchmarks" / "workloads.json", help="JSON file of sizes by name")
     add("--only", default="W1,W2", metavar="NAME,…", help="workloads of that file (default W1,W2; '' = all)")
     add("--part", choices=("step", "loss", "all"), default="all", help="default all")
     add("--contenders", default="ours,naive,plain,trl", metavar="NAME,…", help="contenders of part step")
     add("--dtypes", default="fp32,bf16", metavar="NAME,…", help="default fp32,bf16")
     add("--device", choices=("cpu", "cuda"), default=Settings().device, help="default: cuda if there is one")
-    add("--trl-python", default="", metavar="PATH", help="interpreter of an environment with trl 1.16, datasets and accelerate")
+    add(
+        "--trl-python",
+        type=with_home,
+        default="",
+        metavar="PATH",
+        help="interpreter of an environment with trl 1.16, datasets and accelerate",
+    )
     add("--baseline", default=Settings.baseline, help="contender that the ratios refer to (default plain)")
     add("--tokens", default="256,512,1024,2048", metavar="T,…", help="response tokens of part loss")
     for name, text in (("threads", "of each process"), ("steps", "measured"), ("warmup", "steps before"), ("repeats", "of each process")):
         add(f"--{name}", type=int, default=getattr(Settings, name), help=f"{text} (default {getattr(Settings, name)})")
     add("--chunk", type=int, default=Settings.chunk, help=f"tokens whose logits exist at one time (default {Settings.chunk})")
-    add("--out", type=Path, help="also write everything to this JSON file")
+    add("--out", type=user_path, help="also write everything to this JSON file")
     args = vars(parser.parse_args())
     workloads = load_workloads(args.pop("workloads"), args.pop("only"))
     part, out = args.pop("part"), args.pop("out")

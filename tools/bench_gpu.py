@@ -16,9 +16,9 @@ Targets are judged for shape 1.7b in bf16 on one GPU.
 
 import argparse
 import os
-from pathlib import Path
 
 from megatron_atesd.errors import run_command
+from megatron_atesd.paths import user_path
 
 
 def main() -> None:
@@ -42,7 +42,7 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
     add("--teacher-tokens", type=int, default=1024, metavar="N", help="length of a teacher's prompt (default 1024)")
     add("--steps", type=int, default=5, help="measured updates (default 5)")
     add("--warmup", type=int, default=2, help="updates before (default 2)")
-    add("--out", type=Path, help="also write everything to this JSON file")
+    add("--out", type=user_path, help="also write everything to this JSON file")
     return parser.parse_known_args()
 
 

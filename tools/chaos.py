@@ -11,13 +11,13 @@ was lost or damaged, and every run ended in the unbroken run's weights, optimize
 import argparse
 import json
 from dataclasses import fields
-from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
 from megatron_atesd.errors import ConfigError, run_command
 from megatron_atesd.faults.chaos import Chaos, KillPlan
+from megatron_atesd.paths import user_path
 
 HELP = {
     "processes": "ranks of the job",
@@ -30,7 +30,7 @@ HELP = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="new or empty folder for runs and logs, and for chaos.json")
+    parser.add_argument("--out", type=user_path, required=True, help="new or empty folder for runs and logs, and for chaos.json")
     defaults = {field.name: field.default for field in fields(KillPlan) if field.name in HELP}
     for name, default in defaults.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default, help=f"{HELP[name]} (default {default})")

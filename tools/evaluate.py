@@ -3,24 +3,25 @@
 torchrun --nproc-per-node N tools/evaluate.py --model DIR --data FILE --samples 12 --out DIR
 
 The model is a Megatron model folder, a checkpoint of a run, a run directory (its newest checkpoint) or a Hugging Face folder.
-Prompts and the parallel layout come from --config (the training run's YAML) and --section.key overrides; sampling is the
-evaluation's own.
+Prompts and the parallel layout come from --config (the training run's YAML) and --section.key overrides. Sampling, thinking, seed, model
+and files are the evaluation's own options: what the YAML says of them does not count, and an override of them is refused.
 """
 
 import argparse
-from pathlib import Path
 
 from rich.console import Console
 
 from megatron_atesd.config import load_config
 from megatron_atesd.errors import run_command
+from megatron_atesd.evaluate.flags import FLAGS
+from megatron_atesd.paths import user_path
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, required=True, help="model folder")
-    parser.add_argument("--data", type=Path, required=True, help="problem file (JSONL)")
-    parser.add_argument("--out", type=Path, required=True, help="folder for evaluation.json and responses.jsonl")
+    parser.add_argument("--model", type=user_path, required=True, help="model folder")
+    parser.add_argument("--data", type=user_path, required=True, help="problem file (JSONL)")
+    parser.add_argument("--out", type=user_path, required=True, help="folder for evaluation.json and responses.jsonl")
     parser.add_argument("--samples", type=int, default=12, help="responses a problem (default 12)")
     parser.add_argument("--seed", type=int, default=1, help="seed of the samples")
     parser.add_argument("--temperature", type=float, default=1.0)
@@ -31,7 +32,7 @@ def main() -> None:
     parser.add_argument("--grading-workers", type=int, default=2, help="processes that grade answers")
     parser.add_argument("--grading-seconds", type=float, default=5.0, help="time limit of one answer")
     arguments, rest = parser.parse_known_args()
-    settings = load_config(rest)
+    settings = load_config(rest, FLAGS)
 
     from megatron_atesd.evaluate.average import table  # megatron.core is slow to import: first be sure of the arguments
     from megatron_atesd.evaluate.evaluation import evaluate, with_sampling

@@ -17,6 +17,7 @@ from rich.console import Console
 
 from megatron_atesd.config import load_config
 from megatron_atesd.errors import ConfigError, run_command
+from megatron_atesd.paths import user_path
 
 
 def main() -> None:
@@ -54,7 +55,7 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
     add("--problems", type=int, default=32, metavar="N", help="problems of data.train, in place of data.batch (default 32)")
     add("--exposure", type=float, default=1.0, metavar="α", help="reveal ratio of the teacher's prompts (default 1)")
     add("--recipes", default="", metavar="NAME,…", help="of section precision, such as fp8_blockwise (default: all that run here)")
-    add("--out", type=Path, metavar="FILE", help="also write the table to this JSON file")
+    add("--out", type=user_path, metavar="FILE", help="also write the table to this JSON file")
     return parser.parse_known_args()
 
 

@@ -29,6 +29,7 @@ from megatron_atesd.config import (
 )
 from megatron_atesd.errors import ConfigError, run_command
 from megatron_atesd.model.architecture import Architecture
+from megatron_atesd.paths import user_path
 from megatron_atesd.plan import tables
 from megatron_atesd.plan.hardware import GPUS, Assumptions
 from megatron_atesd.plan.planned_update import Lengths, planned_update
@@ -86,7 +87,7 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
     add("--response-tokens", type=int, metavar="N", help="length of a response (default rollout.max_new_tokens)")
     add("--mfu", type=float, default=Assumptions.utilization, help=f"assumed model FLOPs utilization (default {Assumptions.utilization})")
     add("--dry-run", action="store_true", help="build and walk a rank of each kind as well")
-    add("--json", type=Path, metavar="FILE", help="also write everything to this file")
+    add("--json", type=user_path, metavar="FILE", help="also write everything to this file")
     return parser.parse_known_args()
 
 

@@ -9,14 +9,17 @@ import importlib.util
 from pathlib import Path
 
 from megatron_atesd.errors import ConfigError, run_command
+from megatron_atesd.paths import user_path
 
 SUFFIXES = (".png", ".svg", ".pdf")
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run directory (with metrics.jsonl)")
-    parser.add_argument("--out", type=Path, help="picture to write: .png, .svg or .pdf (default: run.png in the run; needed for several)")
+    parser.add_argument("runs", nargs="+", type=user_path, metavar="RUN", help="run directory (with metrics.jsonl)")
+    parser.add_argument(
+        "--out", type=user_path, help="picture to write: .png, .svg or .pdf (default: run.png in the run; needed for several)"
+    )
     return parser.parse_args()
 
 

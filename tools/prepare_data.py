@@ -6,7 +6,6 @@ python tools/prepare_data.py jsonl SOURCE --out FILE
 """
 
 import argparse
-from pathlib import Path
 
 from megatron_atesd.config.bounds import seed_argument
 from megatron_atesd.data.problems import check_disjoint, save_problems
@@ -15,6 +14,7 @@ from megatron_atesd.data.sources.gsm_symbolic import gsm_symbolic_splits
 from megatron_atesd.data.sources.jsonl import read_problems
 from megatron_atesd.data.summary import report
 from megatron_atesd.errors import run_command
+from megatron_atesd.paths import user_path
 
 GENERATORS = {"chain": chain_splits, "gsm_symbolic": gsm_symbolic_splits}
 
@@ -31,13 +31,13 @@ def parse() -> argparse.Namespace:
     sources = parser.add_subparsers(dest="source", required=True)
     for name in GENERATORS:
         generated = sources.add_parser(name, help=f"generated problems ({name})")
-        generated.add_argument("--out", type=Path, required=True, help="folder for train.jsonl, probe.jsonl and test.jsonl")
+        generated.add_argument("--out", type=user_path, required=True, help="folder for train.jsonl, probe.jsonl and test.jsonl")
         for split, size in (("train", 2000), ("probe", 64), ("test", 210)):
             generated.add_argument(f"--{split}", type=count, default=size, help=f"problems in {split}.jsonl (default {size})")
         generated.add_argument("--seed", type=seed_argument, default=1, help="another seed gives other problems (default 1)")
     file = sources.add_parser("jsonl", help="check and normalise a file with the columns problem and solution")
-    file.add_argument("path", type=Path, help="JSON lines, .json or .parquet")
-    file.add_argument("--out", type=Path, required=True, help="JSONL file to write")
+    file.add_argument("path", type=user_path, help="JSON lines, .json or .parquet")
+    file.add_argument("--out", type=user_path, required=True, help="JSONL file to write")
     file.add_argument("--on-error", choices=("stop", "skip"), default="stop", help="what a bad JSON line does (default stop)")
     return parser.parse_args()
 

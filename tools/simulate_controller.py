@@ -13,6 +13,7 @@ from typing import Any
 from megatron_atesd.config import ExposureConfig, load_config
 from megatron_atesd.errors import ConfigError, run_command
 from megatron_atesd.exposure.simulation import StudentModel, compare
+from megatron_atesd.paths import user_path
 
 
 def parse_variation(text: str) -> tuple[str, list[Any]]:
@@ -64,7 +65,7 @@ def main() -> None:
     parser.add_argument(
         "--vary", action="append", default=[], metavar="NAME=V,V", help="exposure setting and its values; repeat for a grid"
     )
-    parser.add_argument("--out", type=Path, help="also write the rows to this JSON file")
+    parser.add_argument("--out", type=user_path, help="also write the rows to this JSON file")
     args = parser.parse_args()
     check_numbers(args.updates, args.seeds, args.training_noise)
     if args.out:

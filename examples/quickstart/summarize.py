@@ -12,12 +12,13 @@ from rich.console import Console
 
 from megatron_atesd.errors import run_command
 from megatron_atesd.evaluate.average import table
+from megatron_atesd.paths import user_path
 from megatron_atesd.report.run_figures import quickstart_report
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="the quickstart's folder")
+    parser.add_argument("--out", type=user_path, required=True, help="the quickstart's folder")
     parser.add_argument("--arms", nargs="+", required=True, help="exposure modes that were trained; the first gives the headline figures")
     parser.add_argument("--seconds", type=float, required=True, help="wall time of the whole job")
     a = parser.parse_args()

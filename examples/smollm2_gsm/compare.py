@@ -15,6 +15,7 @@ from rich.console import Console
 from megatron_atesd.data.problems import last_boxed, load_problems
 from megatron_atesd.errors import run_command
 from megatron_atesd.evaluate.average import table
+from megatron_atesd.paths import user_path
 from megatron_atesd.records import Problem
 
 WHEN = ("before", "after")
@@ -24,7 +25,7 @@ PHASES = ("rollout", "teacher", "student", "probe", "step")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="folder of the example's run")
+    parser.add_argument("--out", type=user_path, required=True, help="folder of the example's run")
     parser.add_argument("--show", type=int, default=2, help="held-out problems whose responses are printed (default 2)")
     a = parser.parse_args()
     responses = {when: read_lines(a.out / when / "responses.jsonl") for when in WHEN}

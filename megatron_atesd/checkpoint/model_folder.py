@@ -12,18 +12,20 @@ from megatron_atesd.parallel.agreement import place
 
 
 def find_hf(folder: Path) -> Path:
-    """Where config.json and the tokenizer are: the folder itself, or its hf/.
+    """Where config.json and the tokenizer are: a Hugging Face folder itself, or the hf/ beside the weights/ of a Megatron model folder.
 
-    Raises CheckpointError when neither has a config.json.
+    Raises CheckpointError when `folder` is neither. A run directory is none, also where its model was exported into its hf/.
     """
-    for candidate in (folder, folder / "hf"):
-        if (candidate / "config.json").is_file():
-            return candidate
-    if steps := step_folders(folder / "checkpoints"):
-        raise CheckpointError(f"{folder}: a run directory, not a model; give one of its checkpoints, such as {steps[0]}")
+    if (folder / "config.json").is_file():
+        return folder
+    if (folder / "weights").is_dir() and (folder / "hf" / "config.json").is_file():
+        return folder / "hf"
+    exported = f", or the exported {folder / 'hf'}" if (folder / "hf" / "config.json").is_file() else ""
+    if steps := step_folders(_checkpoints(folder)):
+        raise CheckpointError(f"{folder}: a run directory, not a model; give one of its checkpoints, such as {steps[0]}{exported}")
     raise CheckpointError(
         f"{folder}: neither a Hugging Face folder (config.json) nor a Megatron model folder (weights/ and hf/config.json); "
-        "give the folder of a downloaded model or the output of checkpoints_convert/hf_to_megatron.py"
+        f"give the folder of a downloaded model or the output of checkpoints_convert/hf_to_megatron.py{exported}"
     )
 
 
@@ -36,7 +38,9 @@ def find_model_folder(path: Path) -> Path:
     if (path / "weights").is_dir():
         check_model_folder(path)
         return path
-    chosen = choose(path if path.name == "checkpoints" else path / "checkpoints")
+    if (path / "config.json").is_file():
+        raise CheckpointError(f"{path}: already a Hugging Face folder; give a Megatron model folder (weights/ and hf/) or a run directory")
+    chosen = choose(_checkpoints(path))
     if chosen.folder is None:
         there = ", ".join(step.name for step in step_folders(path.parent))
         raise CheckpointError(
@@ -46,6 +50,11 @@ def find_model_folder(path: Path) -> Path:
     if place()[0] == 0:
         print(f"using {chosen.folder} ({chosen.why})", file=sys.stderr, flush=True)
     return chosen.folder
+
+
+def _checkpoints(run: Path) -> Path:
+    """checkpoints/ of a run directory, which may be given itself."""
+    return run if run.name == "checkpoints" else run / "checkpoints"
 
 
 def load_model_weights(model: HiddenStateGPT, folder: Path) -> None:

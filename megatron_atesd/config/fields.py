@@ -8,7 +8,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import docstring_parser
 
-from megatron_atesd.config.schema import TrainConfig
+from megatron_atesd.config.schema import PathText, TrainConfig
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,7 @@ class Setting:
     hint: Any
     default: Any
     help: str
+    is_path: bool = False
 
 
 def section_types() -> dict[str, Any]:
@@ -36,8 +37,10 @@ def section_settings(section: str) -> list[Setting]:
     cls = section_types()[section]
     if not is_dataclass(cls):
         return [Setting(section, cls, {}, _argument_help(TrainConfig)[section])]
-    lines, hints = _argument_help(cls), get_type_hints(cls)
-    return [Setting(f"{section}.{f.name}", hints[f.name], f.default, lines.get(f.name, "")) for f in fields(cls)]
+    lines, hints, annotated = _argument_help(cls), get_type_hints(cls), get_type_hints(cls, include_extras=True)
+    return [
+        Setting(f"{section}.{f.name}", hints[f.name], f.default, lines.get(f.name, ""), annotated[f.name] == PathText) for f in fields(cls)
+    ]
 
 
 def all_settings() -> dict[str, Setting]:

@@ -20,29 +20,34 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from megatron_atesd.config.fields import Setting, all_settings, describe, did_you_mean, section_settings, section_title, section_types
+from megatron_atesd.config.rules import refuse
 from megatron_atesd.config.schema import TrainConfig
 from megatron_atesd.config.yaml import SettingsDumper, read_settings
 from megatron_atesd.errors import ConfigError
+from megatron_atesd.paths import user_path, with_home
 
 HELP_FLAGS = ("-h", "--help")
 
 
-def load_config(argv: Sequence[str] | None = None) -> TrainConfig:
+def load_config(argv: Sequence[str] | None = None, decided: Mapping[str, str] | None = None) -> TrainConfig:
     """Settings of a command line: `--config FILE` (YAML, may be repeated) and `--section.key value` overrides.
 
     argv: arguments without the program name; None takes those of this process. `--help` prints every setting and exits with 0.
-    Raises ConfigError for an unknown name (with the nearest valid one), a value of the wrong type, or an unreadable file. Rules between
-    settings are checked by config_check.validate.
+    decided: settings that flags of the command decide, with the flag of each: what a file says of them is the command's to ignore, but
+    an override would be ignored unsaid.
+    Raises ConfigError for an unknown name (with the nearest valid one), a value of the wrong type, an override of a `decided` setting, or
+    an unreadable file. Rules between settings are checked by `validate`. In settings that are paths, `~` is the home directory.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     parser = build_parser()
     if any(argument in HELP_FLAGS for argument in arguments):
         parser.parse_args(["--help"])
     pairs = _pairs(arguments)
+    refuse_decided([name for name, _ in pairs], decided or {})
     settings = parser.parse_object({})
     for name, value in pairs:
         if name == "config":
-            settings = parser.parse_object(read_settings(Path(value)), settings)
+            settings = parser.parse_object(read_settings(user_path(value)), settings)
     overrides = [(name, value) for name, value in pairs if name != "config"]
     try:
         settings = parser.parse_args([f"--{name}={value}" for name, value in overrides], settings)
@@ -113,12 +118,32 @@ def _type_error(message: str, overrides: Sequence[tuple[str, str]]) -> ConfigErr
     return ConfigError(f"{found[1]} is {values[found[1]]!r}, must be {describe(known[found[1]].hint)}")
 
 
+def refuse_decided(names: Sequence[str], decided: Mapping[str, str]) -> None:
+    """Raise one ConfigError that lists each overridden setting that a flag of the command decides."""
+    refuse([f"--{name} would have no effect, because {decided[name]} decides here; give that instead" for name in decided if name in names])
+
+
 def _to_config(settings: Namespace) -> TrainConfig:
+    for setting in all_settings().values():
+        if setting.is_path:
+            settings[setting.name] = _written_out(setting.name, settings[setting.name])
     values: dict[str, Any] = {}
     for section, cls in section_types().items():
         given = settings[section]
-        values[section] = cls(**vars(given)) if isinstance(given, Namespace) else dict(given or {})
+        values[section] = cls(**vars(given)) if isinstance(given, Namespace) else _passed_through(section, given or {})
     return TrainConfig(**values)
+
+
+def _passed_through(section: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """A section for megatron.core; only its paths begin with `~`."""
+    return {key: _written_out(f"{section}.{key}", value) if isinstance(value, str) else value for key, value in values.items()}
+
+
+def _written_out(name: str, path: str) -> str:
+    try:
+        return with_home(path)
+    except ConfigError as error:
+        raise ConfigError(f"{name} is {error}") from None
 
 
 def save_config(config: TrainConfig, path: str | Path, extra: Mapping[str, Any] | None = None) -> None:

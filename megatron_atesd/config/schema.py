@@ -6,8 +6,9 @@ Fields marked [paper] follow arXiv 2605.11458; [ours] is a default that the pape
 """
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+PathText = Annotated[str, "path"]  # `~` at its start is written out when settings are loaded
 OPTIMIZER_DEFAULTS = {"lr": 5e-6, "clip_grad": 0.1, "weight_decay": 0.0}  # lr and clip_grad as in OPSD v3
 
 
@@ -22,7 +23,7 @@ class RunConfig:
         max_skipped: End the run after so many updates in a row whose loss or gradient was not finite, and which were therefore skipped.
     """
 
-    dir: str = "runs/atesd"
+    dir: PathText = "runs/atesd"
     seed: int = 1
     updates: int = 100
     max_skipped: int = 3
@@ -40,7 +41,7 @@ class ModelConfig:
             The weights are the same.
     """
 
-    path: str = ""
+    path: PathText = ""
     dtype: Literal["fp32", "bf16"] = "fp32"
     attention: Literal["auto", "te", "sdpa"] = "auto"
 
@@ -115,8 +116,8 @@ class DataConfig:
         on_error: What a bad line does: end the run, or be counted, reported and left out.
     """
 
-    train: str = ""
-    probe: str = ""
+    train: PathText = ""
+    probe: PathText = ""
     probe_size: int = 64
     batch: int = 32
     on_error: Literal["stop", "skip"] = "stop"

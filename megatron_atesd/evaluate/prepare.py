@@ -14,6 +14,7 @@ from megatron_atesd.data.problems import load_problems
 from megatron_atesd.data.prompts import PromptRenderer
 from megatron_atesd.data.tokenizer import load_tokenizer, model_stop_ids
 from megatron_atesd.errors import ConfigError
+from megatron_atesd.evaluate.flags import FLAGS
 from megatron_atesd.model.architecture import Architecture
 from megatron_atesd.model.hf_config import read_architecture
 from megatron_atesd.model.megatron_config import megatron_settings
@@ -21,8 +22,6 @@ from megatron_atesd.model.micro_batches import TokenIds
 from megatron_atesd.model.supported import check_fp8
 from megatron_atesd.output_folder import make_writable
 from megatron_atesd.records import Problem
-
-FLAGS = {f"rollout.{name}": f"--{name.replace('_', '-')}" for name in ("temperature", "top_p", "top_k", "max_new_tokens")}
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,8 @@ def read_architecture(folder: Path) -> Architecture:
 
     config = folder / "config.json"
     if not config.is_file():
-        raise ConversionError(f"{folder}: no config.json here; give a Hugging Face model folder")
+        exported = f", such as {folder / 'hf'}" if any((folder / "hf").glob("*.safetensors")) else ""
+        raise ConversionError(f"{folder}: no config.json here; give a Hugging Face model folder{exported}")
     values = read_json_object(config)
     if values.get("model_type") not in ("qwen3", "llama"):
         raise ConversionError(f"{config}: model_type {values.get('model_type')!r} is not supported; use qwen3 or llama")

@@ -80,6 +80,40 @@ def test_a_number_out_of_bounds_is_refused_under_its_flag(evaluate: Evaluate, fl
     assert evaluate(*flags) == message
 
 
+@pytest.mark.parametrize(
+    ("override", "flag"),
+    [
+        ("--rollout.temperature=0.6", "--temperature"),
+        ("--rollout.top_p=0.8", "--top-p"),
+        ("--rollout.top_k=20", "--top-k"),
+        ("--rollout.max_new_tokens=12", "--max-new-tokens"),
+        ("--prompt.student_thinking=true", "--thinking or --no-thinking"),
+        ("--run.seed=4", "--seed"),
+        ("--run.dir=elsewhere", "--out"),
+        ("--model.path=elsewhere", "--model"),
+        ("--data.train=elsewhere.jsonl", "--data"),
+        ("--data.probe=elsewhere.jsonl", "--data"),
+    ],
+)
+def test_an_override_of_what_a_flag_decides_is_refused(evaluate: Evaluate, override: str, flag: str):
+    name = override.partition("=")[0]
+    assert evaluate(override) == f"{name} would have no effect, because {flag} decides here; give that instead"
+    assert evaluate(name, override.partition("=")[2]) == evaluate(override)
+
+
+def test_all_such_overrides_are_listed_at_once(evaluate: Evaluate):
+    said = evaluate("--rollout.top_k", "4", "--run.seed", "2")
+    assert said.startswith("2 settings need a change: (1) --rollout.top_k would have no effect, because --top-k decides here")
+    assert "(2) --run.seed would have no effect, because --seed decides here" in said
+
+
+def test_what_a_recipe_says_of_sampling_does_not_count(evaluate: Evaluate, tmp_path: Path):
+    recipe = "run: {seed: 4}\nrollout: {temperature: 0.6, max_new_tokens: 100000}\nprompt: {student_thinking: true, max_length: 80}\n"
+    (tmp_path / "recipe.yaml").write_text(recipe)
+    with pytest.raises(HeavyWorkError):
+        evaluate("--config", str(tmp_path / "recipe.yaml"))
+
+
 def test_all_numbers_out_of_bounds_are_listed_at_once(evaluate: Evaluate):
     said = evaluate("--samples", "0", "--top-p", "2")
     assert (

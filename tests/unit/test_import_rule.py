@@ -16,7 +16,7 @@ PACKAGES = {
 
 # Lowest first; a room imports those before it, so no two import each other. The longest matching prefix counts.
 ORDER = (
-    "megatron_atesd",  # errors, records, output_folder
+    "megatron_atesd",  # errors, records, console, paths, output_folder
     "megatron_atesd.config",
     "megatron_atesd.data",
     "megatron_atesd.report",
