@@ -3,22 +3,22 @@
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from megatron.core.transformer.transformer_config import TransformerConfig
 
-from megatron_atesd.checkpoint.model_folder import find_hf
-from megatron_atesd.config import ModelShape, TrainConfig, fp8_recipe, validate
+from megatron_atesd.checkpoint.model_inputs import ModelInputs, read_model
+from megatron_atesd.config import TrainConfig, fp8_recipe, validate
 from megatron_atesd.data.problems import check_disjoint, load_problems
 from megatron_atesd.data.prompts import PromptRenderer
-from megatron_atesd.data.tokenizer import load_tokenizer
 from megatron_atesd.doctor.examine import examine_machine
 from megatron_atesd.doctor.finding import refuse_errors
 from megatron_atesd.errors import CheckpointError, ConfigError
-from megatron_atesd.model.hf_config import read_architecture
 from megatron_atesd.model.megatron_config import DTYPES, megatron_settings
 from megatron_atesd.model.supported import check_context, check_fp8
 from megatron_atesd.output_folder import check_writable
@@ -26,24 +26,32 @@ from megatron_atesd.records import Problem
 from megatron_atesd.train.optimizer import optimizer_settings
 
 
-def check_before_work(config: TrainConfig, world_size: int) -> tuple[list[Problem], list[Problem]]:
-    """Training and probe problems, once every rule holds that can be checked without weights or process groups."""
+@dataclass(frozen=True)
+class TrainingInputs:
+    """What a run's settings name, read and checked."""
+
+    model: ModelInputs
+    megatron: TransformerConfig
+    problems: Sequence[Problem]
+    probe_problems: Sequence[Problem]
+
+
+def check_before_work(config: TrainConfig, world_size: int) -> TrainingInputs:
+    """What the run starts from, once every rule holds that can be checked without weights or process groups."""
     validate(config, world_size, None)
-    hf = find_hf(Path(config.model.path))
-    architecture = read_architecture(hf)
-    shape = ModelShape(architecture.heads, architecture.query_groups, architecture.layers, architecture.ffn, architecture.max_positions)
-    validate(config, world_size, shape)
-    megatron_settings(config, architecture)
+    model = read_model(Path(config.model.path), config.prompt, config.exposure.reveal)
+    architecture = model.architecture
+    validate(config, world_size, architecture.shape)
+    megatron = megatron_settings(config, architecture)
     check_fp8(config, architecture)
     check_context(config)
     optimizer_settings(DTYPES[config.model.dtype], config.optimizer, config.ddp, config.schedule)
     check_compiler(config.distill.compile)
-    PromptRenderer(load_tokenizer(hf, architecture.vocabulary), config.prompt)  # refuses what cannot make prompts
-    data = load_data(config)
+    problems, probe_problems = load_data(config)
     if os.environ.get("RANK", "0") == "0":
         check_writable("run.dir", Path(config.run.dir) / "checkpoints")
     refuse_errors(examine_machine(config))
-    return data
+    return TrainingInputs(model, megatron, problems, probe_problems)
 
 
 def check_compiler(wanted: bool) -> None:

@@ -25,7 +25,7 @@ from megatron_atesd.train.training_run import TrainingRun
 
 def train(config: TrainConfig) -> None:
     """Train from `config`, or go on from the newest valid checkpoint of its run directory, to the last update or until asked to stop."""
-    problems, probe_problems = check_before_work(config, int(os.environ.get("WORLD_SIZE", "1")))
+    inputs = check_before_work(config, int(os.environ.get("WORLD_SIZE", "1")))
     run_dir = Path(config.run.dir)
     checkpoints = run_dir / "checkpoints"
     if config.checkpoint.resume == "never":
@@ -35,7 +35,7 @@ def train(config: TrainConfig) -> None:
         session_of(config.parallel, config.run.seed),
     ):
         chosen = start_from(checkpoints, config.checkpoint.resume)
-        run = TrainingRun(config, problems, probe_problems)
+        run = TrainingRun(config, inputs)
         start = 0 if chosen.folder is None else run.load(chosen.folder)
         if (back := config.checkpoint.resume) not in ("auto", "never"):
             on_rank_0(lambda: set_aside(checkpoints, start), f"{checkpoints} cannot be put in order")

@@ -11,13 +11,13 @@ import torch
 from transformers import Qwen3ForCausalLM
 
 from megatron_atesd.config import load_config
-from megatron_atesd.data.problems import load_problems
 from megatron_atesd.distill.divergence import Divergence
 from megatron_atesd.distill.fused import distill_loss
 from megatron_atesd.distill.step import distill_step
 from megatron_atesd.parallel.session import parallel_session
 from megatron_atesd.records import Problem, Rollout
 from megatron_atesd.train import loop
+from megatron_atesd.train.checks import check_before_work
 from megatron_atesd.train.training_run import TrainingRun
 from tests.support.small_run import arguments, save_inputs
 
@@ -46,7 +46,7 @@ def run(inputs: Path) -> TrainingRun:
 
 def start(inputs: Path, *overrides: str) -> TrainingRun:
     config = load_config(arguments(inputs, inputs / "run", "--parallel.tensor=1", *overrides))
-    return TrainingRun(config, *(load_problems(inputs / f"{name}.jsonl") for name in ("train", "probe")))
+    return TrainingRun(config, check_before_work(config, 1))
 
 
 def rollouts(run: TrainingRun) -> list[Rollout]:
@@ -98,7 +98,7 @@ def test_another_loss_takes_the_place_of_distill_loss(run: TrainingRun) -> None:
         step = distill_step(
             run.optimization.wrapped, run.model, run.teacher, run.examples(rollouts(run), ALPHA), DIVERGENCE, 128, **options
         )
-        return step.loss, step.kl, math.sqrt(sum(float(p.main_grad.square().sum()) for p in run.model.parameters()))
+        return step.loss, step.kl, math.sqrt(sum(float(getattr(p, "main_grad").square().sum()) for p in run.model.parameters()))
 
     loss, kl, norm = result()
     assert result(loss=tripled) == pytest.approx((3 * loss, kl, 3 * norm), rel=1e-5)
