@@ -1,24 +1,23 @@
-"""What can be refused before the heavy work, and what a resumed run may not change."""
+"""What can be refused before the heavy work, and what a run starts from once it has passed."""
 
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_atesd.checkpoint.model_inputs import ModelInputs, read_model
-from megatron_atesd.config import TrainConfig, fp8_recipe, validate
+from megatron_atesd.config import TrainConfig, validate
 from megatron_atesd.data.problems import check_disjoint, load_problems
 from megatron_atesd.data.prompts import PromptRenderer
 from megatron_atesd.doctor.examine import examine_machine
 from megatron_atesd.doctor.finding import refuse_errors
-from megatron_atesd.errors import CheckpointError, ConfigError
+from megatron_atesd.errors import ConfigError
 from megatron_atesd.model.megatron_config import DTYPES, megatron_settings
 from megatron_atesd.model.supported import check_context, check_fp8
 from megatron_atesd.output_folder import check_writable
@@ -77,24 +76,3 @@ def check_prompts(renderer: PromptRenderer, problems: Sequence[Problem]) -> None
     """Raise DataError now for a problem whose longest prompt (full exposure) is too long, not amid the run; ranks share the work."""
     for problem in problems[dist.get_rank() :: dist.get_world_size()]:
         renderer.teacher(problem, 1.0)
-
-
-def _as_computed(precision: Mapping[str, Any]) -> dict[str, Any]:
-    """Section precision with what is computed alike spelled alike, also of a run from before there was one."""
-    return {role: value for role, value in precision.items() if fp8_recipe(value)}
-
-
-def check_unchanged(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-    """Raise CheckpointError for a setting that a resumed run cannot change: the run would no longer be one experiment.
-
-    Layout, memory, checkpoint and monitor settings may change; run.updates too, while the learning rate does not depend on it.
-    """
-    free = {("rollout", "batch"), ("distill", "chunk"), ("distill", "compile"), ("distill", "teacher_offload")}
-    sections = ("precision", "schedule", "optimizer", "distill", "exposure", "rollout", "prompt")
-    old, new = ({**config, "precision": _as_computed(config.get("precision", {}))} for config in (old, new))
-    names = {(section, key) for section in sections for key in {*old[section], *new[section]}} - free
-    names |= set() if new["schedule"]["decay"] == "constant" else {("run", "updates")}
-    for section, key in sorted(names):
-        was, now = old[section].get(key), new[section].get(key)
-        if was != now:
-            raise CheckpointError(f"{section}.{key} is {now}, but the run began with {was}: set it back, or choose another run.dir")

@@ -20,6 +20,7 @@ from megatron_atesd.report.monitor import Monitor
 from megatron_atesd.train.checks import check_before_work
 from megatron_atesd.train.metrics import describe_sample, peak_memory_gib, rollout_metrics, write_summary
 from megatron_atesd.train.preemption import StopRequest
+from megatron_atesd.train.resume import check_resumable
 from megatron_atesd.train.training_run import TrainingRun
 
 
@@ -35,6 +36,8 @@ def train(config: TrainConfig) -> None:
         session_of(config.parallel, config.run.seed),
     ):
         chosen = start_from(checkpoints, config.checkpoint.resume)
+        if chosen.folder is not None:
+            check_resumable(chosen.folder, config, inputs)
         run = TrainingRun(config, inputs)
         start = 0 if chosen.folder is None else run.load(chosen.folder)
         if (back := config.checkpoint.resume) not in ("auto", "never"):

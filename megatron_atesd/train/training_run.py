@@ -18,7 +18,6 @@ from megatron_atesd.data.sampler import ProblemSampler, fingerprint
 from megatron_atesd.distill.likelihood import mean_nll
 from megatron_atesd.distill.step import Example, StepResult, divergence_of, example_losses, measure_step
 from megatron_atesd.distill.teacher import Teacher
-from megatron_atesd.errors import CheckpointError
 from megatron_atesd.exposure.service import ExposureService
 from megatron_atesd.model.gpt import build_model
 from megatron_atesd.model.micro_batches import TokenIds
@@ -27,7 +26,7 @@ from megatron_atesd.parallel.groups import data_parallel_place, from_rank_0
 from megatron_atesd.records import Exposure, Problem, Rollout, UpdateStats
 from megatron_atesd.rollout.generate import generate
 from megatron_atesd.rollout.sampling import sequence_seed
-from megatron_atesd.train.checks import TrainingInputs, check_prompts, check_unchanged
+from megatron_atesd.train.checks import TrainingInputs, check_prompts
 from megatron_atesd.train.finite import Skipped, check_probe, check_weights
 from megatron_atesd.train.heartbeat import Progress
 from megatron_atesd.train.optimizer import build_optimization
@@ -148,15 +147,9 @@ class TrainingRun:
         }
 
     def load(self, folder: Path) -> int:
-        """Continue from a checkpoint; returns its number of finished updates. Collective."""
+        """Continue from a checkpoint that `check_resumable` lets pass; returns its number of finished updates. Collective."""
         loaded = read_folder(folder, self.state(0, loading=True))
-        if "run" not in loaded:
-            raise CheckpointError(f"{folder}: holds weights but no training state; give it as model.path to start a new run from it")
         run = loaded["run"]
-        self.sampler.check(run["sampler"])
-        check_unchanged(run["config"], asdict(self.config))
-        if run["probe"] != fingerprint(self.probe_problems):
-            raise CheckpointError(f"data.probe holds other problems than the run that {folder} continues: give the same file")
         self.model.load_state_dict({name.removeprefix("model."): value for name, value in loaded["model"].items()})
         self.teacher.load_state_dict(loaded["teacher"])
         self.optimization.load_state_dict(loaded["optimizer"])
