@@ -8,13 +8,11 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_atesd.checkpoint.model_inputs import ModelInputs, read_model
 from megatron_atesd.config import TrainConfig, validate
 from megatron_atesd.data.problems import check_disjoint, load_problems
-from megatron_atesd.data.prompts import PromptRenderer
 from megatron_atesd.doctor.examine import examine_machine
 from megatron_atesd.doctor.finding import refuse_errors
 from megatron_atesd.errors import ConfigError
@@ -70,9 +68,3 @@ def load_data(config: TrainConfig) -> tuple[list[Problem], list[Problem]]:
     probe = load_problems(config.data.probe, config.data.on_error)
     check_disjoint({f"data.train {config.data.train}": train, f"data.probe {config.data.probe}": probe})
     return train, probe[: config.data.probe_size or None]
-
-
-def check_prompts(renderer: PromptRenderer, problems: Sequence[Problem]) -> None:
-    """Raise DataError now for a problem whose longest prompt (full exposure) is too long, not amid the run; ranks share the work."""
-    for problem in problems[dist.get_rank() :: dist.get_world_size()]:
-        renderer.teacher(problem, 1.0)

@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
 from megatron.core import parallel_state
 
 from megatron_atesd.checkpoint.model_folder import load_model_weights
@@ -26,9 +27,10 @@ from megatron_atesd.parallel.groups import data_parallel_place, from_rank_0
 from megatron_atesd.records import Exposure, Problem, Rollout, UpdateStats
 from megatron_atesd.rollout.generate import generate
 from megatron_atesd.rollout.sampling import sequence_seed
-from megatron_atesd.train.checks import TrainingInputs, check_prompts
+from megatron_atesd.train.checks import TrainingInputs
 from megatron_atesd.train.finite import Skipped, check_probe, check_weights
 from megatron_atesd.train.heartbeat import Progress
+from megatron_atesd.train.lengths import check_lengths
 from megatron_atesd.train.optimizer import build_optimization
 
 
@@ -40,7 +42,7 @@ class TrainingRun:
         self.progress = Progress(config.parallel.timeout_minutes)
         self.progress.enter("the start")
         folder, self.hf_folder, self.renderer = inputs.model.folder, inputs.model.hf_folder, inputs.model.renderer
-        check_prompts(self.renderer, [*inputs.problems, *inputs.probe_problems])
+        check_lengths(config, inputs, dist.get_rank(), dist.get_world_size())
         self.sampler = ProblemSampler(inputs.problems, config.data.batch, config.run.seed, *data_parallel_place())
         self.model = build_model(inputs.model.architecture, inputs.megatron, config.parallel.packed)
         check_model_folder(folder)
