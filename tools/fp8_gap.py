@@ -11,7 +11,6 @@ import argparse
 import json
 import os
 from dataclasses import asdict
-from pathlib import Path
 
 from rich.console import Console
 
@@ -27,8 +26,6 @@ def main() -> None:
     config = load_config(settings)
     from benchmarks.fp8_gap import for_comparison, fp8_gaps, gap_table, usable  # slow to import: torch, megatron.core
     from benchmarks.settings import check_out
-    from megatron_atesd.checkpoint.model_folder import find_hf
-    from megatron_atesd.model.hf_config import read_architecture
     from megatron_atesd.parallel.groups import is_main
     from megatron_atesd.parallel.session import session_of
     from megatron_atesd.train.checks import check_before_work
@@ -36,10 +33,10 @@ def main() -> None:
 
     check_out(args.out)
     config = for_comparison(config, args.problems)
-    problems, probe = check_before_work(config, int(os.environ.get("WORLD_SIZE", "1")))
-    recipes = usable(config, read_architecture(find_hf(Path(config.model.path))), args.recipes.split(",") if args.recipes else [])
+    inputs = check_before_work(config, int(os.environ.get("WORLD_SIZE", "1")))
+    recipes = usable(config, inputs.model.architecture, args.recipes.split(",") if args.recipes else [])
     with session_of(config.parallel, config.run.seed):
-        run = TrainingRun(config, problems, probe)
+        run = TrainingRun(config, inputs)
         gaps = fp8_gaps(run, run.examples(run.rollout(run.sampler.batch_at(0), run.sampler.place_at(0)), args.exposure), recipes)
         if is_main():
             Console().print(gap_table(gaps, config.model.dtype))

@@ -17,16 +17,7 @@ from typing import Any
 
 from rich.console import Console
 
-from megatron_atesd.config import (
-    ModelShape,
-    TrainConfig,
-    fp8_recipe,
-    layout_problems,
-    load_config,
-    parallel_problems,
-    refuse,
-    section_problems,
-)
+from megatron_atesd.config import TrainConfig, fp8_recipe, layout_problems, load_config, parallel_problems, refuse, section_problems
 from megatron_atesd.errors import ConfigError, run_command
 from megatron_atesd.model.architecture import Architecture
 from megatron_atesd.paths import user_path
@@ -106,8 +97,7 @@ def read(args: argparse.Namespace, settings: list[str]) -> tuple[TrainConfig, Ar
         raise ConfigError("megatron.pipeline_model_parallel_layout is set, but the plan divides layers evenly; leave it out to plan")
     refuse(section_problems(config, ("parallel", "data", "prompt", "rollout", "distill")) or list(parallel_problems(config, args.gpus)))
     arch = QWEN3[args.model_shape] if args.model_shape else from_folder(config.model.path)
-    shape = ModelShape(arch.heads, arch.query_groups, arch.layers, arch.ffn, arch.max_positions)
-    refuse(layout_problems(config.parallel, args.gpus, shape))
+    refuse(layout_problems(config.parallel, args.gpus, arch.shape))
     check_fp8(args.gpu, config)
     lengths = Lengths.of(config, args.student_tokens, args.teacher_tokens, args.response_tokens)
     if (longest := max(lengths.student, lengths.teacher) + lengths.response) > arch.max_positions:

@@ -59,17 +59,28 @@ def check_model_folder(folder: Path) -> None:
         print(f"{folder} has no {MANIFEST}: it is used without a check for damage", file=sys.stderr, flush=True)
 
 
+def read_plain_values(folder: Path) -> dict[str, Any]:
+    """What `folder` holds beside tensors. Raises CheckpointError when it is not a model folder."""
+    weights = _weights(folder)
+    with guarded(weights):
+        return dist_checkpointing.load_common_state_dict(str(weights))
+
+
 def read_folder(folder: Path, state: dict[str, Any]) -> dict[str, Any]:
     """Fill the sharded `state` from `folder`; returns it with the plain values that were saved beside it. Collective.
 
     Raises CheckpointError when the folder is not a model folder or lacks a tensor that `state` asks for.
     """
-    weights = folder / "weights"
-    if not (weights / "metadata.json").is_file():
-        raise CheckpointError(
-            f"{folder}: no Megatron weights here (weights/metadata.json); convert with checkpoints_convert/hf_to_megatron.py"
-        )
+    weights = _weights(folder)
     with guarded(weights):
         loaded = dist_checkpointing.load(state, str(weights))
     assert isinstance(loaded, dict)  # a tuple only for strict modes that report
     return loaded
+
+
+def _weights(folder: Path) -> Path:
+    if not (folder / "weights" / "metadata.json").is_file():
+        raise CheckpointError(
+            f"{folder}: no Megatron weights here (weights/metadata.json); convert with checkpoints_convert/hf_to_megatron.py"
+        )
+    return folder / "weights"

@@ -30,8 +30,8 @@ def evaluate(task: Evaluation) -> dict[str, Any] | None:
     with Grader(task.grading_workers, task.grading_seconds) as grader:
         prepared, parallel = prepare(task, int(os.environ.get("WORLD_SIZE", "1"))), task.settings.parallel
         with session_of(parallel, task.seed):
-            model = build_model(prepared.architecture, prepared.megatron)
-            load_model_weights(model, prepared.folder)
+            model = build_model(prepared.model.architecture, prepared.megatron)
+            load_model_weights(model, prepared.model.folder)
             answered = _answers(task, model, prepared)
             return _report(task, prepared, answered, grader) if is_main() else None
 
@@ -41,7 +41,7 @@ def _answers(task: Evaluation, model: HiddenStateGPT, prepared: Prepared) -> lis
         if is_main():
             print(f"\r{done}/{total} responses", end="\n" if done == total else "", file=sys.stderr, flush=True)
 
-    parts = (prepared.renderer, prepared.problems, prepared.prompts)
+    parts = (prepared.model.renderer, prepared.problems, prepared.prompts)
     return answer_problems(model, *parts, task.samples, task.settings.rollout, task.seed, progress)
 
 
@@ -56,7 +56,7 @@ def _report(task: Evaluation, prepared: Prepared, answered: Sequence[Answered], 
     summary |= faults | {
         "mean_tokens": float(np.mean([a.tokens for a in sampled])),
         "truncated": float(np.mean([a.truncated for a in sampled])),
-        "model": str(prepared.folder),
+        "model": str(prepared.model.folder),
         "data": str(task.data),
         "seed": task.seed,
         "rollout": asdict(task.settings.rollout),

@@ -7,16 +7,14 @@ from pathlib import Path
 
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from megatron_atesd.checkpoint.model_folder import find_hf, find_model_folder
-from megatron_atesd.config import ModelShape, PrecisionConfig, TrainConfig, layout_problems, precision_problems, refuse, section_problems
+from megatron_atesd.checkpoint.model_folder import find_model_folder
+from megatron_atesd.checkpoint.model_inputs import ModelInputs, read_model
+from megatron_atesd.config import PrecisionConfig, TrainConfig, layout_problems, precision_problems, refuse, section_problems
 from megatron_atesd.config.bounds import SEED
 from megatron_atesd.data.problems import load_problems
-from megatron_atesd.data.prompts import PromptRenderer
-from megatron_atesd.data.tokenizer import load_tokenizer, model_stop_ids
 from megatron_atesd.errors import ConfigError
 from megatron_atesd.evaluate.flags import FLAGS
 from megatron_atesd.model.architecture import Architecture
-from megatron_atesd.model.hf_config import read_architecture
 from megatron_atesd.model.megatron_config import megatron_settings
 from megatron_atesd.model.micro_batches import TokenIds
 from megatron_atesd.model.supported import check_fp8
@@ -40,12 +38,10 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Prepared:
-    """The checked parts of an evaluation. folder: where the weights are; prompts: the student's, one a problem."""
+    """The checked parts of an evaluation. prompts: the student's, one a problem."""
 
-    folder: Path
-    architecture: Architecture
+    model: ModelInputs
     megatron: TransformerConfig
-    renderer: PromptRenderer
     problems: Sequence[Problem]
     prompts: Sequence[TokenIds]
 
@@ -58,23 +54,20 @@ def prepare(task: Evaluation, world_size: int) -> Prepared:
     check_numbers(task, world_size)
     settings, parallel = task.settings, task.settings.parallel
     folder = task.model if (task.model / "config.json").is_file() else find_model_folder(task.model)
-    hf = find_hf(folder)
-    architecture = read_architecture(hf)
-    shape = ModelShape(architecture.heads, architecture.query_groups, architecture.layers, architecture.ffn, architecture.max_positions)
-    refuse(layout_problems(parallel, world_size, shape))
+    model = read_model(folder, settings.prompt, settings.exposure.reveal)
+    architecture = model.architecture
+    refuse(layout_problems(parallel, world_size, architecture.shape))
     check_precision(settings, architecture)
     alike = PrecisionConfig(student=settings.precision.rollout, rollout=settings.precision.rollout)
     megatron = megatron_settings(replace(settings, parallel=replace(parallel, sequence=False), precision=alike), architecture)
     problems = load_problems(task.data, settings.data.on_error)
-    tokenizer = load_tokenizer(hf, architecture.vocabulary)
-    renderer = PromptRenderer(tokenizer, settings.prompt, settings.exposure.reveal, model_stop_ids(hf))
-    prompts = [renderer.student(problem) for problem in problems]
+    prompts = [model.renderer.student(problem) for problem in problems]
     check_room(problems, prompts, settings.rollout.max_new_tokens, architecture.max_positions)
     out = Path(os.path.realpath(task.out))  # resolve() raises for a link round in a circle
     if Path(os.path.realpath(folder)) in (out, *out.parents):
         raise ConfigError(f"--out is {task.out}, inside the model's folder {folder}, whose files must stay as they are; choose another")
     make_writable("--out", task.out)
-    return Prepared(folder, architecture, megatron, renderer, problems, prompts)
+    return Prepared(model, megatron, problems, prompts)
 
 
 def check_numbers(task: Evaluation, world_size: int) -> None:

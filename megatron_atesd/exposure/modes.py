@@ -36,6 +36,16 @@ def make_mode(config: ExposureConfig, updates: int, seed: int) -> Mode:
     return Controller(config, updates, seed) if config.mode == "learned" else RuleBasedExposure(config, updates, seed)
 
 
+def highest_exposure(config: ExposureConfig) -> float:
+    """No α of a run is above this (of learned and random: the highest that they may draw)."""
+    if config.mode in ("fixed", "none"):
+        return config.fixed if config.mode == "fixed" else 0.0
+    highest = max(config.start, config.end) if config.mode in ("linear", "cosine") else config.clip_high
+    also = [config.warmup_exposure] if config.warmup_updates else []
+    also += [config.probe_exposure] if config.mode == "learned" and config.progress == "probe_kl" else []
+    return max([highest, *also])
+
+
 def scheduled(mode: str, start: float, end: float, share: float) -> float:
     """α at a share in [0, 1] of training: linear, or half a cosine wave, from start to end."""
     weight = share if mode == "linear" else (1 - math.cos(math.pi * share)) / 2

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from megatron_atesd.config import ModelShape
 from megatron_atesd.errors import ConversionError
 
 SIZES = (
@@ -38,6 +39,11 @@ class Architecture:
     norm_eps: float
     tied: bool
     qk_norm: bool
+
+    @property
+    def shape(self) -> ModelShape:
+        """What the rules of settings need to know."""
+        return ModelShape(self.heads, self.query_groups, self.layers, self.ffn, self.max_positions)
 
 
 def check_sizes(config: Path, values: Mapping[str, Any]) -> None:

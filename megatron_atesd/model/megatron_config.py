@@ -14,6 +14,18 @@ from megatron_atesd.model.fp8 import fp8_fields
 from megatron_atesd.model.spec import uses_transformer_engine
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+# Of section megatron, where they are not megatron.core's.
+MEGATRON_DEFAULTS = {
+    "hidden_dropout": 0.0,
+    "attention_dropout": 0.0,
+    "bias_activation_fusion": False,
+    "bias_dropout_fusion": False,
+    "masked_softmax_fusion": False,
+    "gradient_accumulation_fusion": False,
+    "fp8_amax_history_len": 1024,  # as Transformer Engine itself: of a single entry, an empty micro-batch would set the next scale
+    "fp8_amax_compute_algo": "max",
+    "moe_token_dispatcher_type": "alltoall",  # variable_seq_lengths demands it, even without experts
+}
 
 
 def megatron_settings(config: TrainConfig, architecture: Architecture) -> TransformerConfig:
@@ -70,18 +82,7 @@ def transformer_config(
     if virtual_pipeline > 1:
         # Batched, a rank's messages forward and backward could mix where both neighbours are one rank (PP = 2).
         fixed |= {"overlap_p2p_comm": True, "batch_p2p_comm": False}
-    defaults = {
-        "hidden_dropout": 0.0,
-        "attention_dropout": 0.0,
-        "bias_activation_fusion": False,
-        "bias_dropout_fusion": False,
-        "masked_softmax_fusion": False,
-        "gradient_accumulation_fusion": False,
-        "fp8_amax_history_len": 1024,  # as Transformer Engine itself: of a single entry, an empty micro-batch would set the next scale
-        "fp8_amax_compute_algo": "max",
-        "moe_token_dispatcher_type": "alltoall",  # variable_seq_lengths demands it, even without experts
-    }
-    config = build_section("megatron", TransformerConfig, fixed, {**defaults, **(user or {})})
+    config = build_section("megatron", TransformerConfig, fixed, {**MEGATRON_DEFAULTS, **(user or {})})
     check_gradient_fusion(config.gradient_accumulation_fusion, find_apex())
     _check_chunks(config, arch.layers // (pipeline * virtual_pipeline), virtual_pipeline)
     return config

@@ -20,12 +20,13 @@ from megatron_atesd.report.monitor import Monitor
 from megatron_atesd.train.checks import check_before_work
 from megatron_atesd.train.metrics import describe_sample, peak_memory_gib, rollout_metrics, write_summary
 from megatron_atesd.train.preemption import StopRequest
+from megatron_atesd.train.resume import check_resumable
 from megatron_atesd.train.training_run import TrainingRun
 
 
 def train(config: TrainConfig) -> None:
     """Train from `config`, or go on from the newest valid checkpoint of its run directory, to the last update or until asked to stop."""
-    problems, probe_problems = check_before_work(config, int(os.environ.get("WORLD_SIZE", "1")))
+    inputs = check_before_work(config, int(os.environ.get("WORLD_SIZE", "1")))
     run_dir = Path(config.run.dir)
     checkpoints = run_dir / "checkpoints"
     if config.checkpoint.resume == "never":
@@ -35,7 +36,9 @@ def train(config: TrainConfig) -> None:
         session_of(config.parallel, config.run.seed),
     ):
         chosen = start_from(checkpoints, config.checkpoint.resume)
-        run = TrainingRun(config, problems, probe_problems)
+        if chosen.folder is not None:
+            check_resumable(chosen.folder, config, inputs)
+        run = TrainingRun(config, inputs)
         start = 0 if chosen.folder is None else run.load(chosen.folder)
         if (back := config.checkpoint.resume) not in ("auto", "never"):
             on_rank_0(lambda: set_aside(checkpoints, start), f"{checkpoints} cannot be put in order")

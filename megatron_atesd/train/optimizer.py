@@ -19,6 +19,7 @@ from megatron_atesd.train.adam import fuse, is_adam, set_steps, start_moments, t
 from megatron_atesd.train.learning_rate import learning_rate_scheduler
 from megatron_atesd.train.param_gather import finish_gather, prepare_gather, start_gather
 
+DDP_DEFAULTS = {"grad_reduce_in_fp32": True}
 _ANY_LAYOUT = {"distrib_optim_sharding_type": "fully_reshardable"}
 
 
@@ -140,7 +141,7 @@ def optimizer_settings(
             "states of Adam only; set it to false"
         )
     sharded = {"use_distributed_optimizer": config.use_distributed_optimizer}
-    ddp_config = build_section("ddp", DistributedDataParallelConfig, sharded, {"grad_reduce_in_fp32": True, **ddp})
+    ddp_config = build_section("ddp", DistributedDataParallelConfig, sharded, {**DDP_DEFAULTS, **ddp})
     if ddp_config.overlap_param_gather and not (config.use_distributed_optimizer and ddp_config.overlap_grad_reduce):
         raise ConfigError(
             "ddp.overlap_param_gather is true, but needs optimizer.use_distributed_optimizer (otherwise there is nothing to gather) and "

@@ -7,53 +7,47 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
 from megatron.core import parallel_state
 
-from megatron_atesd.checkpoint.model_folder import find_hf, load_model_weights
+from megatron_atesd.checkpoint.model_folder import load_model_weights
 from megatron_atesd.checkpoint.random_states import restore_rng, rng_states
 from megatron_atesd.checkpoint.reading import check_model_folder, read_folder
 from megatron_atesd.config import TrainConfig
 from megatron_atesd.data.problems import last_boxed
-from megatron_atesd.data.prompts import PromptRenderer
 from megatron_atesd.data.sampler import ProblemSampler, fingerprint
-from megatron_atesd.data.tokenizer import load_tokenizer, model_stop_ids
 from megatron_atesd.distill.likelihood import mean_nll
 from megatron_atesd.distill.step import Example, StepResult, divergence_of, example_losses, measure_step
 from megatron_atesd.distill.teacher import Teacher
-from megatron_atesd.errors import CheckpointError
 from megatron_atesd.exposure.service import ExposureService
 from megatron_atesd.model.gpt import build_model
-from megatron_atesd.model.hf_config import read_architecture
-from megatron_atesd.model.megatron_config import megatron_settings
 from megatron_atesd.model.micro_batches import TokenIds
 from megatron_atesd.model.scaling_history import load_scaling_history, scaling_history
 from megatron_atesd.parallel.groups import data_parallel_place, from_rank_0
 from megatron_atesd.records import Exposure, Problem, Rollout, UpdateStats
 from megatron_atesd.rollout.generate import generate
 from megatron_atesd.rollout.sampling import sequence_seed
-from megatron_atesd.train.checks import check_prompts, check_unchanged
+from megatron_atesd.train.checks import TrainingInputs
 from megatron_atesd.train.finite import Skipped, check_probe, check_weights
 from megatron_atesd.train.heartbeat import Progress
+from megatron_atesd.train.lengths import check_lengths
 from megatron_atesd.train.optimizer import build_optimization
 
 
 class TrainingRun:
     """Data, model, teacher, optimizer and exposure service of one run; create it inside `parallel_session`."""
 
-    def __init__(self, config: TrainConfig, problems: Sequence[Problem], probe_problems: Sequence[Problem]) -> None:
-        self.config, self.probe_problems = config, probe_problems
+    def __init__(self, config: TrainConfig, inputs: TrainingInputs) -> None:
+        self.config, self.probe_problems = config, inputs.probe_problems
         self.progress = Progress(config.parallel.timeout_minutes)
         self.progress.enter("the start")
-        self.hf_folder = find_hf(Path(config.model.path))
-        architecture = read_architecture(self.hf_folder)
-        tokenizer = load_tokenizer(self.hf_folder, architecture.vocabulary)
-        self.renderer = PromptRenderer(tokenizer, config.prompt, config.exposure.reveal, model_stop_ids(self.hf_folder))
-        check_prompts(self.renderer, [*problems, *probe_problems])
-        self.sampler = ProblemSampler(problems, config.data.batch, config.run.seed, *data_parallel_place())
-        self.model = build_model(architecture, megatron_settings(config, architecture), config.parallel.packed)
-        check_model_folder(Path(config.model.path))
-        load_model_weights(self.model, Path(config.model.path))
-        check_weights(self.model.named_parameters(), Path(config.model.path))
+        folder, self.hf_folder, self.renderer = inputs.model.folder, inputs.model.hf_folder, inputs.model.renderer
+        check_lengths(config, inputs, dist.get_rank(), dist.get_world_size())
+        self.sampler = ProblemSampler(inputs.problems, config.data.batch, config.run.seed, *data_parallel_place())
+        self.model = build_model(inputs.model.architecture, inputs.megatron, config.parallel.packed)
+        check_model_folder(folder)
+        load_model_weights(self.model, folder)
+        check_weights(self.model.named_parameters(), folder)
         distill = config.distill
         self.teacher = Teacher(self.model, distill.teacher, distill.ema_decay, distill.teacher_offload, config.precision.teacher)
         self.optimization = build_optimization(self.model, config.optimizer, config.ddp, config.schedule, config.run.updates)
@@ -158,15 +152,9 @@ class TrainingRun:
         }
 
     def load(self, folder: Path) -> int:
-        """Continue from a checkpoint; returns its number of finished updates. Collective."""
+        """Continue from a checkpoint that `check_resumable` lets pass; returns its number of finished updates. Collective."""
         loaded = read_folder(folder, self.state(0, loading=True))
-        if "run" not in loaded:
-            raise CheckpointError(f"{folder}: holds weights but no training state; give it as model.path to start a new run from it")
         run = loaded["run"]
-        self.sampler.check(run["sampler"])
-        check_unchanged(run["config"], asdict(self.config))
-        if run["probe"] != fingerprint(self.probe_problems):
-            raise CheckpointError(f"data.probe holds other problems than the run that {folder} continues: give the same file")
         self.model.load_state_dict({name.removeprefix("model."): value for name, value in loaded["model"].items()})
         self.teacher.load_state_dict(loaded["teacher"])
         self.optimization.load_state_dict(loaded["optimizer"])

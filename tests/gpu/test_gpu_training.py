@@ -113,7 +113,7 @@ def test_a_job_trains_and_its_checkpoint_loads_bit_for_bit(settings: tuple[str, 
     assert first["probe/nll"] != second["probe/nll"]
     saved = tmp_path / "run" / "checkpoints" / "step_2"
     with parallel_session():
-        run = TrainingRun(config, *check_before_work(config, 1))
+        run = TrainingRun(config, check_before_work(config, 1))
         assert run.load(saved) == 2
         write_folder(tmp_path / "again", run.state(2), run.hf_folder)
     assert differences(checkpoint_state(saved), checkpoint_state(tmp_path / "again")) == []

@@ -9,10 +9,10 @@ import torch
 from transformers import Qwen3ForCausalLM
 
 from megatron_atesd.config import load_config
-from megatron_atesd.data.problems import load_problems
 from megatron_atesd.errors import ConversionError, DataError, TrainingError
 from megatron_atesd.parallel.session import parallel_session
 from megatron_atesd.rollout import generate
+from megatron_atesd.train.checks import check_before_work
 from megatron_atesd.train.loop import train_step
 from megatron_atesd.train.training_run import TrainingRun
 from tests.support.small_run import arguments, save_inputs
@@ -29,7 +29,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 def start(inputs: Path, *overrides: str) -> TrainingRun:
     config = load_config(arguments(inputs, inputs / "run", "--parallel.tensor=1", *overrides))
-    return TrainingRun(config, *(load_problems(inputs / f"{name}.jsonl") for name in ("train", "probe")))
+    return TrainingRun(config, check_before_work(config, 1))
 
 
 def always(token: Callable[[TrainingRun], int], run: TrainingRun, monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:

@@ -12,10 +12,10 @@ import torch
 from benchmarks import fp8_gap
 from benchmarks.fp8_gap import for_comparison, fp8_gaps, gap_table, usable
 from megatron_atesd.config import Precision, PrecisionConfig, TrainConfig, load_config
-from megatron_atesd.data.problems import load_problems
 from megatron_atesd.distill.step import Example
 from megatron_atesd.errors import ConfigError
 from megatron_atesd.parallel.session import parallel_session
+from megatron_atesd.train.checks import check_before_work
 from megatron_atesd.train.optimizer import optimizer_settings
 from megatron_atesd.train.training_run import TrainingRun
 from tests.support.small_run import arguments, save_inputs
@@ -26,7 +26,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TrainingRun]:
     inputs = save_inputs(tmp_path_factory.mktemp("inputs"))
     config = load_config(arguments(inputs, inputs / "run", "--parallel.tensor=1"))
     with parallel_session():
-        run = TrainingRun(config, *(load_problems(inputs / f"{name}.jsonl") for name in ("train", "probe")))
+        run = TrainingRun(config, check_before_work(config, 1))
         with torch.no_grad():
             for parameter in run.model.parameters():
                 parameter.add_(0.1 * torch.randn_like(parameter))

@@ -11,7 +11,6 @@ import torch
 from transformers import Qwen3ForCausalLM
 
 from megatron_atesd.config import load_config
-from megatron_atesd.data.problems import load_problems
 from megatron_atesd.distill.divergence import Divergence
 from megatron_atesd.distill.fused import distill_loss
 from megatron_atesd.distill.step import distill_step, measure_step
@@ -19,6 +18,7 @@ from megatron_atesd.model.chunk import ModelChunk
 from megatron_atesd.parallel.session import parallel_session
 from megatron_atesd.records import Problem, Rollout
 from megatron_atesd.train import loop
+from megatron_atesd.train.checks import check_before_work
 from megatron_atesd.train.training_run import TrainingRun
 from tests.support.small_run import arguments, save_inputs
 
@@ -47,7 +47,7 @@ def run(inputs: Path) -> TrainingRun:
 
 def start(inputs: Path, *overrides: str) -> TrainingRun:
     config = load_config(arguments(inputs, inputs / "run", "--parallel.tensor=1", *overrides))
-    return TrainingRun(config, *(load_problems(inputs / f"{name}.jsonl") for name in ("train", "probe")))
+    return TrainingRun(config, check_before_work(config, 1))
 
 
 def rollouts(run: TrainingRun) -> list[Rollout]:

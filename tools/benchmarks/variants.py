@@ -6,7 +6,6 @@ from pathlib import Path
 
 from benchmarks.update import Updates
 from megatron_atesd.config import (
-    ModelShape,
     layout_problems,
     load_config,
     method_problems,
@@ -52,7 +51,7 @@ def _variant(shape: str, settings: Sequence[str], more: str, tokens: Mapping[str
     defaults = Path(__file__).parent / "update.yaml"
     config, arch = load_config(["--config", str(defaults), *settings, *shlex.split(more)]), SHAPES[shape]
     refuse(section_problems(config, SECTIONS) or [*parallel_problems(config, world), *method_problems(config)])
-    refuse(layout_problems(config.parallel, world, ModelShape(arch.heads, arch.query_groups, arch.layers, arch.ffn, arch.max_positions)))
+    refuse(layout_problems(config.parallel, world, arch.shape))
     refuse(list(precision_problems(config)))
     check_fp8(config, arch)
     check_compiler(config.distill.compile)

@@ -1,0 +1,49 @@
+"""Prompts and the texts scored after them must fit: refused before the model's weights are loaded, not amid the run."""
+
+from collections.abc import Iterator
+
+from megatron_atesd.config import TrainConfig
+from megatron_atesd.data.prompts import PromptRenderer
+from megatron_atesd.errors import DataError
+from megatron_atesd.exposure.modes import highest_exposure
+from megatron_atesd.records import Problem
+from megatron_atesd.train.checks import TrainingInputs
+
+
+def check_lengths(config: TrainConfig, inputs: TrainingInputs, rank: int = 0, size: int = 1) -> None:
+    """Raise DataError for a problem whose longest prompt exceeds prompt.max_length, or a probe problem that exceeds the model's positions.
+
+    Rank `rank` of `size` ranks looks at its share. That prompts leave room for a whole response is a rule of the settings.
+    """
+    renderer, positions = inputs.model.renderer, inputs.model.architecture.max_positions
+    for problem in inputs.problems[rank::size]:
+        longest_prompts(config, renderer, problem)
+    for problem in inputs.probe_problems[rank::size]:
+        for prompt, prompt_tokens, text, text_tokens, remedy in scored_texts(config, renderer, problem):
+            if prompt_tokens + text_tokens > positions:
+                raise DataError(
+                    f"problem {problem.id!r}: {prompt} ({prompt_tokens} tokens) and {text} ({text_tokens}) are "
+                    f"{prompt_tokens + text_tokens} tokens, must not exceed the model's {positions} positions: {remedy}"
+                )
+
+
+def longest_prompts(config: TrainConfig, renderer: PromptRenderer, problem: Problem) -> tuple[int, int]:
+    """Tokens of the student's prompt, and of the teacher's at the highest exposure that the run can have."""
+    student = len(renderer.student(problem))
+    if config.exposure.mode == "none":
+        return student, student
+    return student, len(renderer.teacher(problem, highest_exposure(config.exposure)).prompt_ids)
+
+
+def scored_texts(config: TrainConfig, renderer: PromptRenderer, problem: Problem) -> Iterator[tuple[str, int, str, int, str]]:
+    """What the probe and the grounding read at once of a probe problem: prompt and text, each with its tokens, and what to do."""
+    student, teacher = longest_prompts(config, renderer, problem)
+    reference, exposure = len(renderer.reference(problem)), config.exposure
+    leave_out = "leave it out of data.probe"
+    yield "its student prompt", student, "its reference solution", reference, leave_out
+    if exposure.mode == "learned":
+        prompt = f"its teacher prompt at exposure {highest_exposure(exposure):g}"
+        if exposure.grounding == "solution":
+            yield prompt, teacher, "its reference solution", reference, f"set exposure.grounding to answer, or {leave_out}"
+        else:
+            yield prompt, teacher, "its boxed answer", len(renderer.answer(problem)), f"{leave_out}, or lower exposure.clip_high"

@@ -1,0 +1,168 @@
+"""What a resumed run may change: what is listed here. Every other setting must stay, or the run would no longer be one experiment."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, fields
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from megatron.core.distributed import DistributedDataParallelConfig
+from megatron.core.optimizer import OptimizerConfig
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from megatron_atesd.checkpoint.model_inputs import ModelInputs
+from megatron_atesd.checkpoint.reading import read_plain_values
+from megatron_atesd.config import OPTIMIZER_DEFAULTS, TrainConfig, fp8_recipe
+from megatron_atesd.config.fields import spell
+from megatron_atesd.data.sampler import ProblemSampler, fingerprint
+from megatron_atesd.data.tokenizer import TOKENIZER_FILES
+from megatron_atesd.errors import CheckpointError
+from megatron_atesd.model.hf_config import read_architecture
+from megatron_atesd.model.megatron_config import MEGATRON_DEFAULTS
+from megatron_atesd.train.checks import TrainingInputs
+from megatron_atesd.train.optimizer import DDP_DEFAULTS
+
+# Settings, a * for any part of a name, and why they may change.
+FREE = {
+    "run.dir": "the checkpoint was found there, wherever it has been moved to",
+    "run.max_skipped": "when to give up",
+    "model.path": "the weights are the checkpoint's; tokenizer and architecture are compared by content",
+    "model.attention": "the same function by other kernels",
+    "parallel.*": "layout, memory, patience: a checkpoint loads at any",
+    "data.train": "compared by content",
+    "data.probe": "compared by content",
+    "data.probe_size": "compared by content",
+    "data.on_error": "compared by content",
+    "rollout.batch": "memory: a response does not depend on the others of its batch",
+    "distill.chunk": "memory",
+    "distill.compile": "speed",
+    "distill.teacher_offload": "memory",
+    "checkpoint.*": "what is kept of the run",
+    "monitor.*": "what is shown of the run",
+    "megatron.recompute_*": "memory",
+    "megatron.distribute_saved_activations": "memory",
+    "megatron.cpu_offloading*": "memory",
+    "megatron.fine_grained_activation_offloading": "memory",
+    "megatron.offload_modules": "memory",
+    "megatron.min_offloaded_tensor_size": "memory",
+    "megatron.deallocate_pipeline_outputs": "memory",
+    "megatron.num_layers_in_*_pipeline_stage": "layout",
+    "megatron.pipeline_model_parallel_layout": "layout",
+    "megatron.account_for_*_in_pipeline_split": "layout",
+    "megatron.microbatch_group_size_per_vp_stage": "order of the pipeline's passes",
+    "megatron.pipeline_model_parallel_comm_backend": "communication",
+    "megatron.cp_comm_type": "communication",
+    "megatron.batch_p2p_sync": "communication",
+    "megatron.overlap_p2p_comm_warmup_flush": "communication",
+    "megatron.attention_backend": "the same function by other kernels",
+    "megatron.*_fusion": "the same function by other kernels",
+    "megatron.persist_layer_norm": "the same function by other kernels",
+    "megatron.memory_efficient_layer_norm": "memory",
+    "megatron.deterministic_mode": "the same function by other kernels",
+    "megatron.*cuda_graph*": "speed",
+    "optimizer.overlap_*": "communication",
+    "ddp.overlap_*": "communication",
+    "ddp.bucket_size": "communication",
+    "ddp.pad_buckets_for_high_nccl_busbw": "communication",
+    "ddp.nccl_ub": "communication",
+    "ddp.disable_symmetric_registration": "communication",
+    "ddp.check_for_*": "what ends a run",
+    "*.timers": "measurement",
+    "*.barrier_with_L1_time": "measurement",
+    "*.config_logger_dir": "logging",
+    "optimizer.log_num_zeros_in_grad": "logging",
+}
+# Besides tokenizer and configuration of the model, what prompts and the ends of responses are made of.
+_OTHER_FILES = ("merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "generation_config.json")
+
+
+def check_resumable(folder: Path, config: TrainConfig, inputs: TrainingInputs) -> None:
+    """Raise CheckpointError when the checkpoint `folder` is no run's, or of a run with other settings, problems, or another model.
+
+    Reads no weights.
+    """
+    saved = read_plain_values(folder).get("run")
+    if saved is None:
+        raise CheckpointError(f"{folder}: holds weights but no training state; give it as model.path to start a new run from it")
+    check_unchanged(saved["config"], asdict(config))
+    ProblemSampler(inputs.problems, config.data.batch, config.run.seed).check(saved["sampler"])
+    if saved["probe"] != fingerprint(inputs.probe_problems):
+        raise CheckpointError(f"data.probe holds other problems than the run that {folder} continues: give the same file")
+    check_same_model(folder / "hf", inputs.model)
+
+
+def check_unchanged(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    """Raise CheckpointError, naming each, for settings that are neither what they were nor FREE; old, new: whole configurations as asdict.
+
+    A setting that one of them lacks has its default there. run.updates is free while nothing depends on it.
+    """
+    changes = [f"{name} is {_shown(now)}, but the run began with {_shown(was)}{why}" for name, was, now, why in guarded_changes(old, new)]
+    if changes:
+        raise CheckpointError(f"{'; '.join(changes)}: set {'it' if len(changes) == 1 else 'them'} back, or choose another run.dir")
+
+
+def guarded_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any, str]]:
+    """Name of each changed setting, its old and new value, and why it is guarded where that is not plain."""
+    for section, known in default_settings().items():
+        was, now = ({**known, **_as_computed(section, config.get(section, {}))} for config in (old, new))
+        for key in sorted({*was, *now}):
+            name, why = f"{section}.{key}", ""
+            if was.get(key) == now.get(key) or is_free(name):
+                continue
+            if name == "run.updates" and not (why := depends_on_updates(new)):
+                continue
+            yield name, was.get(key), now.get(key), why
+
+
+def is_free(name: str) -> bool:
+    """Whether a setting `section.key` may change."""
+    return any(fnmatchcase(name, pattern) for pattern in FREE)
+
+
+def depends_on_updates(config: Mapping[str, Any]) -> str:
+    """What follows the length of the training, '' when nothing does."""
+    decay, mode = config["schedule"]["decay"], config["exposure"]["mode"]
+    if decay != "constant":
+        return f", and schedule.decay {decay} depends on it"
+    if mode in ("linear", "cosine", "learned"):  # of learned the progress that the policy sees, and its entropy target
+        return f", and exposure.mode {mode} depends on it"
+    return ""
+
+
+def default_settings() -> dict[str, dict[str, Any]]:
+    """Every setting by section and key, megatron.core's too, with its default."""
+    passed_through = {
+        "megatron": {**_field_defaults(TransformerConfig), **MEGATRON_DEFAULTS},
+        "optimizer": {**_field_defaults(OptimizerConfig), **OPTIMIZER_DEFAULTS},
+        "ddp": {**_field_defaults(DistributedDataParallelConfig), **DDP_DEFAULTS},
+    }
+    return asdict(TrainConfig()) | passed_through
+
+
+def _shown(value: Any) -> str:
+    return value if isinstance(value, str) else spell(value)
+
+
+def _field_defaults(cls: Any) -> dict[str, Any]:
+    return {field.name: getattr(cls, field.name, None) for field in fields(cls)}
+
+
+def _as_computed(section: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings, with precisions that are computed alike spelled alike."""
+    return {key: value if section != "precision" or fp8_recipe(value) else None for key, value in settings.items()}
+
+
+def check_same_model(saved: Path, model: ModelInputs) -> None:
+    """Raise CheckpointError when the model's files, weights aside, differ from those that a checkpoint keeps in the folder `saved`."""
+    here = model.hf_folder
+    differing = ["config.json"] if read_architecture(saved) != model.architecture else []
+    differing += [name for name in (*TOKENIZER_FILES, *_OTHER_FILES) if _content(saved / name) != _content(here / name)]
+    if differing:
+        raise CheckpointError(
+            f"model.path is {model.folder}, but {', '.join(differing)} there is not what the run began with ({saved}): give that model, "
+            "or choose another run.dir"
+        )
+
+
+def _content(path: Path) -> bytes | None:
+    return path.read_bytes() if path.is_file() else None
