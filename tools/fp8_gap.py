@@ -39,7 +39,8 @@ def main() -> None:
     recipes = usable(config, read_architecture(find_hf(Path(config.model.path))), args.recipes.split(",") if args.recipes else [])
     with session_of(config.parallel, config.run.seed):
         run = TrainingRun(config, problems, probe)
-        gaps = fp8_gaps(run, run.examples(run.rollout(run.sampler.batch_at(0), 0), args.exposure), recipes)
+        rollouts = run.rollout(run.sampler.batch_at(0), 0)
+        gaps = fp8_gaps(run, run.examples(rollouts, run.contexts(rollouts, args.exposure)), recipes)
         if is_main():
             Console().print(gap_table(gaps, config.model.dtype))
             if args.out:

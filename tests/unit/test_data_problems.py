@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_atesd.data.problems import check_disjoint, last_boxed, load_problems, save_problems
+from megatron_atesd.data.boxes import last_boxed
+from megatron_atesd.data.problems import check_disjoint, load_problems, save_problems
 from megatron_atesd.errors import DataError
 from megatron_atesd.records import Problem
 

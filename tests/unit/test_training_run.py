@@ -54,19 +54,21 @@ def responses(run: TrainingRun, problems: Sequence[Problem], update: int) -> lis
 
 
 def test_the_teacher_of_an_example_sees_the_exposure_in_force(run: TrainingRun) -> None:
-    seen = [example.teacher_prompt for example in run.examples(rollouts(run), ALPHA)]
+    seen = [example.teacher_prompt for example in run.examples(rollouts(run), run.contexts(rollouts(run), ALPHA))]
     assert seen == [run.renderer.teacher(p, ALPHA).prompt_ids for p in run.probe_problems]
     assert seen != [run.renderer.teacher(p, 1.0).prompt_ids for p in run.probe_problems]
 
 
 def test_the_student_of_an_example_sees_what_it_answered(run: TrainingRun) -> None:
-    examples = run.examples(rollouts(run), ALPHA)
+    examples = run.examples(rollouts(run), run.contexts(rollouts(run), ALPHA))
     assert [(e.student_prompt, e.response) for e in examples] == [(r.prompt_ids, r.response_ids) for r in rollouts(run)]
 
 
 def test_in_mode_none_the_teacher_sees_the_students_prompt(inputs: Path) -> None:
     none = start(inputs, "--exposure.mode=none")
-    assert [e.teacher_prompt for e in none.examples(rollouts(none), ALPHA)] == [none.renderer.student(p) for p in none.probe_problems]
+    contexts = none.contexts(rollouts(none), ALPHA)
+    assert [c.prompt_ids for c in contexts] == [none.renderer.student(p) for p in none.probe_problems]
+    assert {c.revealed for c in contexts} == {0}
 
 
 @pytest.mark.parametrize(("setting", "expected"), [((), 0.8), (("--distill.temperature=1.4",), 1.4)])
