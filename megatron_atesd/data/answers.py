@@ -5,7 +5,7 @@ decided by their writing alone: numbers by value, all else after taking away wha
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 
 from megatron_atesd.data.boxes import boxes, final_boxes, last_boxed
@@ -14,7 +14,7 @@ from megatron_atesd.errors import DataError
 Warn = Callable[[str, str], None]  # what holds, and for which values
 
 SEVERAL = "several boxes differ and there is no `answer`, so this is taken"
-OTHER_WRITING = "the `answer` and the solution's last box may differ; the `answer` is what the teacher sees and what is graded"
+FIELD_AND_BOX = "the `answer` and the solution's final box may differ; the `answer` is what the teacher is shown and what is graded"
 
 _SHOWN = 60  # characters of an answer in a message
 _NO_MEANING = re.compile(r"\\(?:left|right|displaystyle|q?quad)(?![A-Za-z])|\\[()\[\],;:! ]|[$~]|(?<!\d)\s+|\s+(?!\d)")
@@ -31,36 +31,36 @@ _LONGEST_NUMBER = 1000  # digits
 def chosen_answer(field: str, solution: str, warn: Warn) -> str:
     """The answer of a problem; field: its `answer`, "" when there is none.
 
-    Calls `warn` when the field may contradict the last box, or when there is no field and the boxes differ.
+    Calls `warn` when the field may contradict the final box, or when there is no field and the boxes differ.
     Raises DataError when there is neither a field nor a box, and when the two contradict each other.
     """
+    every = [box.content.strip() for box in boxes(solution)]
+    final = ", ".join(_different([box.content.strip() for box in final_boxes(solution)]))
     if field:
         answer = last_boxed(field) or field
-        _check(answer, solution, warn)
+        if final and not same_writing(answer, final):
+            _refuse_contradiction(answer, every)
+            warn(FIELD_AND_BOX, f"`{_short(answer)}` and `{_short(final)}`")
         return answer
-    final = _different([box.content.strip() for box in final_boxes(solution)])
     if not final:
         raise DataError("no `answer`, and the solution has no \\boxed{…}: add one of the two")
-    answer = ", ".join(final)
-    if len(different := _different([box.content.strip() for box in boxes(solution)])) > 1:
-        warn(SEVERAL, f"`{_short(answer)}` of {', '.join(f'`{_short(content)}`' for content in different)}")
-    return answer
+    if len(different := _different(every)) > 1:
+        warn(SEVERAL, f"`{_short(final)}` of {_short(', '.join(f'`{content}`' for content in different))}")
+    return final
 
 
-def _different(contents: list[str]) -> list[str]:
-    """Without those that are written like a later one."""
-    return [content for place, content in enumerate(contents) if not any(same_writing(content, later) for later in contents[place + 1 :])]
+def _different(contents: Sequence[str]) -> list[str]:
+    """One of each meaning: the last one."""
+    last: dict[object, str] = {}
+    for content in reversed(contents):
+        last.setdefault(_meaning(content), content)
+    return list(last.values())[::-1]
 
 
-def _check(answer: str, solution: str, warn: Warn) -> None:
-    contents = [box.content.strip() for box in boxes(solution)]
-    listed = ", ".join(box.content.strip() for box in final_boxes(solution))
-    if not contents or any(same_writing(answer, content) for content in [*contents, listed]):
-        return
-    values = f"`{_short(answer)}` and `{_short(contents[-1])}`"
-    if contradict(answer, contents[-1]):
+def _refuse_contradiction(answer: str, every: Sequence[str]) -> None:
+    if contradict(answer, every[-1]) and not any(same_writing(answer, content) for content in every):
+        values = f"`{_short(answer)}` and `{_short(every[-1])}`"
         raise DataError(f"`answer` and the solution's last \\boxed{{…}} contradict each other ({values}): mend the wrong one")
-    warn(OTHER_WRITING, values)
 
 
 def _short(answer: str) -> str:
@@ -69,9 +69,14 @@ def _short(answer: str) -> str:
 
 def same_writing(one: str, other: str) -> bool:
     r"""Whether two answers are the same number or, spaces and the like aside, the same list of texts: `073` and `73`."""
-    one, other = _plain(one), _plain(other)
-    values = _value(one), _value(other)
-    return values[0] == values[1] if None not in values else sorted(_LIST.split(one)) == sorted(_LIST.split(other))
+    return _meaning(one) == _meaning(other)
+
+
+def _meaning(answer: str) -> Fraction | tuple[str, ...]:
+    """The number that an answer is written as, else the parts of its list in alphabetical order."""
+    plain = _plain(answer)
+    value = _value(plain)
+    return tuple(sorted(_LIST.split(plain))) if value is None else value
 
 
 def contradict(one: str, other: str) -> bool:

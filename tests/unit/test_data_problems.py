@@ -31,13 +31,15 @@ def write(path: Path, *lines: str | bytes) -> Path:
         (r"\boxed{a \} b}", r"a \} b"),
         (r"\boxed{\{1, 2\}}", r"\{1, 2\}"),
         (r"} \boxed{3} }", "3"),
-        (r"\boxed{}", ""),
+        (r"\boxed{}", None),
+        (r"\boxed{4}, to be written as \boxed{\quad}", "4"),
+        (r"\boxed{\{\}}", r"\{\}"),
         (r"\boxed", None),
         ("no box", None),
         (r"\boxed{open", None),
     ],
 )
-def test_last_boxed_is_the_last_balanced_one(text: str, content: str | None) -> None:
+def test_last_boxed_is_the_last_balanced_one_that_holds_something(text: str, content: str | None) -> None:
     assert last_boxed(text) == content
 
 
@@ -48,8 +50,10 @@ def slow_last_boxed(text: str) -> str | None:
         depth, begin = 0, start + len("\\boxed{")
         for i in range(begin - 1, len(text)):
             depth += {"{": 1, "}": -1}.get(text[i], 0)
-            if depth == 0:
+            if depth == 0 and text[begin:i].strip("{} "):
                 return text[begin:i]
+            if depth == 0:
+                break
         start = text.rfind("\\boxed{", 0, start)
     return None
 
