@@ -26,7 +26,6 @@ setup(
     packages=find_packages(include=["megatron_atesd", "megatron_atesd.*", "checkpoints_convert", "checkpoints_convert.*"]),
     install_requires=[
         "jsonargparse[signatures]>=4.49,<5",
-        "math-verify>=0.9,<0.10",
         "megatron-core>=0.16.1,<0.17",
         "numpy>=2.0,<3",
         "packaging>=24,<27",
@@ -35,6 +34,7 @@ setup(
         "rich>=13.7,<16",
         "safetensors>=0.6,<1",
         "sentencepiece>=0.2,<1",
+        "sympy>=1.13.3,<2",
         "tensorboard>=2.18,<3",
         "tokenizers>=0.22,<1",
         "torch>=2.13,<3",

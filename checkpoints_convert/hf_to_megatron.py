@@ -44,8 +44,7 @@ def convert(source: Path, out: Path, asked_dtype: str = "keep", tolerance: float
 
     architecture = read_architecture(source)
     check_tokenizer(source, architecture.vocabulary)
-    weights = HfWeights(source)
-    weights.check(architecture)
+    weights = HfWeights(source, architecture)
     dtype = choose_dtype(asked_dtype, weights.dtypes(), source)
     say(f"reading {source}: {architecture.family}, {architecture.layers} layers, writing {dtype_name(dtype)}")
     with finished_folder(out) as staging:

@@ -1,15 +1,14 @@
 """Where a conversion writes: a folder beside the target that takes its name only when everything is finished, checks included."""
 
 import os
-import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from safetensors import SafetensorError
 
-from megatron_atesd.checkpoint.folders import replace_folder, sync_tree
+from megatron_atesd.checkpoint.folders import delete, replace_folder, sync_tree
 from megatron_atesd.errors import ConversionError
 
 
@@ -29,8 +28,9 @@ def finished_folder(out: Path) -> Iterator[Path]:
     """A name, in `out`.unfinished, to write a folder under; it takes the place of `out` if the block ends well, else it is removed."""
     unfinished = out.with_name(out.name + ".unfinished")
     staging = unfinished / out.name
+    new = [parent for parent in out.parents if not os.path.exists(parent)]  # Path.exists raises in a folder closed to us
     try:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        delete(unfinished)
         unfinished.mkdir(parents=True)
         yield staging
         sync_tree(staging)
@@ -38,7 +38,10 @@ def finished_folder(out: Path) -> Iterator[Path]:
     except (OSError, SafetensorError) as error:
         raise ConversionError(f"{out} cannot be written: {error}") from error
     finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        delete(unfinished)
+        for parent in new:  # these stay only with something in them
+            with suppress(OSError):
+                parent.rmdir()
 
 
 def say(message: str) -> None:

@@ -36,17 +36,12 @@ def write_megatron(source: HfWeights, arch: Architecture, folder: Path, prefix: 
 
 def _parameter_piece(source: HfWeights, arch: Architecture, dtype: torch.dtype, advance: Callable[[int], None], piece: Piece) -> Tensor:
     parts = [source.tensors[name][start:stop] for name, (start, stop) in piece.sources.items()]
-    if arch.tied and HEAD in source.tensors and EMBEDDING in piece.sources:
-        _check_redundant_head(source, piece.sources[EMBEDDING], parts[0])
+    if source.has_second_head and EMBEDDING in piece.sources:
+        start, stop = piece.sources[EMBEDDING]
+        source.check_second_head(source.tensors[HEAD][start:stop], parts[0])
     tensor = join(parts, piece.entry.operation, arch.query_groups).to(dtype)
     advance(tensor.nbytes)
     return tensor
-
-
-def _check_redundant_head(source: HfWeights, rows: tuple[int, int], embedding: Tensor) -> None:
-    """A tied model may carry its head a second time: it must equal the embedding."""
-    if not torch.equal(source.tensors[HEAD][rows[0] : rows[1]].to(embedding.dtype), embedding):
-        raise source.head_differs()
 
 
 def check_stored(stored: StoredTensors, arch: Architecture) -> None:

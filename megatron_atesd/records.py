@@ -3,7 +3,7 @@
 Tensor names end in their dimensions:
 
     B  sequences in a batch          S  positions of a (padded) sequence
-    T  response tokens, packed over the sequences of a micro-batch
+    T  response tokens of a micro-batch, sequence after sequence
     V  this rank's shard of the vocabulary (the whole vocabulary at TP=1)
     H  hidden size                   D  head size
     L  updates of the look-ahead     K  samples a problem

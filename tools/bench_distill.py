@@ -20,7 +20,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks.run import loss_part, step_part
+from benchmarks.parts import loss_part, step_part
 from benchmarks.settings import Settings, environment, numbers
 from benchmarks.tables import WIDTH, loss_tables, step_tables
 from benchmarks.workload import load_workloads

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from megatron_atesd.errors import ConfigError, run_command
-from megatron_atesd.faults.chaos import Chaos, Plan
+from megatron_atesd.faults.chaos import Chaos, KillPlan
 
 HELP = {
     "processes": "ranks of the job",
@@ -31,7 +31,7 @@ HELP = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="new or empty folder for runs and logs, and for chaos.json")
-    defaults = {field.name: field.default for field in fields(Plan) if field.name in HELP}
+    defaults = {field.name: field.default for field in fields(KillPlan) if field.name in HELP}
     for name, default in defaults.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default, help=f"{HELP[name]} (default {default})")
     options, arguments = parser.parse_known_args()
@@ -41,7 +41,7 @@ def main() -> None:
         if getattr(options, name) < 1:
             raise ConfigError(f"--{name.replace('_', '-')} is {getattr(options, name)}, must be 1 or more")
     options.out.mkdir(parents=True, exist_ok=True)
-    plan = Plan(arguments, options.out.resolve(), **{name: getattr(options, name) for name in defaults})
+    plan = KillPlan(arguments, options.out.resolve(), **{name: getattr(options, name) for name in defaults})
     report = Chaos(plan, Console(stderr=True).print).execute()
     (options.out / "chaos.json").write_text(json.dumps(report, indent=2) + "\n")
     table = Table("", "")

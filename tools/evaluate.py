@@ -22,7 +22,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="problem file (JSONL)")
     parser.add_argument("--out", type=Path, required=True, help="folder for evaluation.json and responses.jsonl")
     parser.add_argument("--samples", type=int, default=12, help="responses a problem (default 12)")
-    parser.add_argument("--seed", type=int, default=1, help="seed of the samples and of the bootstrap")
+    parser.add_argument("--seed", type=int, default=1, help="seed of the samples")
     parser.add_argument("--temperature", type=float, default=1.0)
     parser.add_argument("--top-p", type=float, default=0.95)
     parser.add_argument("--top-k", type=int, default=0, help="0 keeps all tokens")

@@ -39,7 +39,7 @@ def main() -> None:
     recipes = usable(config, read_architecture(find_hf(Path(config.model.path))), args.recipes.split(",") if args.recipes else [])
     with session_of(config.parallel, config.run.seed):
         run = TrainingRun(config, problems, probe)
-        rollouts = run.rollout(run.sampler.batch_at(0), 0)
+        rollouts = run.rollout(run.sampler.batch_at(0), run.sampler.place_at(0))
         gaps = fp8_gaps(run, run.examples(rollouts, run.contexts(rollouts, args.exposure)), recipes)
         if is_main():
             Console().print(gap_table(gaps, config.model.dtype))

@@ -31,9 +31,9 @@ from megatron_atesd.errors import ConfigError, run_command
 from megatron_atesd.model.architecture import Architecture
 from megatron_atesd.plan import tables
 from megatron_atesd.plan.hardware import GPUS, Assumptions
+from megatron_atesd.plan.planned_update import Lengths, planned_update
 from megatron_atesd.plan.published import QWEN3
 from megatron_atesd.plan.search import best_plan, make_plan
-from megatron_atesd.plan.workload import Lengths, workload_of
 
 WIDTH = 120  # of the tables where the output is no terminal
 
@@ -42,7 +42,7 @@ def main() -> None:
     args, settings = parse()
     config, arch = read(args, settings)
     gpu, assume = GPUS[args.gpu], Assumptions(args.mfu)
-    work = workload_of(config, arch, args.gpus, Lengths.of(config, args.student_tokens, args.teacher_tokens, args.response_tokens))
+    work = planned_update(config, arch, args.gpus, Lengths.of(config, args.student_tokens, args.teacher_tokens, args.response_tokens))
     plan, best = make_plan(work, gpu, assume), best_plan(work, gpu, assume)
     print_ = Console(width=max(WIDTH, Console().width), soft_wrap=True).print
     print_(tables.layout_text(work), tables.memory_table(plan, gpu), tables.time_table(plan), sep="\n")
@@ -66,10 +66,10 @@ def write(path: Path, values: dict[str, Any]) -> None:
 
 def walk(config: TrainConfig, arch: Architecture, gpus: int, print_: Callable[..., None]) -> list[Any]:
     """Dry runs of a rank of each kind of stage, printed."""
-    from megatron_atesd.plan.dry_run import Job, Shapes, dry_runs, stage_ranks  # slow to import: torch, megatron.core
+    from megatron_atesd.plan.dry_run import DryRank, Shapes, dry_runs, stage_ranks  # slow to import: torch, megatron.core
     from megatron_atesd.plan.dry_run_table import dry_run_table
 
-    runs = dry_runs([Job(config, arch, gpus, rank, Shapes.of(config)) for rank in stage_ranks(config, gpus)])
+    runs = dry_runs([DryRank(config, arch, gpus, rank, Shapes.of(config)) for rank in stage_ranks(config, gpus)])
     print_(dry_run_table(runs))
     return runs
 

@@ -29,7 +29,7 @@ def names_of(runs: list[Path]) -> dict[str, Path]:
 def main() -> None:
     args = parse_args()
     if importlib.util.find_spec("matplotlib") is None:
-        raise ConfigError("drawing needs matplotlib: pip install 'megatron-atesd[plots]'")
+        raise ConfigError("drawing needs matplotlib: pip install -e '.[plots]' in this project's checkout")
     if args.out is None and len(args.runs) > 1:
         raise ConfigError(f"{len(args.runs)} runs and no --out: say where the picture goes, for example --out compare.png")
     out = args.out or args.runs[0] / "run.png"

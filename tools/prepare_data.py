@@ -8,6 +8,7 @@ python tools/prepare_data.py jsonl SOURCE --out FILE
 import argparse
 from pathlib import Path
 
+from megatron_atesd.config.bounds import seed_argument
 from megatron_atesd.data.problems import check_disjoint, save_problems
 from megatron_atesd.data.sources.chain import chain_splits
 from megatron_atesd.data.sources.gsm_symbolic import gsm_symbolic_splits
@@ -33,7 +34,7 @@ def parse() -> argparse.Namespace:
         generated.add_argument("--out", type=Path, required=True, help="folder for train.jsonl, probe.jsonl and test.jsonl")
         for split, size in (("train", 2000), ("probe", 64), ("test", 210)):
             generated.add_argument(f"--{split}", type=count, default=size, help=f"problems in {split}.jsonl (default {size})")
-        generated.add_argument("--seed", type=int, default=1, help="another seed gives other problems (default 1)")
+        generated.add_argument("--seed", type=seed_argument, default=1, help="another seed gives other problems (default 1)")
     file = sources.add_parser("jsonl", help="check and normalise a file with the columns problem and solution")
     file.add_argument("path", type=Path, help="JSON lines, .json or .parquet")
     file.add_argument("--out", type=Path, required=True, help="JSONL file to write")

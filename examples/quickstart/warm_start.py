@@ -21,6 +21,7 @@ from examples.quickstart.tokenizer import END, PAD, PROMPT, build_tokenizer
 from examples.quickstart.warm_start_data import warm_start_batch
 from megatron_atesd.checkpoint.reading import model_state, write_folder
 from megatron_atesd.config import ScheduleConfig
+from megatron_atesd.config.bounds import seed_argument
 from megatron_atesd.data.problems import load_problems
 from megatron_atesd.data.prompts import PromptRenderer
 from megatron_atesd.errors import run_command
@@ -42,7 +43,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with probe.jsonl and test.jsonl, which are kept out")
     parser.add_argument("--out", type=Path, required=True, help="Megatron model folder to write")
-    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--seed", type=seed_argument, default=1)
     parser.add_argument("--updates", type=int, default=1500)
     parser.add_argument("--batch", type=int, default=32, help="examples an update, over all processes")
     a = parser.parse_args()

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 WRITING, REMOVED, REPLACED = ".partial", ".removed", ".replaced"  # endings of folders that are nothing (yet, or any more)
@@ -22,9 +23,20 @@ def remove_folder(folder: Path) -> None:
     """Delete a folder, if it is there; under another name first, so that a kill leaves no half of it under its own."""
     if folder.is_dir():
         doomed = folder.with_name(folder.name + REMOVED)
-        shutil.rmtree(doomed, ignore_errors=True)
+        delete(doomed)
         os.replace(folder, doomed)
-        shutil.rmtree(doomed, ignore_errors=True)
+        delete(doomed)
+
+
+def delete(folder: Path) -> None:
+    """Delete a folder with what is in it, as far as this user may; also where folders in it are read-only. Of a link, only the link."""
+    if folder.is_symlink():
+        folder.unlink(missing_ok=True)
+        return
+    for place, _, _ in os.walk(folder):
+        with suppress(OSError):
+            os.chmod(place, 0o700)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def recover(parent: Path) -> None:
@@ -39,7 +51,7 @@ def clean(parent: Path) -> None:
     """Delete what killed jobs left in `parent`, after `recover`."""
     for ending in (WRITING, REMOVED, REPLACED):
         for left_over in parent.glob(f"*{ending}"):
-            shutil.rmtree(left_over, ignore_errors=True)
+            delete(left_over)
 
 
 def sync(path: Path) -> None:

@@ -10,14 +10,14 @@ LARGEST = 64 * 2**20  # bytes; the tokenizers of today stay below 40 MiB
 def copy_hf_files(source: Path, target: Path) -> None:
     """Copy everything of `source` into the new folder `target`, except weights, hidden files and files above 64 MiB.
 
+    Contents are copied, permissions are not: what is written belongs to the writer, also where `source` is read-only.
     Links to files are followed, as a download cache has them. Links to folders are left out: they may lead round in a circle.
     """
-
-    def left_out(folder: str, names: list[str]) -> list[str]:
-        return [name for name in names if name.startswith(".") or name.endswith(WEIGHT_SUFFIXES) or _is_left_out(Path(folder) / name)]
-
-    shutil.copytree(source, target, ignore=left_out, ignore_dangling_symlinks=True)
-
-
-def _is_left_out(path: Path) -> bool:
-    return path.stat().st_size > LARGEST if path.is_file() else path.is_symlink() and path.is_dir()
+    target.mkdir(parents=True)
+    for path in source.iterdir():
+        if path.name.startswith(".") or path.name.endswith(WEIGHT_SUFFIXES):
+            continue
+        if path.is_dir() and not path.is_symlink():
+            copy_hf_files(path, target / path.name)
+        elif path.is_file() and path.stat().st_size <= LARGEST:
+            shutil.copyfile(path, target / path.name)

@@ -1,6 +1,7 @@
 """The safetensors files of a Hugging Face folder: names and shapes are held to the table first, values are read slice by slice."""
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ from megatron_atesd.model.finite import all_finite
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-NOT_WEIGHTS = ("rotary_emb.inv_freq",)  # computed from the config; old checkpoints carry it
+# Buffers that old folders carry: rotary frequencies and their tables, causal masks, positions. They follow from the config, so they are
+# not read, whatever their type or shape; transformers ignores them too. `self_attn.bias` is a mask, not the bias of a projection.
+_BUFFER = re.compile(r"(?:^|\.)(?:rotary_emb\.\w+|rope\.freqs|self_attn\.bias|masked_bias|causal_mask|position_ids)$")
 
 
 class SourceTensor:
@@ -45,47 +48,72 @@ def check_finite(values: Tensor, where: str) -> None:
 
 
 class HfWeights:
-    """The tensors of a Hugging Face model folder. Raises ConversionError when a file is missing, damaged or not safetensors."""
+    """The tensors of a Hugging Face model folder that belong to `arch`: names, shapes and types are held to the name table.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    Tensors that the model can do without (buffers, the second head of a tied model) need not be where the index says.
+    Raises ConversionError when a file is missing, damaged or not safetensors, or naming the first tensor that does not fit.
+    """
+
+    def __init__(self, folder: Path, arch: Architecture) -> None:
+        self.folder, self._arch = folder, arch
         self.tensors: dict[str, SourceTensor] = {}
-        files = weight_files(folder)
-        for file in files:
-            handle = _open(file)
-            for name in handle.keys():  # noqa: SIM118 - a safetensors handle is no mapping
-                if name in self.tensors:
-                    raise ConversionError(f"{file}: tensor {name} is also in {self.tensors[name].file.name}; remove one of the files")
-                self.tensors[name] = SourceTensor(name, file, handle)
-        for name, file in _weight_map(folder).items() if files[0].name != SINGLE else ():
-            if name not in self.tensors or self.tensors[name].file.name != file:
+        _check_kind(folder)
+        # As transformers chooses: model.safetensors, else the files that the index names.
+        weight_map = {} if (folder / SINGLE).is_file() else _weight_map(folder)
+        for file in self._files(weight_map) if weight_map else [folder / SINGLE]:
+            self._read_names(file)
+        for name, file in weight_map.items():
+            if not self._can_do_without(name) and (name not in self.tensors or self.tensors[name].file.name != file):
                 raise ConversionError(f"{folder / INDEX}: says that {name} is in {file}, where it is not; download index and weights again")
+        self._check()
 
-    def check(self, arch: Architecture) -> None:
-        """Hold names, shapes and types to the name table. Raises ConversionError naming the first tensor that does not fit."""
-        expected: dict[str, tuple[int, ...]] = {}
-        for name, shape in (source for entry in name_table(arch) for source in entry.sources.items()):
-            expected[name] = shape
-            if name not in self.tensors:
-                raise ConversionError(f"{self.folder}: tensor {name} is missing; config.json promises it, download the weights again")
-            self._check_tensor(self.tensors[name], shape)
-        for name, tensor in self.tensors.items():
-            if name not in expected and not name.endswith(NOT_WEIGHTS) and not self._is_redundant_head(name, arch):
-                raise ConversionError(
-                    f"{tensor.file}: tensor {name} is not part of a {arch.family} model as config.json describes it; "
-                    "convert a folder whose config.json and weights belong together"
-                )
+    @property
+    def has_second_head(self) -> bool:
+        """Whether a tied model carries its head although it is the embedding."""
+        return self._arch.tied and HEAD in self.tensors
 
     def dtypes(self) -> set[torch.dtype]:
-        """The types in which the checked tensors are stored."""
-        return {FLOATS[tensor.dtype] for tensor in self.tensors.values()}
+        """The types in which the model's tensors are stored; a second head does not count."""
+        return {FLOATS[tensor.dtype] for name, tensor in self.tensors.items() if not self._can_do_without(name)}
 
-    def head_differs(self) -> ConversionError:
-        """What to raise for a tied model whose second head is not its embedding."""
-        return ConversionError(
-            f"{self.tensors[HEAD].file}: config.json says tie_word_embeddings, but {HEAD} differs from {EMBEDDING}; "
-            "set tie_word_embeddings to false in config.json, or remove the tensor"
-        )
+    def check_second_head(self, head: Tensor, embedding: Tensor) -> None:
+        """Raise ConversionError unless these rows of a second head are those of the embedding, up to the rounding of the coarser type."""
+        if not (torch.equal(head.to(embedding.dtype), embedding) or torch.equal(head, embedding.to(head.dtype))):
+            raise ConversionError(
+                f"{self.tensors[HEAD].file}: config.json says tie_word_embeddings, but {HEAD} differs from {EMBEDDING}; "
+                "set tie_word_embeddings to false in config.json, or remove the tensor"
+            )
+
+    def _can_do_without(self, name: str) -> bool:
+        return _BUFFER.search(name) is not None or (self._arch.tied and name == HEAD)
+
+    def _files(self, weight_map: dict[str, str]) -> list[Path]:
+        """Those that the index names; one that is not there may be missed while it holds nothing that the model needs."""
+        needed = {file for name, file in weight_map.items() if not self._can_do_without(name)}
+        return [self.folder / file for file in sorted(set(weight_map.values())) if file in needed or (self.folder / file).is_file()]
+
+    def _read_names(self, file: Path) -> None:
+        handle = _open(file)
+        for name in handle.keys():  # noqa: SIM118 - a safetensors handle is no mapping
+            if name in self.tensors:
+                raise ConversionError(f"{file}: tensor {name} is also in {self.tensors[name].file.name}; remove one of the files")
+            if not _BUFFER.search(name):
+                self.tensors[name] = SourceTensor(name, file, handle)
+
+    def _check(self) -> None:
+        expected = {name: shape for entry in name_table(self._arch) for name, shape in entry.sources.items()}
+        for name in expected:
+            if name not in self.tensors:
+                raise ConversionError(f"{self.folder}: tensor {name} is missing; config.json promises it, download the weights again")
+        if self.has_second_head:
+            expected[HEAD] = expected[EMBEDDING]
+        for name, tensor in self.tensors.items():
+            if name not in expected:
+                raise ConversionError(
+                    f"{tensor.file}: tensor {name} is not part of a {self._arch.family} model as config.json describes it; "
+                    "convert a folder whose config.json and weights belong together"
+                )
+            self._check_tensor(tensor, expected[name])
 
     def _check_tensor(self, tensor: SourceTensor, shape: tuple[int, ...]) -> None:
         where = f"{tensor.file}: {tensor.name}"
@@ -94,19 +122,14 @@ class HfWeights:
         if tensor.dtype not in FLOATS:
             raise ConversionError(f"{where} is stored as {tensor.dtype}; give weights in fp32, bf16 or fp16, not quantised ones")
 
-    def _is_redundant_head(self, name: str, arch: Architecture) -> bool:
-        return name == HEAD and arch.tied and self.tensors[HEAD].shape == self.tensors[EMBEDDING].shape
 
-
-def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of the model, as transformers chooses them: model.safetensors, else those that the index names."""
+def _check_kind(folder: Path) -> None:
+    """Raise ConversionError for a folder without safetensors weights."""
     for path in (folder / SINGLE, folder / INDEX):
         if os.path.lexists(path) and not path.is_file():
             raise ConversionError(f"{path}: is a folder, or a link that leads nowhere; put the file itself there")
-    if (folder / SINGLE).is_file():
-        return [folder / SINGLE]
-    if (folder / INDEX).is_file():
-        return [folder / name for name in sorted(set(_weight_map(folder).values()))]
+    if (folder / SINGLE).is_file() or (folder / INDEX).is_file():
+        return
     if any(folder.glob("*.bin")) or any(folder.glob("*.pth")):
         raise ConversionError(
             f"{folder}: the weights are pickled (.bin), which may run foreign code; load them once with transformers and "

@@ -21,7 +21,7 @@ from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQu
 from megatron.core.dist_checkpointing.strategies.base import StrategyAction, register_default_strategy
 from megatron.core.dist_checkpointing.strategies.common import TorchCommonSaveStrategy
 
-from megatron_atesd.checkpoint.folders import WRITING, replace_folder, sync_tree
+from megatron_atesd.checkpoint.folders import WRITING, delete, replace_folder, sync_tree
 from megatron_atesd.checkpoint.hf_files import copy_hf_files
 from megatron_atesd.checkpoint.manifest import checksums, listed_files, write_manifest
 from megatron_atesd.checkpoint.save_queue import end_with_parent, install_save_queue
@@ -55,7 +55,7 @@ class FolderSave:
             # torch's writer hides a full disk behind errors of its own.
             free = on_rank_0(lambda: _free_gib(self.final), self._failing)
             if place()[0] == 0:
-                shutil.rmtree(self._partial, ignore_errors=True)
+                delete(self._partial)
             raise CheckpointError(f"{error} ({free:.2f} GiB are free there)") from error
 
     def _start(self, state: dict[str, Any], hf_files: Path) -> None:

@@ -45,17 +45,6 @@ def join(parts: Sequence[Tensor], operation: Operation, groups: int) -> Tensor:
     return torch.cat(list(parts)) if operation == "gate_up" else parts[0]
 
 
-def split(weight: Tensor, operation: Operation, groups: int, head_size: int, vocabulary: int) -> list[Tensor]:
-    """The Hugging Face tensors in an undivided Megatron parameter: the inverse of `join`, each contiguous with memory of its own."""
-    if operation == "qkv":
-        parts: Sequence[Tensor] = unpack_qkv(weight, groups, head_size)
-    elif operation == "gate_up":
-        parts = weight.chunk(2)
-    else:
-        parts = [weight[:vocabulary] if operation == "vocabulary" else weight]
-    return [part.clone(memory_format=torch.contiguous_format) for part in parts]
-
-
 def pack_qkv(query: Tensor, key: Tensor, value: Tensor, groups: int) -> Tensor:
     """[heads·D, H], [groups·D, H], [groups·D, H] → [(heads + 2·groups)·D, H]: for each query group its heads, then its key, its value."""
     by_group = [part.unflatten(0, (groups, -1)) for part in (query, key, value)]

@@ -1,5 +1,6 @@
 """The range of every setting that is a number."""
 
+from argparse import ArgumentTypeError
 from collections.abc import Callable
 
 Bound = tuple[str, Callable[[float], bool]]
@@ -12,9 +13,19 @@ INNER_SHARE: Bound = ("between 0 and 1, both excluded", lambda v: 0 < v < 1)
 UP_TO_ONE: Bound = ("greater than 0 and at most 1", lambda v: 0 < v <= 1)
 BELOW_ONE: Bound = ("0 or more and below 1", lambda v: 0 <= v < 1)
 NEGATIVE: Bound = ("below 0 (the entropy of a Beta distribution is at most 0), such as -0.1", lambda v: v < 0)
+SEED: Bound = ("0 or more and below 2^63", lambda v: 0 <= v < 2**63)
+
+
+def seed_argument(text: str) -> int:
+    """A command's --seed, for argparse. Raises ArgumentTypeError when it is none."""
+    rule, holds = SEED
+    if not (text.removeprefix("-").isdecimal() and holds(int(text))):
+        raise ArgumentTypeError(f"{text} must be a whole number, {rule}")
+    return int(text)
+
 
 BOUNDS: dict[str, Bound] = {
-    "run.seed": ZERO_OR_MORE,
+    "run.seed": SEED,
     "run.updates": ONE_OR_MORE,
     "run.max_skipped": ONE_OR_MORE,
     "parallel.tensor": ONE_OR_MORE,

@@ -78,7 +78,7 @@ def _bound_problems(config: TrainConfig) -> Iterator[str]:
     for name, (rule, holds) in BOUNDS.items():
         section, key = name.split(".")
         value = values[section][key]
-        if value is not None and not (math.isfinite(value) and holds(value)):
+        if value is not None and not (abs(value) < math.inf and holds(value)):
             yield f"{name} is {value}, must be {rule}"
 
 

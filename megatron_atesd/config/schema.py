@@ -270,7 +270,7 @@ class ScheduleConfig:
     """Learning-rate schedule around optimizer.lr (megatron.core OptimizerParamScheduler).
 
     Args:
-        warmup_updates: Linear warm-up from 0.
+        warmup_updates: Linear warm-up over W updates: lr · 1/W, 2/W, … 1.
         decay: Shape after warm-up; wsd stays constant and decays linearly over the last decay_updates.
         decay_updates: Length of the wsd decay.
         min_lr: Final learning rate.

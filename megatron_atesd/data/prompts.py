@@ -7,10 +7,13 @@ transition τ. Delete these three and both prompts are equal, thinking switch as
     teacher   problem, instruction, [reference_intro, r_1 … r_k,] answer_intro, \\boxed{…}, transition
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from megatron_atesd.config import PromptConfig
+from megatron_atesd.data.chat_encoder import ChatEncoder
+from megatron_atesd.data.chat_template import ChatTemplate, added_tokens, special_tokens
+from megatron_atesd.data.notice import warn_once
 from megatron_atesd.data.reveal import Revealed, Rounding, reference_text, reveal, split_reference
 from megatron_atesd.data.tokenizer import id_limit
 from megatron_atesd.errors import ConfigError, DataError
@@ -19,27 +22,50 @@ from megatron_atesd.records import Problem, TeacherContext
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_MARK = "@@response@@"  # only ever rendered, never encoded
-
 
 class PromptRenderer:
     """Renders both roles' prompts, and references as responses, through the tokenizer's own chat template.
 
+    Control tokens are the template's alone: in a problem, a solution or an instruction their text is plain characters.
     `id_limit`: ids from here on stand for no text (embedding rows beyond the tokenizer).
-    `stop_ids`: the ids that end a response: the template's end-of-turn token first, and the tokenizer's eos if it is another.
+    `stop_ids`: the ids that end a response: first the one that ends references, then the tokenizer's eos and the model's own.
     """
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase", prompt: PromptConfig, reveal: Rounding = "floor") -> None:
-        """reveal: rounding of the number of revealed segments (exposure.reveal). Raises ConfigError without a chat template."""
-        if not tokenizer.chat_template:
-            raise ConfigError("the tokenizer has no chat template: use an instruct model's tokenizer, or set tokenizer.chat_template")
+    def __init__(
+        self, tokenizer: "PreTrainedTokenizerBase", prompt: PromptConfig, reveal: Rounding = "floor", model_stops: Sequence[int] = ()
+    ) -> None:
+        """reveal: rounding of the number of revealed segments (exposure.reveal). model_stops: see `model_stop_ids`.
+
+        Raises ConfigError without a chat template, for one that cannot be rendered, and when nothing says how a turn ends. Warns, once a
+        job, when the template has no thinking switch, and of a stop id that is a piece of text.
+        """
         self._tokenizer: Any = tokenizer
-        self.id_limit = id_limit(tokenizer)
+        self._template = ChatTemplate(tokenizer)
         self._prompt = prompt
         self._reveal: Rounding = reveal
-        self._end_of_turn = self._find_end_of_turn()
-        eos = tokenizer.eos_token_id
-        self.stop_ids: tuple[int, ...] = tuple(dict.fromkeys(i for i in (self._end_of_turn, eos) if isinstance(i, int)))
+        self.id_limit = id_limit(tokenizer)
+        self.stop_ids = self._stop_ids(self._tokenizer.eos_token_id, model_stops)
+        added = added_tokens(tokenizer)
+        self._control = special_tokens(tokenizer) | {token: number for token, number in added.items() if number in self.stop_ids}
+        self._encoder = ChatEncoder(tokenizer, self._control)
+        self._warn([stop for stop in model_stops if stop < self.id_limit and stop not in added.values()])
+
+    def _stop_ids(self, eos: int | None, model_stops: Sequence[int]) -> tuple[int, ...]:
+        """Each once, in order of trust: what the template writes, what the tokenizer names, what generates with the model by default."""
+        ends = [end for end in (self._template.end_of_turn(), eos, *model_stops) if end is not None]
+        if not ends:
+            raise ConfigError("neither the chat template nor the tokenizer has an end-of-turn token: set tokenizer.eos_token")
+        return tuple(dict.fromkeys(ends))
+
+    def _warn(self, ordinary_stops: Sequence[int]) -> None:
+        for stop in ordinary_stops:
+            piece = self._tokenizer.convert_ids_to_tokens(stop)
+            warn_once(f"generation_config.json ends responses at {piece!r} (eos_token_id {stop}), a piece of ordinary text")
+        if (ending := self._template.without_thinking_switch()) is not None:
+            warn_once(
+                "the chat template has no thinking switch: prompt.student_thinking and prompt.teacher_thinking make no difference, "
+                f"every prompt ends with {ending!r}"
+            )
 
     def student(self, problem: Problem) -> tuple[int, ...]:
         """Ids of the student's prompt: problem and instruction. Raises DataError beyond prompt.max_length tokens."""
@@ -54,15 +80,16 @@ class PromptRenderer:
 
     def reference(self, problem: Problem) -> tuple[int, ...]:
         """Ids of the whole reference solution as the student would write it after its prompt, end-of-turn token included."""
-        return self._response_ids(reference_text(problem).strip())
+        return self._response_ids(problem, reference_text(problem).strip())
 
     def answer(self, problem: Problem) -> tuple[int, ...]:
         r"""Ids of the bare `\boxed{…}` as a response, end-of-turn token included."""
-        return self._response_ids(split_reference(problem).answer)
+        return self._response_ids(problem, split_reference(problem).answer)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of response ids, without special tokens such as the end of turn."""
-        return self._tokenizer.decode(ids, skip_special_tokens=True)
+        """Text of response ids, without control tokens such as the end of turn."""
+        control = set(self._control.values())
+        return self._tokenizer.decode([i for i in ids if i not in control], skip_special_tokens=True)
 
     def _question(self, problem: Problem) -> str:
         return _paragraphs(problem.problem, self._prompt.instruction)
@@ -73,8 +100,8 @@ class PromptRenderer:
         return [prefix, _lines(self._prompt.answer_intro, shown.answer), self._prompt.transition]
 
     def _prompt_ids(self, problem: Problem, message: str, thinking: bool, role: str) -> tuple[int, ...]:
-        text = self._render([{"role": "user", "content": message}], add_generation_prompt=True, enable_thinking=thinking)
-        ids = self._encode(text)
+        rendered = self._template.prompt(self._encoder.message(message), thinking)
+        ids = self._encoded(problem, self._encoder.chat, rendered)
         if len(ids) > self._prompt.max_length:
             raise DataError(
                 f"problem {problem.id!r}: its {role} prompt has {len(ids)} tokens, but prompt.max_length is "
@@ -82,27 +109,15 @@ class PromptRenderer:
             )
         return ids
 
-    def _response_ids(self, text: str) -> tuple[int, ...]:
-        return (*self._encode(text), self._end_of_turn)
+    def _response_ids(self, problem: Problem, text: str) -> tuple[int, ...]:
+        return (*self._encoded(problem, self._encoder.text, text), self.stop_ids[0])
 
-    def _find_end_of_turn(self) -> int:
-        """The token that the template puts after an assistant's message; else the tokenizer's eos."""
-        turns = [{"role": "user", "content": _MARK}, {"role": "assistant", "content": _MARK}]
-        closing = self._encode(self._render(turns).rpartition(_MARK)[2].lstrip())
-        if closing and closing[0] in self._tokenizer.all_special_ids:
-            return closing[0]
-        if self._tokenizer.eos_token_id is None:
-            raise ConfigError("neither the chat template nor the tokenizer has an end-of-turn token: set tokenizer.eos_token")
-        return self._tokenizer.eos_token_id
-
-    def _render(self, turns: list[dict[str, str]], **switches: bool) -> str:
+    @staticmethod
+    def _encoded(problem: Problem, encode: Callable[[str], tuple[int, ...]], text: str) -> tuple[int, ...]:
         try:
-            return self._tokenizer.apply_chat_template(turns, tokenize=False, **switches)
-        except Exception as error:  # a template is a small foreign program (run in a sandbox): it may raise anything
-            raise ConfigError(f"the tokenizer's chat template cannot be rendered ({error}): repair chat_template.jinja") from error
-
-    def _encode(self, text: str) -> tuple[int, ...]:
-        return tuple(self._tokenizer.encode(text, add_special_tokens=False))
+            return encode(text)
+        except DataError as error:
+            raise DataError(f"problem {problem.id!r}: {error}; leave the problem out") from error
 
 
 def _lines(*parts: str) -> str:

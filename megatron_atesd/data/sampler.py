@@ -34,8 +34,12 @@ class ProblemSampler:
     def batch_at(self, update: int) -> list[Problem]:
         """This rank's batch / dp_size problems of update `update` (any number from 0; consecutive updates are consecutive in the data)."""
         size = len(self._problems)
-        positions = (update * self._batch + offset for offset in self._share)
-        return [self._problems[self._permutation(p // size)[p % size]] for p in positions]
+        first = self.place_at(update)
+        return [self._problems[self._permutation(p // size)[p % size]] for p in range(first, first + len(self._share))]
+
+    def place_at(self, update: int) -> int:
+        """Position in the stream of the first problem of `batch_at`; the others follow it one by one."""
+        return update * self._batch + self._share.start
 
     def _shuffled(self, epoch: int) -> list[int]:
         order = list(range(len(self._problems)))

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from megatron_atesd.model.gpt import HiddenStateGPT
-from megatron_atesd.model.packing import PackedBatch, TokenIds
+from megatron_atesd.model.micro_batches import MicroBatch, TokenIds
+from megatron_atesd.model.modes import evaluation_mode
 from megatron_atesd.model.schedule import model_batches, run_schedule, sum_over_ranks
 from megatron_atesd.model.vocabulary import token_nll, vocabulary_shard
 from megatron_atesd.parallel.groups import data_parallel_place
@@ -23,16 +24,13 @@ def mean_nll(model: HiddenStateGPT, pairs: Sequence[tuple[TokenIds, TokenIds]], 
     rank, size = data_parallel_place()
     mine = pairs[rank::size]
 
-    def last_stage(batch: PackedBatch, hidden_BSH: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def last_stage(batch: MicroBatch, hidden_BSH: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         chunks = zip(batch.response_hidden(hidden_BSH).split(CHUNK), batch.targets_T.split(CHUNK), strict=True)
         nll_T = torch.cat([token_nll(hidden_TH, model.head_weight(), targets_T, shard) for hidden_TH, targets_T in chunks])
         count = torch.tensor(len(nll_T), dtype=torch.int, device=nll_T.device)
         return nll_T.sum(), count, torch.stack((nll_T.double().sum(), count.double()))
 
-    was_training = model.training
-    model.eval()
-    with torch.no_grad():
+    with torch.no_grad(), evaluation_mode(model):
         sums = run_schedule(model, model_batches(model, mine, micro_batch_tokens), last_stage, forward_only=True)
-    model.train(was_training)
     total, count = sum_over_ranks(sums, 2)
     return total / count

@@ -14,7 +14,8 @@ from megatron_atesd.distill.divergence import Divergence
 from megatron_atesd.distill.fused import distill_loss
 from megatron_atesd.distill.teacher import Teacher
 from megatron_atesd.model.gpt import HiddenStateGPT
-from megatron_atesd.model.packing import PackedBatch, TokenIds, padding_share
+from megatron_atesd.model.micro_batches import MicroBatch, TokenIds, padding_share
+from megatron_atesd.model.modes import evaluation_mode
 from megatron_atesd.model.schedule import LastStage, model_batches, run_schedule, sum_over_ranks
 from megatron_atesd.model.vocabulary import vocabulary_shard
 
@@ -67,12 +68,8 @@ def measure_step(
     model: HiddenStateGPT, teacher: Teacher, examples: Sequence[Example], divergence: Divergence, micro_batch_tokens: int
 ) -> StepResult:
     """The same without gradients, in evaluation mode."""
-    was_training = model.training
-    model.eval()
-    with torch.no_grad():
-        result = _both_passes(model, model, teacher, examples, divergence, micro_batch_tokens, "token", forward_only=True)
-    model.train(was_training)
-    return result
+    with torch.no_grad(), evaluation_mode(model):
+        return _both_passes(model, model, teacher, examples, divergence, micro_batch_tokens, "token", forward_only=True)
 
 
 @torch.no_grad()
@@ -135,17 +132,14 @@ def _teacher_pass(
     """
     pairs = [(e.teacher_prompt, e.response) for e in examples]
 
-    def last_stage(batch: PackedBatch, hidden_BSH: Tensor) -> tuple[Tensor, Tensor, list[tuple[int, Tensor]]]:
+    def last_stage(batch: MicroBatch, hidden_BSH: Tensor) -> tuple[Tensor, Tensor, list[tuple[int, Tensor]]]:
         hidden_TH = batch.response_hidden(hidden_BSH)
         parts = hidden_TH.split(batch.shared_lengths())
         return hidden_TH.sum(), torch.ones((), dtype=torch.int, device=hidden_TH.device), list(zip(batch.members, parts, strict=True))
 
-    was_training = model.training
-    model.eval()
-    with torch.no_grad(), teacher.applied():
+    with torch.no_grad(), evaluation_mode(model), teacher.applied():
         batches = model_batches(model, pairs, micro_batch_tokens)
         hidden = run_schedule(model, batches, last_stage, forward_only=True)
-    model.train(was_training)
     return {member: part for batch in hidden for member, part in batch}, padding_share(batches, pairs)
 
 
@@ -156,7 +150,7 @@ def _student_loss(
     shard = vocabulary_shard(model)
     teacher_head_VH = teacher.head_weight() if model.post_process else torch.empty(0)
 
-    def last_stage(batch: PackedBatch, hidden_BSH: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def last_stage(batch: MicroBatch, hidden_BSH: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         hidden_TH = batch.response_hidden(hidden_BSH)
         teacher_TH = torch.cat([hidden_TH.new_empty(0, hidden_TH.shape[1]), *(teacher_hidden[member] for member in batch.members)])
         token_weight_T, count = token_weights(batch, normalize)
@@ -170,7 +164,7 @@ def _student_loss(
     return last_stage
 
 
-def token_weights(batch: PackedBatch, normalize: Normalize) -> tuple[Tensor, Tensor]:
+def token_weights(batch: MicroBatch, normalize: Normalize) -> tuple[Tensor, Tensor]:
     """Weight of each response token [T], and the count (int) by which their weighted sum is divided once, globally.
 
     token: 1 and the number of tokens. sequence: 1 / the length of the token's response, and the number of first tokens, each of which

@@ -52,9 +52,9 @@ def top_k_loss(
 def _candidates(both: Distributions, k: int, group: dist.ProcessGroup | None) -> _Candidates:
     local = min(k, both.logits_2TV.shape[2])
     columns_TK = both.logits_2TV[0].topk(local, dim=1).indices
-    packed_2TK = both.shift_2T.new_full((*both.shift_2T.shape, k), ABSENT)
-    packed_2TK[..., :local] = both.logits_2TV.gather(2, columns_TK.expand(2, -1, -1)) + both.shift_2T[..., None]
-    every_2TX = gathered(packed_2TK, group).permute(1, 2, 0, 3).flatten(2)
+    local_2TK = both.shift_2T.new_full((*both.shift_2T.shape, k), ABSENT)
+    local_2TK[..., :local] = both.logits_2TV.gather(2, columns_TK.expand(2, -1, -1)) + both.shift_2T[..., None]
+    every_2TX = gathered(local_2TK, group).permute(1, 2, 0, 3).flatten(2)
     place_TK = every_2TX[0].topk(k, dim=1).indices
     chosen_TX = torch.zeros_like(every_2TX[0], dtype=torch.bool).scatter_(1, place_TK, True)
     first = 0 if group is None else dist.get_rank(group) * k

@@ -17,7 +17,7 @@ from megatron_atesd.checkpoint.model_folder import find_hf
 from megatron_atesd.config import Precision, TrainConfig
 from megatron_atesd.doctor.finding import Finding, as_finding
 from megatron_atesd.errors import AtesdError
-from megatron_atesd.model.architecture import Architecture
+from megatron_atesd.model.counts import model_parameters
 from megatron_atesd.model.fp8 import FP8, unavailable
 from megatron_atesd.model.hf_config import read_architecture
 
@@ -67,7 +67,7 @@ def read_model(config: TrainConfig) -> tuple[int, list[Finding]]:
 
 def checkpoint_bytes(config: TrainConfig) -> int:
     """About what a checkpoint takes; 0 without a model."""
-    return BYTES_PER_PARAMETER * parameters(read_architecture(find_hf(Path(config.model.path)))) if config.model.path else 0
+    return BYTES_PER_PARAMETER * model_parameters(read_architecture(find_hf(Path(config.model.path)))) if config.model.path else 0
 
 
 def checkpoints_to_come(config: TrainConfig) -> int:
@@ -76,13 +76,6 @@ def checkpoints_to_come(config: TrainConfig) -> int:
     written = math.ceil(updates / every) if every else 1
     saved = sum(map(os.path.isdir, glob(f"{escape(config.run.dir)}/checkpoints/step_*")))
     return max(1, min(written, keep + 1 if keep else written) - saved)
-
-
-def parameters(shape: Architecture) -> int:
-    """Number of parameters, but for norms."""
-    attention = 2 * shape.hidden * shape.head_size * (shape.heads + shape.query_groups)
-    embeddings = shape.vocabulary * shape.hidden * (1 if shape.tied else 2)
-    return embeddings + shape.layers * (attention + 3 * shape.hidden * shape.ffn)
 
 
 def nearest_folder(path: Path) -> Path:

@@ -1,10 +1,10 @@
-"""Average@K, pass@j and their uncertainty, from a matrix of right and wrong answers. Pure numpy.
+"""Average@K and pass@j with their 95 % intervals, from a matrix of right and wrong answers. Pure numpy.
 
-Every function takes `correct_NK`: N problems, K samples a problem, true where the sample's answer is right. Shares are in [0, 1].
+`correct_NK`: N problems, K samples a problem, true where the sample's answer is right. Shares are in [0, 1].
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from math import comb, sqrt
+from math import comb
 from typing import Any
 
 import numpy as np
@@ -12,25 +12,28 @@ from numpy.typing import ArrayLike, NDArray
 from rich.table import Table
 
 from megatron_atesd.errors import DataError
+from megatron_atesd.evaluate.uncertainty import mean_difference, mean_interval
 from megatron_atesd.records import Problem
-
-RESAMPLES = 10_000
-_DRAWS_AT_ONCE = 4_000_000  # bounds the memory of a bootstrap to about 64 MB
 
 
 def average_at_k(correct_NK: ArrayLike) -> float:
     """Average@K: mean over problems of the mean over samples."""
-    return float(_means(correct_NK).mean())
+    return float(_shares(correct_NK).mean())
 
 
 def pass_at(correct_NK: ArrayLike, draws: int) -> float:
-    """pass@j: probability that at least one of `draws` samples is right, unbiased: mean of 1 - C(K - c, j) / C(K, j), c right of K."""
+    """pass@j: probability that at least one of j = `draws` samples is right, unbiased: mean over problems of `pass_values`."""
+    return float(pass_values(correct_NK, draws).mean())
+
+
+def pass_values(correct_NK: ArrayLike, draws: int) -> NDArray[np.float64]:
+    """1 − C(K − c, j) / C(K, j) of each problem, c right of K (Chen et al. 2021), [N] float64. Raises DataError unless 1 ≤ j ≤ K."""
     correct = _matrix(correct_NK)
     samples = correct.shape[1]
     if not 1 <= draws <= samples:
         raise DataError(f"pass@{draws} needs between 1 and K = {samples} draws: take more samples or fewer draws")
     table = np.array([1.0 - comb(samples - right, draws) / comb(samples, draws) for right in range(samples + 1)])
-    return float(table[correct.sum(axis=1)].mean())
+    return table[correct.sum(axis=1)]
 
 
 def pass_draws(samples: int) -> list[int]:
@@ -38,51 +41,18 @@ def pass_draws(samples: int) -> list[int]:
     return sorted({*(1 << power for power in range(samples.bit_length())), samples})
 
 
-def bootstrap_means(values_N: ArrayLike, seed: int, resamples: int = RESAMPLES) -> NDArray[np.float64]:
-    """Means of `resamples` resamples of the values with replacement, [resamples] float64; the same for the same seed."""
-    values = np.asarray(values_N, dtype=np.float64)
-    rng = np.random.default_rng(seed)
-    rows = max(1, _DRAWS_AT_ONCE // len(values))
-    sizes = [min(rows, resamples - start) for start in range(0, resamples, rows)]
-    return np.concatenate([values[rng.integers(len(values), size=(size, len(values)))].mean(axis=1) for size in sizes])
-
-
-def interval(correct_NK: ArrayLike, seed: int = 0, resamples: int = RESAMPLES) -> tuple[float, float]:
-    """95 % percentile-bootstrap interval of Average@K over problems: it covers the choice of problems and the sampling of answers.
-
-    When every problem has the same mean, as at 0 or 1, resampling sees no spread at all: then it is Wilson's, of N outcomes.
-    """
-    means = _means(correct_NK)
-    if np.ptp(means) == 0:
-        return wilson_interval(float(means[0]), len(means))
-    low, high = np.quantile(bootstrap_means(means, seed, resamples), [0.025, 0.975])
+def interval(correct_NK: ArrayLike) -> tuple[float, float]:
+    """95 % interval of Average@K over problems like these, see `uncertainty.mean_interval`."""
+    low, high = mean_interval(_shares(correct_NK))
     return float(low), float(high)
 
 
-def wilson_interval(share: float, count: int) -> tuple[float, float]:
-    """95 % Wilson interval of a share of `count` yes-or-no outcomes; sensible at 0 and 1, unlike share ± 2 standard errors."""
-    z = 1.959964
-    centre, spread = share + z * z / (2 * count), z * sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    return (centre - spread) / (1 + z * z / count), (centre + spread) / (1 + z * z / count)
+def paired_difference(correct_NK: ArrayLike, other_NK: ArrayLike) -> dict[str, Any]:
+    """Average@K of the first run minus the second's on the same problems, with interval and test, see `uncertainty.mean_difference`.
 
-
-def paired_difference(correct_NK: ArrayLike, other_NK: ArrayLike, seed: int = 0, resamples: int = RESAMPLES) -> dict[str, Any]:
-    """Average@K of the first run minus the second's on the same problems in the same order, resampling problems, JSON-ready.
-
-    Keys: difference, ci95 [low, high], p_value (two-sided: share of resamples beyond zero, at least 1 / (resamples + 1)).
     The sample counts may differ. Raises DataError when the problem counts do.
     """
-    first, second = _means(correct_NK), _means(other_NK)
-    if len(first) != len(second):
-        raise DataError(f"paired comparison of {len(first)} with {len(second)} problems: both runs must be graded on the same problems")
-    means = bootstrap_means(first - second, seed, resamples)
-    tail = min(int((means <= 0).sum()), int((means >= 0).sum()))
-    low, high = np.quantile(means, [0.025, 0.975])
-    return {
-        "difference": float((first - second).mean()),
-        "ci95": [float(low), float(high)],
-        "p_value": min(1.0, 2 * (tail + 1) / (resamples + 1)),
-    }
+    return mean_difference(_shares(correct_NK), _shares(other_NK))
 
 
 def difficulty_of(problems: Sequence[Problem], key: str) -> list[str]:
@@ -98,17 +68,16 @@ def summarize(
     correct_NK: ArrayLike,
     greedy_N: ArrayLike | None = None,
     difficulty: Sequence[str] | None = None,
-    seed: int = 0,
-    resamples: int = RESAMPLES,
 ) -> dict[str, Any]:
     """All figures of one evaluation, JSON-ready.
 
     greedy_N: whether the greedy answer of each problem is right, if there is one. difficulty: a label a problem.
 
         {"problems": N, "samples": K, "average_at_k": share, "ci95": [low, high], "greedy": share, "greedy_ci95": [low, high],
-         "pass_at": {"1": share, …}, "by_difficulty": {label: {"problems", "average_at_k", "ci95", "greedy", "greedy_ci95"}, …}}
+         "pass_at": {"1": share, …}, "pass_at_ci95": {"1": [low, high], …},
+         "by_difficulty": {label: {"problems", "average_at_k", "ci95", "greedy", "greedy_ci95"}, …}}
 
-    ci95 is the bootstrap's and greedy_ci95 Wilson's interval; greedy and greedy_ci95 are null without greedy answers.
+    All intervals are those of `uncertainty.mean_interval`; greedy and greedy_ci95 are null without greedy answers.
     Labels that are all numbers are sorted as numbers. Raises DataError for an empty matrix and for lengths that do not match.
     """
     correct = _matrix(correct_NK)
@@ -116,13 +85,14 @@ def summarize(
     for name, values in (("greedy", greedy), ("difficulty", difficulty)):
         if values is not None and len(values) != len(correct):
             raise DataError(f"{len(values)} {name} values for {len(correct)} problems: one a problem is needed")
+    passed = {str(draws): pass_values(correct, draws) for draws in pass_draws(correct.shape[1])}
     return {
-        **_figures(correct, greedy, seed, resamples),
+        **_figures(correct, greedy),
         "samples": correct.shape[1],
-        "pass_at": {str(draws): pass_at(correct, draws) for draws in pass_draws(correct.shape[1])},
+        "pass_at": {draws: float(values.mean()) for draws, values in passed.items()},
+        "pass_at_ci95": {draws: [float(end) for end in mean_interval(values)] for draws, values in passed.items()},
         "by_difficulty": {
-            label: _figures(correct[rows], None if greedy is None else greedy[rows], seed, resamples)
-            for label, rows in _bins(difficulty or ())
+            label: _figures(correct[rows], None if greedy is None else greedy[rows]) for label, rows in _bins(difficulty or ())
         },
     }
 
@@ -140,13 +110,13 @@ def table(summaries: Mapping[str, Mapping[str, Any]], title: str | None = None) 
     return result
 
 
-def _figures(correct: NDArray[np.bool_], greedy: NDArray[np.bool_] | None, seed: int, resamples: int) -> dict[str, Any]:
+def _figures(correct: NDArray[np.bool_], greedy: NDArray[np.bool_] | None) -> dict[str, Any]:
     return {
         "problems": len(correct),
         "average_at_k": average_at_k(correct),
-        "ci95": list(interval(correct, seed, resamples)),
+        "ci95": list(interval(correct)),
         "greedy": None if greedy is None else float(greedy.mean()),
-        "greedy_ci95": None if greedy is None else list(wilson_interval(float(greedy.mean()), len(greedy))),
+        "greedy_ci95": None if greedy is None else list(interval(greedy[:, None])),
     }
 
 
@@ -183,5 +153,6 @@ def _matrix(correct_NK: ArrayLike) -> NDArray[np.bool_]:
     return correct
 
 
-def _means(correct_NK: ArrayLike) -> NDArray[np.float64]:
+def _shares(correct_NK: ArrayLike) -> NDArray[np.float64]:
+    """Of each problem's samples, those that are right."""
     return _matrix(correct_NK).mean(axis=1)

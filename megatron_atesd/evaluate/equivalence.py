@@ -1,4 +1,4 @@
-r"""Whether two final answers mean the same: an exact path for integers and equal texts, math-verify for the rest.
+r"""Whether two final answers mean the same: numbers and equal texts here, everything else in a worker process.
 
 `slow_verdict` may take any time and any memory on a hostile answer. It runs only in the worker process that `grading.py` starts:
 
@@ -6,38 +6,25 @@ r"""Whether two final answers mean the same: an exact path for integers and equa
 """
 
 import json
-import logging
 import os
 import re
 import resource
 import signal
 import sys
-from typing import Any
+
+from megatron_atesd.evaluate.answer_text import flat, normalised, plain
+from megatron_atesd.evaluate.exact_numbers import exact_number
 
 MAX_ANSWER = 300  # characters; a longer answer is not an answer, and parsing time grows with it
 READY, RIGHT, WRONG = b"R", b"1", b"0"
-_NO_ALARM: Any = None  # math-verify takes None for "set no alarm"; its annotation says int
-
-_INTEGER = re.compile(r"[+-]?(?:\d+|\d{1,3}(?:,\d{3})+)")
-_MATH_MARKS = (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"))
-_PLUS_MINUS = re.compile(r"\\pm(?![A-Za-z])|\\mp(?![A-Za-z])|±|∓")
-_LEFT_SIDE = re.compile(r"^\s*[A-Za-z]\s*=")
-
-
-def plain(answer: str) -> str:
-    """The answer without the marks around it: mathematics delimiters, a final full stop, repeated white space."""
-    text = " ".join(answer.split()).removesuffix(".").strip()
-    for opening, closing in _MATH_MARKS:
-        if len(text) > len(opening) + len(closing) and text.startswith(opening) and text.endswith(closing):
-            return text[len(opening) : -len(closing)].strip()
-    return text
+_INTEGER = re.compile("[+-]?[0-9]+")
 
 
 def fast_verdict(answer: str, gold: str) -> bool | None:
-    """The verdict that needs no parser, or None when mathematics has to decide.
+    r"""The verdict that needs no formula, or None when a worker has to decide.
 
-    Equal texts are right, whatever their length; two integers are compared as integers (`1,000` is 1000); an empty answer and one of
-    more than 300 characters are wrong.
+    Equal texts are right, whatever their length; an empty answer and one of more than 300 characters are wrong. Two numbers are compared
+    exactly: `1,000` is 1000 and `0.\overline{7}` is 7/9.
     """
     answer, gold = plain(answer), plain(gold)
     if answer and answer == gold:
@@ -45,50 +32,19 @@ def fast_verdict(answer: str, gold: str) -> bool | None:
     if not answer or not gold or max(len(answer), len(gold)) > MAX_ANSWER:
         return False
     if _INTEGER.fullmatch(answer) and _INTEGER.fullmatch(gold):
-        return int(answer.replace(",", "")) == int(gold.replace(",", ""))
-    return None
-
-
-def bracket_kind(answer: str) -> str | None:
-    r"""`tuple` for `(a, b)`, `set` for `\{a, b\}`, else None. An open interval looks like a tuple and is one here."""
-    text = answer.replace("\\left", "").replace("\\right", "").strip()
-    if text.startswith("\\{") and text.endswith("\\}"):
-        return "set"
-    if not (text.startswith("(") and text.endswith(")")):
-        return None
-    depth, comma = 0, False
-    for place, character in enumerate(text):
-        depth += (character in "([{") - (character in ")]}")
-        comma |= character == "," and depth == 1
-        if depth == 0 and place < len(text) - 1:
-            return None
-    return "tuple" if comma else None
-
-
-def expand_plus_minus(answer: str) -> str:
-    r"""`\frac{1 \pm \sqrt5}{2}` as the two values it stands for. A `\pm` outside every brace is left to math-verify, which knows it."""
-    signs = list(_PLUS_MINUS.finditer(answer))
-    if not any(answer.count("{", 0, sign.start()) > answer.count("}", 0, sign.start()) for sign in signs):
-        return answer
-    value = _LEFT_SIDE.sub("", answer)
-    upper = _PLUS_MINUS.sub(lambda sign: "+" if sign[0] in ("\\pm", "±") else "-", value)
-    lower = _PLUS_MINUS.sub(lambda sign: "-" if sign[0] in ("\\pm", "±") else "+", value)
-    return f"{upper}, {lower}"
+        return int(answer) == int(gold)
+    answer, gold = normalised(answer), normalised(gold)
+    value, right = exact_number(answer), exact_number(gold)
+    if value is None or right is None:
+        return True if answer and flat(answer) == flat(gold) else None
+    return value == right or (None if re.search("[eE]", answer + gold) else False)  # 2e-1 may also be a formula with e
 
 
 def slow_verdict(answer: str, gold: str) -> bool:
-    r"""math-verify's verdict, with the corrections that it needs.
+    """The verdict by meaning, see `same_answer`."""
+    from megatron_atesd.evaluate.same_answer import same_answer  # sympy, in the worker only
 
-    Both sides go in as `$…$`, otherwise `20\sqrt{3}` is read as 20. Numbers must agree to 10 decimals (the library's 6 take 34.641016 for
-    20√3). A tuple never equals a set, which the library lets pass as an interval with these ends.
-    """
-    from math_verify import parse, verify
-
-    answer, gold = plain(answer), plain(gold)
-    if {bracket_kind(answer), bracket_kind(gold)} == {"tuple", "set"}:
-        return False
-    read_gold, read_answer = (parse(f"${expand_plus_minus(text)}$", parsing_timeout=_NO_ALARM) for text in (gold, answer))
-    return bool(verify(read_gold, read_answer, float_rounding=10, timeout_seconds=None))
+    return same_answer(answer, gold)
 
 
 def confine(memory_bytes: int) -> None:
@@ -105,12 +61,11 @@ def serve(seconds: float, memory_bytes: int) -> None:
     The parent enforces the time limit. The alarm at twice that limit ends a worker whose parent was killed, even inside C code.
     """
     verdicts = os.fdopen(os.dup(1), "wb", buffering=0)
-    logging.disable(logging.CRITICAL)
-    slow_verdict("1/2", "0.5")  # loads math-verify, before the memory is bounded and before any item's time runs
+    slow_verdict(r"\sqrt{x}", "2")  # loads sympy, before the memory is bounded and before any item's time runs
 
     silence = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silence, 1)
-    os.dup2(silence, 2)  # the LaTeX parser reports every token that it does not know
+    os.dup2(silence, 2)  # a worker has nothing to say: an answer must not fill the log
     confine(memory_bytes)
     verdicts.write(READY)
     for line in sys.stdin.buffer:

@@ -52,7 +52,7 @@ def _report(task: Evaluation, prepared: Prepared, answered: Sequence[Answered], 
     table = np.array(right).reshape(len(problems), task.samples + 1)  # column 0 is the greedy response
     sampled = [a for a in answered if a.sample >= 0]
     graded = all("difficulty" in p.metadata for p in problems)
-    summary = summarize(table[:, 1:], table[:, 0], difficulty_of(problems, "difficulty") if graded else None, seed=task.seed)
+    summary = summarize(table[:, 1:], table[:, 0], difficulty_of(problems, "difficulty") if graded else None)
     summary |= faults | {
         "mean_tokens": float(np.mean([a.tokens for a in sampled])),
         "truncated": float(np.mean([a.truncated for a in sampled])),

@@ -3,8 +3,8 @@ r"""Grade responses: the last balanced `\boxed{…}` against the gold answer, sa
     with Grader(workers=2, timeout_s=5.0) as grader:
         right = grader.grade([(response, problem.answer) for …])
 
-Integers and equal texts are decided here. Anything else goes to a pool of small processes that hold math-verify and nothing else (no torch,
-no model); one that exceeds the time limit is killed and replaced.
+Numbers and equal texts are decided here. Anything else goes to a pool of small processes that hold sympy and nothing else (no torch, no
+model); one that exceeds the time limit is killed and replaced. docs/grading.md says what counts as equal.
 """
 
 import json
@@ -30,7 +30,7 @@ _MEMORY_BYTES = 1 << 30
 
 
 class _Worker:
-    """One math-verify process, started at its first question and again after it had to be killed."""
+    """One comparing process, started at its first question and again after it had to be killed."""
 
     def __init__(self, timeout_s: float) -> None:
         self._timeout_s = timeout_s
@@ -58,7 +58,7 @@ class _Worker:
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0, env=environment)
         if self._receive(_START_SECONDS) != READY:
             self.kill()
-            raise AtesdError("the grading process did not start: check that `python -c 'import math_verify'` works in this environment")
+            raise AtesdError("the grading process did not start: check that `python -c 'import sympy'` works in this environment")
 
     def _send(self, line: bytes) -> None:
         assert self._process is not None
@@ -114,7 +114,7 @@ class Grader:
     def grade(self, items: Sequence[tuple[str, str]]) -> list[bool]:
         """Whether each (response text, gold answer) is right, in order; a response without a balanced box is wrong.
 
-        Equal (answer, gold) pairs are decided once. Raises AtesdError when math-verify cannot be started.
+        Equal (answer, gold) pairs are decided once. Raises AtesdError when a worker cannot be started.
         """
         pairs = [(last_boxed(response) or "", gold) for response, gold in items]
         verdicts: dict[tuple[str, str], Verdict] = {}

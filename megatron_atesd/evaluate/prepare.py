@@ -9,14 +9,15 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_atesd.checkpoint.model_folder import find_hf, find_model_folder
 from megatron_atesd.config import ModelShape, PrecisionConfig, TrainConfig, layout_problems, precision_problems, refuse, section_problems
+from megatron_atesd.config.bounds import SEED
 from megatron_atesd.data.problems import load_problems
 from megatron_atesd.data.prompts import PromptRenderer
-from megatron_atesd.data.tokenizer import load_tokenizer
+from megatron_atesd.data.tokenizer import load_tokenizer, model_stop_ids
 from megatron_atesd.errors import ConfigError
 from megatron_atesd.model.architecture import Architecture
 from megatron_atesd.model.hf_config import read_architecture
 from megatron_atesd.model.megatron_config import megatron_settings
-from megatron_atesd.model.packing import TokenIds
+from megatron_atesd.model.micro_batches import TokenIds
 from megatron_atesd.model.supported import check_fp8
 from megatron_atesd.output_folder import make_writable
 from megatron_atesd.records import Problem
@@ -66,7 +67,8 @@ def prepare(task: Evaluation, world_size: int) -> Prepared:
     alike = PrecisionConfig(student=settings.precision.rollout, rollout=settings.precision.rollout)
     megatron = megatron_settings(replace(settings, parallel=replace(parallel, sequence=False), precision=alike), architecture)
     problems = load_problems(task.data, settings.data.on_error)
-    renderer = PromptRenderer(load_tokenizer(hf, architecture.vocabulary), settings.prompt, settings.exposure.reveal)
+    tokenizer = load_tokenizer(hf, architecture.vocabulary)
+    renderer = PromptRenderer(tokenizer, settings.prompt, settings.exposure.reveal, model_stop_ids(hf))
     prompts = [renderer.student(problem) for problem in problems]
     check_room(problems, prompts, settings.rollout.max_new_tokens, architecture.max_positions)
     out = Path(os.path.realpath(task.out))  # resolve() raises for a link round in a circle
@@ -79,7 +81,8 @@ def prepare(task: Evaluation, world_size: int) -> Prepared:
 def check_numbers(task: Evaluation, world_size: int) -> None:
     """Raise one ConfigError that lists every number out of its bounds, under the name of its flag."""
     problems = [f"--samples is {task.samples}, must be 1 or more"] if task.samples < 1 else []
-    problems += [f"--seed is {task.seed}, must be 0 or more"] if task.seed < 0 else []
+    seeds, is_seed = SEED
+    problems += [] if is_seed(task.seed) else [f"--seed is {task.seed}, must be {seeds}"]
     for problem in section_problems(task.settings, ("rollout", "parallel", "prompt")):
         name, rest = problem.split(" ", 1)
         problems.append(f"{FLAGS.get(name, name)} {rest}")

@@ -9,7 +9,7 @@ from megatron.core import parallel_state
 from megatron_atesd.config import RolloutConfig
 from megatron_atesd.data.prompts import PromptRenderer
 from megatron_atesd.model.gpt import HiddenStateGPT
-from megatron_atesd.model.packing import TokenIds
+from megatron_atesd.model.micro_batches import TokenIds
 from megatron_atesd.parallel.context import context_place
 from megatron_atesd.parallel.groups import data_parallel_place
 from megatron_atesd.records import Problem

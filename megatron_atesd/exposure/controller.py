@@ -4,6 +4,7 @@
 one whose look-ahead does not finish, or whose ℓ_t0 was not observed, is dropped. No process group here: see service.py.
 """
 
+import hashlib
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -33,6 +34,12 @@ class Decision:
     entropy: float
 
 
+def seeded_generator(seed: int) -> torch.Generator:
+    """A generator for the CPU that depends on all bits of `seed` (0 or more); below 2^32 it is torch's own, which takes 32 of them."""
+    digest = hashlib.blake2b(str(seed).encode(), digest_size=4).digest()
+    return torch.Generator().manual_seed(seed if seed < 2**32 else int.from_bytes(digest, "little"))
+
+
 class Controller:
     """Proposes exposures and learns from what follows (ATESD, the controller). Uses its own RNG only."""
 
@@ -40,7 +47,7 @@ class Controller:
         """updates: length of training, for the progress feature and the entropy target. seed: of weights and samples."""
         self.config = config
         self.updates = updates
-        self.generator = torch.Generator().manual_seed(seed)
+        self.generator = seeded_generator(seed)
         self.parameters = policy.init_parameters(FEATURES, config.hidden, self.generator)
         self.adam = torch.optim.Adam(self.parameters.values(), lr=config.lr)
         self.policy_updates = 0
@@ -70,6 +77,7 @@ class Controller:
         """Take in a finished update (0: the values before the first) and learn when B decisions are judged.
 
         Returns the `exposure/*` and `controller/*` metrics known at this update; controller/advantage is that of the latest decision.
+        Reward and terms are in nats a token, also where learning divides the terms by their spread, so that all updates compare.
         Raises ConfigError when the configured progress signal is not in `stats`.
         """
         alpha = self.current.alpha if self.current else self.config.warmup_exposure
@@ -148,11 +156,11 @@ class Controller:
         self.learning = [*self.learning, learning][-keep:]
         self.grounding = [*self.grounding, grounded][-keep:]
         self.fresh += 1
-        names = ("controller/reward", "controller/learning_progress", "controller/grounding")
-        return dict(zip(names, (self._rewards()[-1], learning, grounded), strict=True))
+        (whole,) = reward.combine([learning], [grounded], self.config.grounding_weight)
+        return {"controller/reward": whole, "controller/learning_progress": learning, "controller/grounding": grounded}
 
     def _rewards(self) -> list[float]:
-        """Rewards of the remembered decisions, all on the present scale of the two terms."""
+        """Rewards of the remembered decisions to learn from, all on the present scale of the two terms."""
         scales = (reward.running_std(self.learning), reward.running_std(self.grounding)) if self.config.normalize_terms else (1.0, 1.0)
         return reward.combine(self.learning, self.grounding, self.config.grounding_weight, scales)
 

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 import torch
 
 from megatron_atesd.config import ExposureConfig
-from megatron_atesd.exposure.controller import Controller, check_mode, decision_window
+from megatron_atesd.exposure.controller import Controller, check_mode, decision_window, seeded_generator
 from megatron_atesd.records import Exposure, UpdateStats
 
 
@@ -32,7 +32,7 @@ class Mode(Protocol):
 
 def make_mode(config: ExposureConfig, updates: int, seed: int) -> Mode:
     """The decider of config.mode for a training of `updates` updates."""
-    return Controller(config, updates, seed) if config.mode == "learned" else Unlearned(config, updates, seed)
+    return Controller(config, updates, seed) if config.mode == "learned" else RuleBasedExposure(config, updates, seed)
 
 
 def scheduled(mode: str, start: float, end: float, share: float) -> float:
@@ -41,7 +41,7 @@ def scheduled(mode: str, start: float, end: float, share: float) -> float:
     return start + (end - start) * weight
 
 
-class Unlearned:
+class RuleBasedExposure:
     """An exposure that no reward moves.
 
     fixed and none (α = 0; the teacher sees the student's prompt) take no decision. The schedules and random keep one α a hold window
@@ -51,7 +51,7 @@ class Unlearned:
     def __init__(self, config: ExposureConfig, updates: int, seed: int) -> None:
         self.config = config
         self.last_window = max(0, decision_window(updates - 1, config.warmup_updates, config.hold))
-        self.generator = torch.Generator().manual_seed(seed)
+        self.generator = seeded_generator(seed)
         self.current = Exposure(config.warmup_exposure, -1)
 
     def propose(self, step: int) -> Exposure:

@@ -10,8 +10,8 @@ from typing import Any
 
 from megatron_atesd.checkpoint.run_checkpoints import fault_of, step_folders
 from megatron_atesd.errors import AtesdError
-from megatron_atesd.faults.job import TRAIN, ranks, torchrun
 from megatron_atesd.faults.state import checkpoint_state, differences, metrics, reproducible
+from megatron_atesd.faults.torchrun import TRAIN, ranks, torchrun
 
 Say = Callable[[str], None]
 Job = subprocess.Popen[bytes]
@@ -36,7 +36,7 @@ class Report:
 
 
 @dataclass(frozen=True)
-class Plan:
+class KillPlan:
     """arguments: of tools/train.py, without run.dir. kills: in all; kills_in_save: at least so many of them amid a save."""
 
     arguments: Sequence[str]
@@ -51,7 +51,7 @@ class Plan:
 class Chaos:
     """One experiment after a plan; `say` gets a line for every kill and every finished run."""
 
-    def __init__(self, plan: Plan, say: Say) -> None:
+    def __init__(self, plan: KillPlan, say: Say) -> None:
         self.plan, self.say = plan, say
         self.draw, self.report = random.Random(plan.seed), Report()
         self.seconds = 0.0  # that the unbroken run took

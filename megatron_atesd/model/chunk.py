@@ -10,8 +10,9 @@ from megatron.core.transformer.transformer_layer import get_transformer_layer_of
 from torch import Tensor
 
 from megatron_atesd.model.architecture import Architecture
-from megatron_atesd.model.layers import CacheSlot, PositionedRotary
-from megatron_atesd.model.packed import PackedSequences
+from megatron_atesd.model.kv_cache import CacheSlot
+from megatron_atesd.model.layers import PositionedRotary
+from megatron_atesd.model.packed_sequences import PackedSequences
 from megatron_atesd.model.spec import block_spec
 from megatron_atesd.parallel.context import Bounds, context_place, join_sequences, split_sequences
 

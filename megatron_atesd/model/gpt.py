@@ -12,7 +12,7 @@ from megatron_atesd.config import Precision
 from megatron_atesd.model.architecture import Architecture
 from megatron_atesd.model.chunk import ModelChunk
 from megatron_atesd.model.fp8 import fp8_fields
-from megatron_atesd.model.layers import CacheSlot
+from megatron_atesd.model.kv_cache import CacheSlot
 
 EXTRA_STATE = "_extra_state"
 

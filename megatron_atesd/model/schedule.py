@@ -13,11 +13,11 @@ from torch import Tensor
 
 from megatron_atesd.model.fp8 import token_multiple
 from megatron_atesd.model.gpt import HiddenStateGPT
-from megatron_atesd.model.packing import Needs, PackedBatch, Pair, micro_batches
+from megatron_atesd.model.micro_batches import MicroBatch, Needs, Pair, micro_batches
 from megatron_atesd.parallel.context import context_place
 from megatron_atesd.parallel.groups import broadcast_from_last_stage
 
-LastStage = Callable[[PackedBatch, Tensor], tuple[Tensor, Tensor, Any]]
+LastStage = Callable[[MicroBatch, Tensor], tuple[Tensor, Tensor, Any]]
 
 
 def micro_batch_multiple(model: HiddenStateGPT) -> int:
@@ -27,7 +27,7 @@ def micro_batch_multiple(model: HiddenStateGPT) -> int:
     return size
 
 
-def run_schedule(model: torch.nn.Module, batches: Sequence[PackedBatch], last_stage: LastStage, forward_only: bool) -> list[Any]:
+def run_schedule(model: torch.nn.Module, batches: Sequence[MicroBatch], last_stage: LastStage, forward_only: bool) -> list[Any]:
     """Forward (and backward) of every micro-batch; returns what `last_stage` gave, on the last pipeline stage ([] on the others).
 
     model: a HiddenStateGPT, or its wrapped chunks in a ModuleList: the children are the chunks. With more than one the schedule is
@@ -36,7 +36,7 @@ def run_schedule(model: torch.nn.Module, batches: Sequence[PackedBatch], last_st
     finalised by the model config's finalize_model_grads_func: summed over DP, divided once by the global count.
     """
 
-    def forward_step(data: Iterator[PackedBatch], chunk: torch.nn.Module, *_: Any) -> tuple[Tensor, Callable[[Tensor], Any]]:
+    def forward_step(data: Iterator[MicroBatch], chunk: torch.nn.Module, *_: Any) -> tuple[Tensor, Callable[[Tensor], Any]]:
         batch = next(data)
         return chunk(batch.ids_BS, batch.bounds), partial(last_stage, batch)
 
@@ -52,7 +52,7 @@ def run_schedule(model: torch.nn.Module, batches: Sequence[PackedBatch], last_st
     )
 
 
-def model_batches(model: HiddenStateGPT, pairs: Sequence[Pair], tokens: int) -> list[PackedBatch]:
+def model_batches(model: HiddenStateGPT, pairs: Sequence[Pair], tokens: int) -> list[MicroBatch]:
     """Micro-batches of up to `tokens` tokens as `model`'s layout and present precision need them; at least one, so that no rank misses
     a collective. Their responses are this context-parallel rank's share."""
     config, (rank, size) = model.config, context_place()

@@ -11,7 +11,9 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_atesd.config import ModelConfig
 from megatron_atesd.errors import ConfigError
-from megatron_atesd.model.layers import CachedAttention, CacheSlot, RMSNorm
+from megatron_atesd.model.attention import CachedAttention
+from megatron_atesd.model.kv_cache import CacheSlot
+from megatron_atesd.model.layers import RMSNorm
 
 
 def uses_transformer_engine(model: ModelConfig) -> bool:

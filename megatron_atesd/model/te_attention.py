@@ -6,8 +6,9 @@ from megatron.core.extensions.transformer_engine import TEDotProductAttention
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
-from megatron_atesd.model.layers import CachedAttention, CacheSlot
-from megatron_atesd.model.packed import PackedSequences
+from megatron_atesd.model.attention import CachedAttention
+from megatron_atesd.model.kv_cache import CacheSlot
+from megatron_atesd.model.packed_sequences import PackedSequences
 
 
 class CachedTEAttention(TEDotProductAttention):

@@ -1,7 +1,7 @@
 """Lets megatron.core run without CUDA: what it asks of a GPU is answered by the CPU, or by the meta device for a dry run.
 
-`install()` acts only where CUDA is absent, once a process. It covers three things:
-device queries and streams, tensor factories and moves to "cuda", and the CUDA random-number state.
+`install()` acts only where CUDA is absent, once a process. It covers four things:
+device queries and streams, tensor factories and moves to "cuda", the CUDA random-number state, and the kernel that clips gradients.
 """
 
 import contextlib
@@ -22,6 +22,7 @@ def install(stand_in: torch.device = _CPU) -> None:
     _CudaElsewhere.active = True
     _answer_device_queries(stand_in)
     _answer_random_state()
+    _answer_scaling()
     _CudaElsewhere(stand_in).__enter__()
     # The tracker warns when the CPU generator moved while it forked the CUDA one: here they are the same generator.
     logging.getLogger("megatron.core.tensor_parallel.random").setLevel(logging.ERROR)
@@ -95,3 +96,16 @@ def _answer_random_state() -> None:
     cuda.get_rng_state, cuda.set_rng_state, cuda.manual_seed = get_state, set_state, torch.random.manual_seed
     patched: Any = megatron_random
     patched._get_cuda_rng_state, patched._set_cuda_rng_state = get_state, set_state
+
+
+def _answer_scaling() -> None:
+    """Gradients are scaled where they lie. megatron.core's own stand-in for the kernel makes a copy of each, and copies that back."""
+    from megatron.core.optimizer import clip_grads
+
+    def scale(chunk_size: int, overflow: torch.Tensor, tensors: list[list[torch.Tensor]], factor: float) -> None:
+        sources, targets = tensors
+        for source, target in zip(sources, targets, strict=True):
+            torch.mul(source, factor, out=target)
+
+    patched: Any = clip_grads
+    patched.multi_tensor_scale_impl = scale

@@ -25,7 +25,7 @@ from megatron_atesd.distill.teacher import Teacher
 from megatron_atesd.model.architecture import Architecture
 from megatron_atesd.model.gpt import HiddenStateGPT, build_model
 from megatron_atesd.model.megatron_config import megatron_settings
-from megatron_atesd.model.packing import PackedBatch, round_up
+from megatron_atesd.model.micro_batches import MicroBatch, round_up
 from megatron_atesd.model.schedule import LastStage, micro_batch_multiple, run_schedule
 from megatron_atesd.model.vocabulary import vocabulary_shard
 from megatron_atesd.parallel import cpu_backend
@@ -82,7 +82,7 @@ class DryRun:
 
 
 @dataclass(frozen=True)
-class Job:
+class DryRank:
     """A rank to build and walk."""
 
     config: TrainConfig
@@ -92,7 +92,7 @@ class Job:
     shapes: Shapes
 
 
-def dry_runs(jobs: Sequence[Job]) -> list[DryRun]:
+def dry_runs(jobs: Sequence[DryRank]) -> list[DryRun]:
     """`dry_run` of each job, in a process of its own: fake groups and the stand-in device stay there."""
     with _hidden_gpus(), ProcessPoolExecutor(1, get_context("spawn")) as pool:
         return list(pool.map(dry_run, jobs))
@@ -118,7 +118,7 @@ def stage_ranks(config: TrainConfig, world: int) -> list[int]:
     return [stage * (world // stages) for stage in sorted({0, min(1, stages - 1), stages - 1})]
 
 
-def dry_run(job: Job) -> DryRun:
+def dry_run(job: DryRank) -> DryRun:
     """Build and walk one rank in this process, which then can do nothing else with megatron.core (see `dry_runs`)."""
     cpu_backend.install(META)
     torch.nn.functional.scaled_dot_product_attention = _fused_attention
@@ -160,7 +160,7 @@ def _walk(
     optimization: Optimization,
     teacher: Teacher,
     config: TrainConfig,
-    batches: Sequence[PackedBatch],
+    batches: Sequence[MicroBatch],
     counter: TrafficCounter,
     kept: KeptForBackward,
 ) -> None:
@@ -178,15 +178,15 @@ def _walk(
         teacher.update()
 
 
-def _batch(shapes: Shapes) -> PackedBatch:
+def _batch(shapes: Shapes) -> MicroBatch:
     count, length = shapes.sequences, shapes.length
     ids_BS = torch.empty(*((1, count * length) if shapes.packed else (count, length)), dtype=torch.long, device=META)
     tokens = torch.empty(count * -(-shapes.response // shapes.context), dtype=torch.long, device=META)
     bounds = tuple(range(0, (count + 1) * length, length)) if shapes.packed else None
-    return PackedBatch(tuple(range(count)), ids_BS, tokens, tokens, tokens, tokens, tokens[:count], bounds)
+    return MicroBatch(tuple(range(count)), ids_BS, tokens, tokens, tokens, tokens, tokens[:count], bounds)
 
 
-def _teacher_stage(batch: PackedBatch, hidden_BSH: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _teacher_stage(batch: MicroBatch, hidden_BSH: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     hidden_TH = batch.response_hidden(hidden_BSH)
     return hidden_TH.sum(), torch.ones((), dtype=torch.int), hidden_TH
 
@@ -197,7 +197,7 @@ def _student_stage(model: HiddenStateGPT, teacher: Teacher, config: TrainConfig,
     temperature = distill.temperature or config.rollout.temperature
     divergence = Divergence(distill.divergence, distill.jsd_beta, distill.clip, temperature, distill.chunk, distill.top_k, False)
 
-    def last_stage(batch: PackedBatch, hidden_BSH: Tensor) -> tuple[Tensor, Tensor, None]:
+    def last_stage(batch: MicroBatch, hidden_BSH: Tensor) -> tuple[Tensor, Tensor, None]:
         hidden_TH = batch.response_hidden(hidden_BSH)
         ones_T = torch.ones(len(hidden_TH), device=META)
         head_VH, teacher_VH, count = model.head_weight(), teacher.head_weight(), torch.tensor(len(hidden_TH), dtype=torch.int)

@@ -5,8 +5,8 @@ Letters: H hidden, F feed-forward, Q and K widths of all queries and of all keys
 
 from dataclasses import dataclass
 
-from megatron_atesd.model.architecture import Architecture
-from megatron_atesd.plan.workload import Workload
+from megatron_atesd.model.counts import layer_parameters, vocabulary_parameters
+from megatron_atesd.plan.planned_update import PlannedUpdate
 
 _MASTER, _MOMENTS, _GRADIENT = 4, 8, 4
 
@@ -29,19 +29,7 @@ class RankMemory:
         return max(self.phases, key=lambda name: sum(self.phases[name].values()))
 
 
-def layer_parameters(arch: Architecture, tensor: int) -> int:
-    """H·(Q + 2K) + Q·H + 3·H·F, divided by T, and the norms: 2·H and, with QK-norm, 2·head size."""
-    q, k = arch.heads * arch.head_size, arch.query_groups * arch.head_size
-    products = arch.hidden * (q + 2 * k) + q * arch.hidden + 3 * arch.hidden * arch.ffn
-    return products // tensor + 2 * arch.hidden + (2 * arch.head_size if arch.qk_norm else 0)
-
-
-def vocabulary_parameters(arch: Architecture, tensor: int) -> int:
-    """V·H / T of an embedding or a head, V being padded to a multiple of T."""
-    return -(-arch.vocabulary // tensor) * arch.hidden
-
-
-def stage_parameters(work: Workload, stage: int) -> int:
+def stage_parameters(work: PlannedUpdate, stage: int) -> int:
     """Parameters of one rank: its layers, the embedding on the first stage, final norm and head on the last.
 
     A tied head is the embedding where both are on one stage; otherwise the last stage has its own copy of it.
@@ -52,26 +40,26 @@ def stage_parameters(work: Workload, stage: int) -> int:
     return layers + vocabulary * vocabulary_parameters(work.arch, work.tensor) + last * work.arch.hidden
 
 
-def optimizer_bytes(work: Workload, parameters: int) -> float:
+def optimizer_bytes(work: PlannedUpdate, parameters: int) -> float:
     """fp32 master weights of a bf16 model and Adam's two moments; the distributed optimizer divides them among data and context ranks."""
     return parameters * ((_MASTER if work.size < 4 else 0) + _MOMENTS) / (work.replicas if work.distributed else 1)
 
 
-def fp8_bytes(work: Workload) -> float:
+def fp8_bytes(work: PlannedUpdate) -> float:
     """Transformer Engine's FP8 copies of the layers' matrices, which it keeps between passes: one for forward products, with the student's
     backward another, transposed."""
     copies = 2 if "student" in work.fp8 else 1 if work.fp8 else 0
     return float(copies * work.stage_layers * layer_parameters(work.arch, work.tensor))
 
 
-def teacher_bytes(work: Workload, parameters: int) -> float:
+def teacher_bytes(work: PlannedUpdate, parameters: int) -> float:
     """On the device outside of the teacher's passes: a copy of the weights; an ema teacher of a bf16 model has its fp32 average too."""
     if work.teacher == "live" or work.offload:
         return 0
     return parameters * (work.size + (4 if work.teacher == "ema" and work.size < 4 else 0))
 
 
-def layer_activation(work: Workload, fused_norm: bool) -> float:
+def layer_activation(work: PlannedUpdate, fused_norm: bool) -> float:
     """Bytes a token that the forward pass of a layer keeps for the backward, on one rank; in FP8 it is less.
 
     size · (2·H norm outputs + Q + 2K projections + K + Q rotated + Q attention output + 2·F + 3·F of SwiGLU), Q, K, F divided by T,
@@ -89,7 +77,7 @@ def layer_activation(work: Workload, fused_norm: bool) -> float:
     return kept + 8 * 2 * h + ((8 * q + (8 if size < 4 else 4) * k) if arch.qk_norm else 0)
 
 
-def passes_in_flight(work: Workload, stage: int, micro_batches: int) -> float:
+def passes_in_flight(work: PlannedUpdate, stage: int, micro_batches: int) -> float:
     """Micro-batches, through all layers of the stage, that 1F1B keeps at most: PP - stage of them.
 
     Interleaved: 2·(PP - stage - 1) + (VP - 1)·PP + 1 chunks, each 1 / VP of the stage.
@@ -100,14 +88,14 @@ def passes_in_flight(work: Workload, stage: int, micro_batches: int) -> float:
     return min(micro_batches * work.virtual, chunks) / work.virtual
 
 
-def activation_bytes(work: Workload, stage: int, fused_norm: bool = True) -> float:
+def activation_bytes(work: PlannedUpdate, stage: int, fused_norm: bool = True) -> float:
     """All that a stage keeps for backward passes at its peak.
 
     A recomputed block keeps its input, size · H a token. The pass whose backward runs has, besides, either the layers that are not
     recomputed (on the last stage with the final norm and the hidden states, whole and of the responses), or later, when these are done,
     a block that is. Context ranks have a part of the tokens each, and all of the whole hidden states.
     """
-    micro_batches, tokens = work.packed(work.lengths.student)[0], work.fullest(work.lengths.student) / work.context
+    micro_batches, tokens = work.micro_batches(work.lengths.student)[0], work.fullest(work.lengths.student) / work.context
     layer, h = layer_activation(work, fused_norm), work.arch.hidden / work.split_hidden
     again = min(work.recompute.layers, work.stage_layers // work.virtual) * work.virtual
     kept, inputs = (work.stage_layers - again) * layer, again / work.recompute.block * work.size * h
@@ -117,7 +105,7 @@ def activation_bytes(work: Workload, stage: int, fused_norm: bool = True) -> flo
     return tokens * (waiting * (kept + inputs) + inputs + max(kept + ends, layer * work.recompute.block if again else 0))
 
 
-def loss_bytes(work: Workload, whole_chunk: bool = True) -> dict[str, float]:
+def loss_bytes(work: PlannedUpdate, whole_chunk: bool = True) -> dict[str, float]:
     """Of the last stage: a chunk's logits (config.py on distill.chunk), gradient of the head in fp32 and its rounded copy,
     gradients of the hidden states of a micro-batch's responses, and the teacher's hidden states of the whole update.
 
@@ -136,25 +124,25 @@ def loss_bytes(work: Workload, whole_chunk: bool = True) -> dict[str, float]:
     }
 
 
-def hidden_states_bytes(work: Workload) -> float:
+def hidden_states_bytes(work: PlannedUpdate) -> float:
     """The teacher's hidden states of all response tokens of an update, divided among context ranks, not by T."""
     return work.sequences * work.lengths.response * work.arch.hidden * work.size / work.context
 
 
-def kv_cache_bytes(work: Workload, sequences: int, prompt: int, response: int) -> float:
+def kv_cache_bytes(work: PlannedUpdate, sequences: int, prompt: int, response: int) -> float:
     """Keys and values of all layers of a stage at full length: 2 · K / T · size a token and layer, for the longest prompt + response."""
     width = work.arch.query_groups * work.arch.head_size / work.tensor
     return 2 * width * work.size * work.stage_layers * sequences * (prompt + response)
 
 
-def forward_bytes(work: Workload, tokens: float) -> float:
+def forward_bytes(work: PlannedUpdate, tokens: float) -> float:
     """What one layer has at a time when nothing is kept for a backward: size · (4·H + 2·Q + 2·K + 5·F) a token."""
     arch = work.arch
     split = 2 * (arch.heads + arch.query_groups) * arch.head_size + 5 * arch.ffn
     return tokens * work.size * (4 * arch.hidden + split / work.tensor)
 
 
-def rollout_bytes(work: Workload, stage: int) -> dict[str, float]:
+def rollout_bytes(work: PlannedUpdate, stage: int) -> dict[str, float]:
     """KV cache, twice while finished sequences leave it (the others are copied), one layer's work on all prompts, logits of a step."""
     rows = work.generated_at_once
     cache = kv_cache_bytes(work, rows, work.lengths.student, work.lengths.response)
@@ -163,7 +151,7 @@ def rollout_bytes(work: Workload, stage: int) -> dict[str, float]:
     return found | ({"logits of a step": rows * work.arch.vocabulary * 12.0} if stage == work.pipeline - 1 else {})
 
 
-def teacher_pass_bytes(work: Workload, stage: int, parameters: int) -> dict[str, float]:
+def teacher_pass_bytes(work: PlannedUpdate, stage: int, parameters: int) -> dict[str, float]:
     """One layer's work, an offloaded teacher's weights, and on the last stage the hidden states that are kept."""
     found = {"forward pass": forward_bytes(work, work.fullest(work.lengths.teacher) / work.context)}
     if work.offload and work.teacher != "live":
@@ -171,7 +159,7 @@ def teacher_pass_bytes(work: Workload, stage: int, parameters: int) -> dict[str,
     return found | ({"teacher's hidden states": hidden_states_bytes(work)} if stage == work.pipeline - 1 else {})
 
 
-def rank_memory(work: Workload, stage: int, overhead: float = 0.0, fragmentation: float = 0.0) -> RankMemory:
+def rank_memory(work: PlannedUpdate, stage: int, overhead: float = 0.0, fragmentation: float = 0.0) -> RankMemory:
     """All of it, for a GPU; `overhead` bytes and the share `fragmentation` of the rest come on top."""
     parameters, last = stage_parameters(work, stage), stage == work.pipeline - 1
     always = {

@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 
 from megatron_atesd.plan.hardware import Assumptions, Gpu
 from megatron_atesd.plan.memory import RankMemory, rank_memory
+from megatron_atesd.plan.planned_update import PlannedUpdate, Recompute
 from megatron_atesd.plan.speed import Phase, update_phases
-from megatron_atesd.plan.workload import Recompute, Workload
 
 TOKENS = (2048, 4096, 8192, 16384, 32768, 65536)
 MARGIN = 0.05  # predicted times cannot tell less
@@ -19,7 +19,7 @@ RECOMPUTE = "megatron.recompute_granularity full, recompute_method uniform, reco
 class Plan:
     """A workload with its prediction: memory of the first, a middle and the last pipeline stage, seconds of the phases of an update."""
 
-    work: Workload
+    work: PlannedUpdate
     memory: list[RankMemory]
     phases: list[Phase]
 
@@ -37,14 +37,14 @@ class Plan:
         return self.work.batch * self.work.lengths.response / self.seconds
 
 
-def make_plan(work: Workload, gpu: Gpu, assume: Assumptions) -> Plan:
+def make_plan(work: PlannedUpdate, gpu: Gpu, assume: Assumptions) -> Plan:
     """Memory and time of this workload."""
     stages = sorted({0, min(1, work.pipeline - 1), work.pipeline - 1})
     memory = [rank_memory(work, stage, assume.overhead, assume.fragmentation) for stage in stages]
     return Plan(work, memory, update_phases(work, gpu, assume))
 
 
-def layouts(work: Workload, assume: Assumptions) -> Iterator[Workload]:
+def layouts(work: PlannedUpdate, assume: Assumptions) -> Iterator[PlannedUpdate]:
     """Every TP (within a node) × PP × DP and token budget that the model's shape and the batch allow, as configured otherwise.
 
     Sequence parallelism goes with TP; a pipeline is not interleaved; CP stays.
@@ -66,7 +66,7 @@ def _divisors(number: int) -> list[int]:
     return [d for d in range(1, number + 1) if number % d == 0]
 
 
-def best_plan(work: Workload, gpu: Gpu, assume: Assumptions) -> Plan | None:
+def best_plan(work: PlannedUpdate, gpu: Gpu, assume: Assumptions) -> Plan | None:
     """Of the plans that fit, and are within MARGIN of the fastest, that with most memory to spare; None when nothing fits."""
     plans = (make_plan(layout, gpu, assume) for layout in layouts(work, assume))
     fitting = [plan for plan in plans if plan.peak <= gpu.memory]
@@ -74,7 +74,7 @@ def best_plan(work: Workload, gpu: Gpu, assume: Assumptions) -> Plan | None:
     return min((plan for plan in fitting if plan.seconds <= enough), key=lambda plan: plan.peak, default=None)
 
 
-def ways_out(work: Workload, gpu: Gpu, assume: Assumptions) -> list[tuple[str, Plan]]:
+def ways_out(work: PlannedUpdate, gpu: Gpu, assume: Assumptions) -> list[tuple[str, Plan]]:
     """What would do where no layout fits, with its best plan: all memory settings together, and the fewest GPUs of twice, four times …"""
     together = replace(work, distributed=True, offload=True, recompute=_every_layer(work))
     wider = (replace(work, gpus=work.gpus * 2**doublings) for doublings in range(1, 11))
@@ -84,11 +84,11 @@ def ways_out(work: Workload, gpu: Gpu, assume: Assumptions) -> list[tuple[str, P
     return [(name, plan) for name, plan in found if plan]
 
 
-def _every_layer(work: Workload) -> Recompute:
+def _every_layer(work: PlannedUpdate) -> Recompute:
     return Recompute(work.stage_layers // work.virtual, 1)
 
 
-def remedies(work: Workload, gpu: Gpu, assume: Assumptions) -> list[str]:
+def remedies(work: PlannedUpdate, gpu: Gpu, assume: Assumptions) -> list[str]:
     """Single changes that make the workload fit, each with the peak in GiB that it leads to; the smallest peak first.
 
     Those that do not suffice alone are left out; the list is empty when none does.

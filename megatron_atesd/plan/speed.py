@@ -5,10 +5,10 @@ A multiply-add is two operations. Phases follow each other; within one, operatio
 
 from dataclasses import dataclass
 
-from megatron_atesd.model.architecture import Architecture
+from megatron_atesd.model.counts import forward_flops, layer_parameters, loss_flops, vocabulary_parameters
 from megatron_atesd.plan.hardware import Assumptions, Gpu
-from megatron_atesd.plan.memory import layer_parameters, stage_parameters, vocabulary_parameters
-from megatron_atesd.plan.workload import Workload
+from megatron_atesd.plan.memory import stage_parameters
+from megatron_atesd.plan.planned_update import PlannedUpdate
 
 
 @dataclass(frozen=True)
@@ -23,18 +23,7 @@ class Phase:
     bound: str
 
 
-def forward_flops(arch: Architecture, length: int) -> float:
-    """The layers over one sequence: 2 · parameters a token, and of attention's two products the causal half."""
-    attention = 2 * 2 * arch.heads * arch.head_size * length * (length + 1) // 2
-    return float(arch.layers * (2 * length * layer_parameters(arch, 1) + attention))
-
-
-def loss_flops(arch: Architecture, tokens: float) -> float:
-    """Logits of both roles and the gradients of hidden states and head: four products of tokens × H × V."""
-    return 4 * 2.0 * tokens * arch.hidden * arch.vocabulary
-
-
-def tensor_bytes(work: Workload, tokens: float, passes: int) -> float:
+def tensor_bytes(work: PlannedUpdate, tokens: float, passes: int) -> float:
     """Bytes that a rank sends in the TP collectives of a stage's layers: each gathers or scatters tokens · H · size · (T - 1) / T.
 
     passes: 4 in a forward pass (an all-reduce counts as a gather and a scatter); a backward pass has 4, and 2 more under sequence
@@ -43,7 +32,7 @@ def tensor_bytes(work: Workload, tokens: float, passes: int) -> float:
     return passes * work.stage_layers * tokens * work.arch.hidden * work.size * (work.tensor - 1) / work.tensor
 
 
-def context_bytes(work: Workload, tokens: float, passes: float) -> float:
+def context_bytes(work: PlannedUpdate, tokens: float, passes: float) -> float:
     """Bytes of keys and values that a rank sends to the other context ranks: 2 · K / T · size a token and layer, less its own part.
 
     tokens: of all ranks together. passes: 1 in a forward pass; a backward pass has 2, for it sends the gradients as well, or 1 where
@@ -53,7 +42,7 @@ def context_bytes(work: Workload, tokens: float, passes: float) -> float:
     return passes * work.stage_layers * tokens * width * work.size * (work.context - 1) / work.context
 
 
-def bubble(work: Workload, micro_batches: int) -> float:
+def bubble(work: PlannedUpdate, micro_batches: int) -> float:
     """By how much a pipeline is slower than its busiest stage: 1 + (PP - 1) / (VP · micro-batches)."""
     return 1 + (work.pipeline - 1) / (work.virtual * micro_batches)
 
@@ -63,7 +52,7 @@ def utilization(assume: Assumptions, tokens: float) -> float:
     return assume.utilization * tokens / (tokens + assume.half_tokens)
 
 
-def update_phases(work: Workload, gpu: Gpu, assume: Assumptions) -> list[Phase]:
+def update_phases(work: PlannedUpdate, gpu: Gpu, assume: Assumptions) -> list[Phase]:
     """The phases of an update, in their order."""
     return [
         _decode(work, gpu, assume),
@@ -76,19 +65,21 @@ def update_phases(work: Workload, gpu: Gpu, assume: Assumptions) -> list[Phase]:
     ]
 
 
-def _student_passes(work: Workload) -> tuple[float, int]:
+def _student_passes(work: PlannedUpdate) -> tuple[float, int]:
     """(forward passes' worth of operations, TP collectives a layer): forward, twice that backward, and what is computed again."""
     share = work.recompute.layers * work.virtual / work.stage_layers
     return 3 + share, round(8 + 2 * work.sequence + 4 * share)
 
 
-def layer_speed(work: Workload, role: str, gpu: Gpu, assume: Assumptions) -> float:
+def layer_speed(work: PlannedUpdate, role: str, gpu: Gpu, assume: Assumptions) -> float:
     """Operations a second of the layers of a pass, if these could be all that it does at full utilization."""
     return gpu.flops * (assume.fp8 if role in work.fp8 else 1)
 
 
-def _layers(name: str, role: str, work: Workload, gpu: Gpu, assume: Assumptions, prompt: int, passes: float, collectives: int) -> Phase:
-    micro_batches, tokens = work.packed(prompt)
+def _layers(
+    name: str, role: str, work: PlannedUpdate, gpu: Gpu, assume: Assumptions, prompt: int, passes: float, collectives: int
+) -> Phase:
+    micro_batches, tokens = work.micro_batches(prompt)
     length = prompt + work.lengths.response
     mine = work.sequences * length / work.context  # tokens
     flops = passes * work.sequences * forward_flops(work.arch, length) / (work.tensor * work.pipeline * work.context)
@@ -108,7 +99,7 @@ def _link(gpu: Gpu, assume: Assumptions, ranks: int) -> float:
     return gpu.nvlink if ranks <= assume.gpus_per_node else gpu.network
 
 
-def _decode(work: Workload, gpu: Gpu, assume: Assumptions) -> Phase:
+def _decode(work: PlannedUpdate, gpu: Gpu, assume: Assumptions) -> Phase:
     """All stages in turn: each step reads the weights and the KV cache of half a response on average, after one pass over the prompts."""
     arch, lengths, rows = work.arch, work.lengths, work.generated_at_once
     batches = -(-work.responses // rows)
@@ -127,7 +118,7 @@ def _decode(work: Workload, gpu: Gpu, assume: Assumptions) -> Phase:
     return Phase("rollout", flops, steps * (weights + cache) / work.pipeline, sent, max(reading, waiting) + prompts, bound)
 
 
-def _loss(work: Workload, gpu: Gpu, assume: Assumptions) -> Phase:
+def _loss(work: PlannedUpdate, gpu: Gpu, assume: Assumptions) -> Phase:
     """On the last stage: products, and elementwise work that reads and writes about 80 bytes an entry of the logits."""
     tokens = work.sequences * work.lengths.response / work.context
     flops = loss_flops(work.arch, tokens) / work.tensor
@@ -138,11 +129,11 @@ def _loss(work: Workload, gpu: Gpu, assume: Assumptions) -> Phase:
     return Phase("loss", flops, memory, sent, seconds, "products" if computing > moving else "memory")
 
 
-def _busiest(work: Workload) -> int:
+def _busiest(work: PlannedUpdate) -> int:
     return max(stage_parameters(work, stage) for stage in (0, work.pipeline - 1))
 
 
-def _gradients(work: Workload, gpu: Gpu, assume: Assumptions) -> Phase:
+def _gradients(work: PlannedUpdate, gpu: Gpu, assume: Assumptions) -> Phase:
     """fp32 gradients over D data and context ranks: all-reduce sends 2·(D - 1) / D of them; the distributed optimizer's scatter half of
     that, and its gather the weights."""
     share, parameters = (work.replicas - 1) / work.replicas, _busiest(work)
@@ -151,14 +142,14 @@ def _gradients(work: Workload, gpu: Gpu, assume: Assumptions) -> Phase:
     return Phase("gradients over data ranks", 0.0, 0.0, sent, sent / (link * assume.link), "messages")
 
 
-def _optimizer(work: Workload, gpu: Gpu, assume: Assumptions) -> Phase:
+def _optimizer(work: PlannedUpdate, gpu: Gpu, assume: Assumptions) -> Phase:
     """Norms read the gradients twice; Adam reads gradient, master weight and moments and writes the latter and the weight."""
     each = 2 * 4 + 4 + 2 * (4 + 8) + work.size
     memory = _busiest(work) * each / (work.replicas if work.distributed else 1)
     return Phase("optimizer", 0.0, float(memory), 0.0, memory / (gpu.bandwidth * assume.bandwidth), "memory")
 
 
-def _probe(work: Workload, gpu: Gpu, assume: Assumptions) -> Phase:
+def _probe(work: PlannedUpdate, gpu: Gpu, assume: Assumptions) -> Phase:
     """References of the probe's problems, scored after the student's prompt and, for grounding, after the teacher's.
 
     A reference is as long as what the teacher's prompt has beyond the student's. The controller itself takes milliseconds, on rank 0.

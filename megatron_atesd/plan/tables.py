@@ -7,13 +7,13 @@ from rich.table import Table
 
 from megatron_atesd.plan.hardware import Assumptions, Gpu
 from megatron_atesd.plan.memory import stage_parameters
+from megatron_atesd.plan.planned_update import PlannedUpdate
 from megatron_atesd.plan.search import MARGIN, Plan, remedies, ways_out
-from megatron_atesd.plan.workload import Workload
 
 GIB = 2**30
 
 
-def layout_text(work: Workload) -> str:
+def layout_text(work: PlannedUpdate) -> str:
     """The layout in a line."""
     virtual = f" (VP {work.virtual})" if work.virtual > 1 else ""
     context = f" × CP {work.context}" if work.context > 1 else ""

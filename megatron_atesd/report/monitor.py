@@ -145,7 +145,9 @@ class Monitor:
         if self._writer is None:
             return
         if importlib.util.find_spec("matplotlib") is None:
-            self._tell_once("no exposure pictures in TensorBoard: they need matplotlib (pip install 'megatron-atesd[plots]')")
+            self._tell_once(
+                "no exposure pictures in TensorBoard: they need matplotlib (pip install -e '.[plots]' in this project's checkout)"
+            )
             return
         from megatron_atesd.report.pictures import beta_figure
 

@@ -11,7 +11,8 @@ from torch import Tensor
 from megatron_atesd.config import RolloutConfig
 from megatron_atesd.model.fp8 import token_multiple
 from megatron_atesd.model.gpt import HiddenStateGPT
-from megatron_atesd.model.layers import KVCache
+from megatron_atesd.model.kv_cache import KVCache
+from megatron_atesd.model.modes import evaluation_mode
 from megatron_atesd.model.vocabulary import whole_logits
 from megatron_atesd.parallel.context import context_place
 from megatron_atesd.parallel.groups import broadcast_from_last_stage, broadcast_over_tensor_ranks
@@ -46,14 +47,11 @@ def generate(
     mine, my_seeds = prompts[rank::ranks], seeds[rank::ranks]
     size = config.batch or max(1, len(mine))
     responses: list[Response] = []
-    was_training = model.training
-    model.eval()
     model.weights_changed()
-    with torch.no_grad(), model.without_sequence_parallel():
+    with torch.no_grad(), evaluation_mode(model), model.without_sequence_parallel():
         for start in range(0, len(mine), size):
             part = slice(start, start + size)
             responses += _Batch(model, mine[part], my_seeds[part], stop_ids, config, id_limit).run()
-    model.train(was_training)
     return _of_all_ranks(responses, ranks, len(prompts))
 
 

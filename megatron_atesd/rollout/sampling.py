@@ -3,20 +3,21 @@
 import hashlib
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 
 def sequence_seed(*parts: int | str) -> int:
-    """A 63-bit seed from what identifies a sequence (run seed, update, problem, sample), so that its tokens depend on nothing else."""
+    """A 63-bit seed from what identifies a sequence (run seed, place in the stream, problem, sample): its tokens depend on no more."""
     digest = hashlib.blake2b("\x1f".join(str(part) for part in parts).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
 
 def uniforms(seeds: Sequence[int], steps: int) -> Tensor:
-    """Uniform numbers [B, steps] in [0, 1), float64 on the CPU, row b from `seeds[b]` alone."""
-    rows = [torch.rand(steps, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
-    return torch.stack(rows)
+    """Uniform numbers [B, steps] in [0, 1), float64 on the CPU, row b from all bits of `seeds[b]` (0 or more) alone."""
+    # torch's generator for CPUs takes the low 32 bits of a seed only.
+    return torch.from_numpy(np.stack([np.random.Generator(np.random.PCG64(seed)).random(steps) for seed in seeds]))
 
 
 def sample_tokens(logits_BV: Tensor, uniform_B: Tensor, temperature: float, top_p: float, top_k: int) -> Tensor:

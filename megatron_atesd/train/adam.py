@@ -14,6 +14,13 @@ def is_adam(optimizer: torch.optim.Optimizer) -> bool:
     return "betas" in optimizer.defaults
 
 
+def fuse(adam: torch.optim.Optimizer) -> None:
+    """Let torch's Adam of weights on a CPU read and write memory once a step, not once an operation. Loading replaces it: again after."""
+    if isinstance(adam, torch.optim.Adam):
+        for group in adam.param_groups:
+            group["fused"] = all(parameter.device.type == "cpu" for parameter in group["params"])
+
+
 def start_moments(part: Any) -> None:
     """Zeros where `part`, megatron.core's optimizer around an Adam, has none yet: it can save and load nothing else before a first step."""
     part.init_state_fn(part.optimizer, part.config)

@@ -14,7 +14,7 @@ from megatron_atesd.checkpoint.model_folder import find_hf
 from megatron_atesd.config import ModelShape, TrainConfig, fp8_recipe, validate
 from megatron_atesd.data.problems import check_disjoint, load_problems
 from megatron_atesd.data.prompts import PromptRenderer
-from megatron_atesd.data.tokenizer import load_tokenizer
+from megatron_atesd.data.tokenizer import load_tokenizer, model_stop_ids
 from megatron_atesd.doctor.examine import examine_machine
 from megatron_atesd.doctor.finding import refuse_errors
 from megatron_atesd.errors import CheckpointError, ConfigError
@@ -38,7 +38,8 @@ def check_before_work(config: TrainConfig, world_size: int) -> tuple[list[Proble
     check_context(config)
     optimizer_settings(DTYPES[config.model.dtype], config.optimizer, config.ddp, config.schedule)
     check_compiler(config.distill.compile)
-    PromptRenderer(load_tokenizer(hf, architecture.vocabulary), config.prompt)  # refuses what cannot make prompts
+    # Refuses what cannot make prompts.
+    PromptRenderer(load_tokenizer(hf, architecture.vocabulary), config.prompt, model_stops=model_stop_ids(hf))
     data = load_data(config)
     if os.environ.get("RANK", "0") == "0":
         check_writable("run.dir", Path(config.run.dir) / "checkpoints")

@@ -84,7 +84,7 @@ def train_step(run: TrainingRun, update: int) -> tuple[dict[str, float], list[Ro
     run.progress.enter(f"the rollout of update {update + 1}")
     problems = run.sampler.batch_at(update)
     exposure = run.service.propose(update)
-    rollouts = run.rollout(problems, update)
+    rollouts = run.rollout(problems, run.sampler.place_at(update))
     rolled = time.perf_counter()
 
     run.progress.enter(f"the student's step of update {update + 1}")

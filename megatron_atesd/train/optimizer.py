@@ -15,7 +15,8 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron_atesd.config import OPTIMIZER_DEFAULTS, ScheduleConfig, build_section
 from megatron_atesd.errors import ConfigError
 from megatron_atesd.model.gpt import HiddenStateGPT
-from megatron_atesd.train.adam import is_adam, set_steps, start_moments, translate_steps
+from megatron_atesd.train.adam import fuse, is_adam, set_steps, start_moments, translate_steps
+from megatron_atesd.train.learning_rate import learning_rate_scheduler
 from megatron_atesd.train.param_gather import finish_gather, prepare_gather, start_gather
 
 _ANY_LAYOUT = {"distrib_optim_sharding_type": "fully_reshardable"}
@@ -61,6 +62,7 @@ class Optimization:
             self._load_distributed(whole, steps)
         else:
             self.optimizer.load_state_dict(whole)
+        fuse(self._part.optimizer)
 
     def _load_distributed(self, state: dict[str, Any], steps: int) -> None:
         moments, adam = state.pop("param_state"), self._part.optimizer
@@ -114,11 +116,14 @@ def build_optimization(
     megatron_optimizer = get_megatron_optimizer(config, wrapped, use_gloo_process_groups=torch.cuda.is_available())
     model.config.finalize_model_grads_func = finalize_model_grads
     model.config.grad_scale_func = megatron_optimizer.scale_loss
+    for part in cast("Any", megatron_optimizer).chained_optimizers:
+        fuse(part.optimizer)
     for chunk in wrapped:
         prepare_gather(chunk)
     pauses: Any = [chunk.no_sync for chunk in wrapped]  # ddp.overlap_grad_reduce must wait for the last micro-batch
     model.config.no_sync_func = pauses if len(wrapped) > 1 else pauses[0]
-    return Optimization(torch.nn.ModuleList(wrapped), megatron_optimizer, _scheduler(megatron_optimizer, config, schedule, updates))
+    scheduler = learning_rate_scheduler(megatron_optimizer, config, schedule, updates)
+    return Optimization(torch.nn.ModuleList(wrapped), megatron_optimizer, scheduler)
 
 
 def optimizer_settings(
@@ -142,24 +147,3 @@ def optimizer_settings(
             "ddp.overlap_grad_reduce (otherwise all weights are gathered at once); set both to true, or it to false"
         )
     return config, ddp_config
-
-
-def _scheduler(optimizer: MegatronOptimizer, config: OptimizerConfig, schedule: ScheduleConfig, updates: int) -> OptimizerParamScheduler:
-    assert config.lr is not None
-    scheduler = OptimizerParamScheduler(
-        optimizer,
-        init_lr=0.0,
-        max_lr=config.lr,
-        min_lr=schedule.min_lr,
-        lr_warmup_steps=schedule.warmup_updates,
-        lr_decay_steps=updates,
-        lr_decay_style="WSD" if schedule.decay == "wsd" else schedule.decay,
-        start_wd=config.weight_decay,
-        end_wd=config.weight_decay,
-        wd_incr_steps=updates,
-        wd_incr_style="constant",
-        wsd_decay_steps=schedule.decay_updates or None,
-        lr_wsd_decay_style="linear",
-    )
-    scheduler.step(increment=0)
-    return scheduler

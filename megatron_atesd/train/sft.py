@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from megatron_atesd.model.gpt import HiddenStateGPT
-from megatron_atesd.model.packing import PackedBatch, TokenIds
+from megatron_atesd.model.micro_batches import MicroBatch, TokenIds
 from megatron_atesd.model.schedule import model_batches, run_schedule, sum_over_ranks
 from megatron_atesd.model.vocabulary import token_nll, vocabulary_shard
 from megatron_atesd.train.optimizer import Optimization
@@ -27,7 +27,7 @@ def sft_step(optimization: Optimization, model: HiddenStateGPT, examples: Sequen
     shard = vocabulary_shard(model)
     masks = [example.loss_mask for example in examples]
 
-    def last_stage(batch: PackedBatch, hidden_BSH: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def last_stage(batch: MicroBatch, hidden_BSH: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         nll_T = token_nll(batch.response_hidden(hidden_BSH), model.head_weight(), batch.targets_T, shard)
         places = zip(batch.sequence_T.tolist(), batch.place_T.tolist(), strict=True)
         mask_T = torch.tensor([masks[batch.members[n]][place] for n, place in places], dtype=torch.int, device=nll_T.device)

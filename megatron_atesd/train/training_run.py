@@ -17,7 +17,7 @@ from megatron_atesd.config import TrainConfig
 from megatron_atesd.data.boxes import last_boxed
 from megatron_atesd.data.prompts import PromptRenderer
 from megatron_atesd.data.sampler import ProblemSampler, fingerprint
-from megatron_atesd.data.tokenizer import load_tokenizer
+from megatron_atesd.data.tokenizer import load_tokenizer, model_stop_ids
 from megatron_atesd.distill.divergence import Divergence
 from megatron_atesd.distill.likelihood import mean_nll
 from megatron_atesd.distill.step import Example, StepResult, example_losses, measure_step
@@ -27,7 +27,7 @@ from megatron_atesd.exposure.service import ExposureService
 from megatron_atesd.model.gpt import build_model
 from megatron_atesd.model.hf_config import read_architecture
 from megatron_atesd.model.megatron_config import megatron_settings
-from megatron_atesd.model.packing import TokenIds
+from megatron_atesd.model.micro_batches import TokenIds
 from megatron_atesd.model.scaling_history import load_scaling_history, scaling_history
 from megatron_atesd.parallel.groups import data_parallel_place
 from megatron_atesd.records import Exposure, Problem, Rollout, TeacherContext, UpdateStats
@@ -48,7 +48,8 @@ class TrainingRun:
         self.progress.enter("the start")
         self.hf_folder = find_hf(Path(config.model.path))
         architecture = read_architecture(self.hf_folder)
-        self.renderer = PromptRenderer(load_tokenizer(self.hf_folder, architecture.vocabulary), config.prompt, config.exposure.reveal)
+        tokenizer = load_tokenizer(self.hf_folder, architecture.vocabulary)
+        self.renderer = PromptRenderer(tokenizer, config.prompt, config.exposure.reveal, model_stop_ids(self.hf_folder))
         check_prompts(self.renderer, [*problems, *probe_problems])
         self.sampler = ProblemSampler(problems, config.data.batch, config.run.seed, *data_parallel_place())
         self.model = build_model(architecture, megatron_settings(config, architecture), config.parallel.packed)
@@ -68,10 +69,13 @@ class TrainingRun:
         temperature = distill.temperature or self.config.rollout.temperature
         return Divergence(distill.divergence, distill.jsd_beta, distill.clip, temperature, distill.chunk, distill.top_k, distill.compile)
 
-    def rollout(self, problems: Sequence[Problem], update: int) -> list[Rollout]:
-        """One student response a problem; the seed of each is made of run seed, update and problem."""
+    def rollout(self, problems: Sequence[Problem], first: int) -> list[Rollout]:
+        """One student response a problem, whose seed is made of run seed, place in the stream of problems, and problem.
+
+        first: place of the first one. Places below 0 are no problem's of the stream.
+        """
         prompts = [self.renderer.student(problem) for problem in problems]
-        seeds = [sequence_seed(self.config.run.seed, update, problem.id) for problem in problems]
+        seeds = [sequence_seed(self.config.run.seed, place, problem.id) for place, problem in enumerate(problems, first)]
         with self.model.computing_in(self.config.precision.rollout):
             responses = generate(self.model, prompts, seeds, self.renderer.stop_ids, self.config.rollout, self.renderer.id_limit)
         return [Rollout(p, prompt, r.ids, r.truncated) for p, prompt, r in zip(problems, prompts, responses, strict=True)]
@@ -137,7 +141,7 @@ class TrainingRun:
     def _probe_kl(self) -> float:
         """KL at the fixed probe exposure on the rollouts that the start's student gave for the probe problems."""
         if not self.probe_rollouts:
-            self.probe_rollouts = self.rollout(self.probe_problems, update=-1)
+            self.probe_rollouts = self.rollout(self.probe_problems, first=-len(self.probe_problems))
         rank, size = data_parallel_place()
         rollouts = self.probe_rollouts[rank::size]
         examples = self.examples(rollouts, self.contexts(rollouts, self.config.exposure.probe_exposure))

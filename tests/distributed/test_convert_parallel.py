@@ -18,7 +18,7 @@ from megatron_atesd.checkpoint.reading import model_state, write_folder
 from megatron_atesd.model.gpt import HiddenStateGPT, build_model
 from megatron_atesd.model.hf_config import read_architecture
 from megatron_atesd.model.megatron_config import transformer_config
-from megatron_atesd.model.packing import micro_batches
+from megatron_atesd.model.micro_batches import micro_batches
 from megatron_atesd.model.schedule import run_schedule
 from megatron_atesd.model.vocabulary import whole_logits
 from megatron_atesd.parallel.session import parallel_session

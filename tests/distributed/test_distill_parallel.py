@@ -10,7 +10,7 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
-from megatron_atesd.checkpoint.hf_weights import hf_tensors, load_hf_weights
+from megatron_atesd.checkpoint.hf_weights import load_hf_weights
 from megatron_atesd.checkpoint.reading import model_state, read_folder, write_folder
 from megatron_atesd.config import ScheduleConfig
 from megatron_atesd.distill.divergence import Divergence, divergence
@@ -19,9 +19,10 @@ from megatron_atesd.distill.teacher import Teacher
 from megatron_atesd.model.gpt import build_model
 from megatron_atesd.model.hf_config import read_architecture
 from megatron_atesd.model.megatron_config import transformer_config
-from megatron_atesd.model.packing import TokenIds
+from megatron_atesd.model.micro_batches import TokenIds
 from megatron_atesd.parallel.session import parallel_session
 from megatron_atesd.train.optimizer import build_optimization
+from tests.support.hf_reference import by_hf_name
 from tests.support.launch import run_distributed
 
 DIVERGENCE = Divergence("forward_kl", clip=0.5, temperature=1.1)
@@ -162,7 +163,7 @@ def gradients_by_hf_name(folder: Path, layout: Layout) -> dict[str, torch.Tensor
         model = build_model(architecture, transformer_config(architecture, 1, 1, False, "fp32"))
         loaded = read_folder(folder / layout.name, model_state(model))
         model.load_state_dict({name.removeprefix("model."): value for name, value in loaded.items()})
-        return {name: tensor.clone() for name, tensor in hf_tensors(model)}
+        return by_hf_name(model)
 
 
 LAYOUTS = {

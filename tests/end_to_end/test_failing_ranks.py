@@ -6,8 +6,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from megatron_atesd.faults.job import family, ranks, torchrun
 from megatron_atesd.faults.state import metrics
+from megatron_atesd.faults.torchrun import family, ranks, torchrun
 from tests.support.small_run import TIMEOUT_SECONDS, arguments, newest, save_inputs, wait_for
 
 pytestmark = pytest.mark.slow

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from megatron_atesd.config.yaml import read_settings
-from megatron_atesd.faults.job import started
 from megatron_atesd.faults.state import metrics, reproducible
+from megatron_atesd.faults.torchrun import started
 from tests.support.small_run import ROOT, finish, recipe_overrides, save_inputs
 
 pytestmark = pytest.mark.slow

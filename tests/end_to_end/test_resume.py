@@ -17,8 +17,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from megatron_atesd.config import load_config
 from megatron_atesd.errors import CheckpointError
-from megatron_atesd.faults.job import family, kill, ranks, torchrun
 from megatron_atesd.faults.state import checkpoint_state, differences, metrics, reproducible
+from megatron_atesd.faults.torchrun import family, kill, ranks, torchrun
 from megatron_atesd.parallel.agreement import agreed
 from megatron_atesd.records import Problem, Rollout
 from megatron_atesd.train.loop import train

@@ -10,8 +10,8 @@ import psutil
 import pytest
 
 from megatron_atesd.config import load_config
-from megatron_atesd.faults.job import kill, ranks, started
 from megatron_atesd.faults.state import metrics, reproducible
+from megatron_atesd.faults.torchrun import kill, ranks, started
 from megatron_atesd.train.loop import train
 from tests.support.launch import run_distributed
 from tests.support.small_run import ROOT, TIMEOUT_SECONDS, finish, newest, recipe_overrides, save_inputs, wait_for

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from megatron_atesd.model.layers import KVCache
+from megatron_atesd.model.kv_cache import KVCache
 from megatron_atesd.parallel.session import parallel_session
 from megatron_atesd.rollout.generate import generate
 from tests.support.gpu_models import built, error, layers, our_logits, save_model, their_logits, token_ids

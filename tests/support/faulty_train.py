@@ -36,11 +36,11 @@ FAULTS: dict[str, Callable[[], None]] = {
 def install(fault: Callable[[], None]) -> None:
     rollout = TrainingRun.rollout
 
-    def faulty_rollout(self: TrainingRun, problems: Sequence[Any], update: int) -> Any:
-        first = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
-        if update == FAULTY_UPDATE and first and os.environ["RANK"] == "1":
+    def faulty_rollout(self: TrainingRun, problems: Sequence[Any], first: int) -> Any:
+        update, first_start = first // self.config.data.batch, os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
+        if update == FAULTY_UPDATE and first_start and os.environ["RANK"] == "1":
             fault()
-        return rollout(self, problems, update)
+        return rollout(self, problems, first)
 
     TrainingRun.rollout = faulty_rollout
 

@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 import torch
+from megatron.core.optimizer import clip_grads
+from megatron.core.utils import local_multi_tensor_scale
 
 from megatron_atesd.checkpoint.reading import write_folder
 from megatron_atesd.parallel.session import parallel_session
@@ -101,3 +103,44 @@ def test_a_checkpoint_from_before_the_first_step_goes_on(layout: str, models: Pa
         writer.train(2)
         reader.train(2)
         assert_close(reader.weights(), writer.weights(), 1e-6)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_adam_is_fused_on_a_cpu_also_after_a_checkpoint_of_one_that_was_not(layout: str, models: Path, tmp_path: Path) -> None:
+    with parallel_session():
+        unbroken, writer, reader = (build(models, layout) for _ in range(3))
+        for group in groups_of(writer):
+            group["fused"] = None
+        unbroken.train(4)
+        writer.train(2)
+        write_folder(tmp_path / "not_fused", writer.state(loading=False), models / "student")
+        reader.load(tmp_path / "not_fused")
+        assert [group["fused"] for group in groups_of(reader)] == [True] * len(groups_of(unbroken))
+        reader.train(2)
+        assert_close(reader.weights(), unbroken.weights(), 1e-2 if layout == "plain-bf16" else 1e-5)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_resumed_fused_adam_goes_on_bit_for_bit(layout: str, models: Path, tmp_path: Path) -> None:
+    with parallel_session():
+        unbroken, reader = build(models, layout), build(models, layout)
+        unbroken.train(2)
+        write_folder(tmp_path / "after_two", unbroken.state(loading=False), models / "student")
+        reader.load(tmp_path / "after_two")
+        unbroken.train(2)
+        reader.train(2)
+        assert_close(reader.weights(), unbroken.weights(), 0.0)
+
+
+def groups_of(session: Session) -> list[dict[str, Any]]:
+    """Of torch's Adam."""
+    return session.optimization._part.optimizer.param_groups
+
+
+def test_clipped_gradients_are_megatron_cores_bit_for_bit() -> None:
+    gradients = [torch.randn(shape, generator=torch.Generator().manual_seed(1)) for shape in ((7, 5), (130,))]
+    expected = [gradient.clone() for gradient in gradients]
+    local_multi_tensor_scale(0, None, [expected, expected], 0.3)
+    with parallel_session():
+        clip_grads.multi_tensor_scale_impl(0, torch.zeros(1), [gradients, gradients], 0.3)
+    assert_close(gradients, expected, 0.0)

@@ -128,6 +128,9 @@ SETTINGS: dict[str, tuple[str | bytes, str]] = {
     "a repeated section": ("run: {seed: 1}\nrun: {seed: 2}", "run.yaml:2: run is given twice"),
     "an unknown setting": ("exposure: {holdd: 3}", "run.yaml:1: unknown setting exposure.holdd; did you mean exposure.hold?"),
     "an infinite learning rate": ("optimizer: {lr: .inf}", "optimizer.lr is inf"),
+    "a seed below 0": ("run: {seed: -3}", "run.seed is -3, must be 0 or more and below 2^63"),
+    "a seed of 64 bits": (f"run: {{seed: {2**64 - 1}}}", f"run.seed is {2**64 - 1}, must be 0 or more and below 2^63"),
+    "a seed of 400 digits": ("run: {seed: " + "7" * 400 + "}", "777, must be 0 or more and below 2^63"),
     "a seed that is no number": ("run: {seed: .nan}", "run.yaml:1: run.seed is nan, must be a whole number"),
 }
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import run, watch
+from benchmarks import parts, watch
 from benchmarks.dense import dense_loss
 from benchmarks.flops import step_flops
-from benchmarks.job import Job
+from benchmarks.measurement import Measurement
 from benchmarks.process import MeasurementError
 from benchmarks.settings import Settings
 from benchmarks.watch import PeakMemory, Stopwatch
@@ -55,14 +55,14 @@ def test_the_dense_loss_equals_distill_loss() -> None:
 def loss_rows(monkeypatch: pytest.MonkeyPatch, seconds: dict[str, list[float]], said: list[str]) -> dict[str, dict[str, Any]]:
     """Rows of the loss part, by method, when its processes give these seconds, one a repeat; a method without any has failed."""
 
-    def run_job(job: Job, _: str) -> dict[str, Any]:
-        if not seconds.get(job.contender):
-            raise MeasurementError(f"{job.name}: no memory")
-        return {"seconds": [seconds[job.contender].pop(0)], "peak_gib": 1.0, "over_start_gib": 0.5}
+    def measured(task: Measurement, _: str) -> dict[str, Any]:
+        if not seconds.get(task.contender):
+            raise MeasurementError(f"{task.name}: no memory")
+        return {"seconds": [seconds[task.contender].pop(0)], "peak_gib": 1.0, "over_start_gib": 0.5}
 
-    monkeypatch.setattr(run, "run_job", run_job)
-    monkeypatch.setattr(run, "matmul_peak", lambda *_: 1e9)
-    rows = run.loss_part([TINY], Settings(dtypes=("fp32",), tokens=(10,), repeats=3), said.append)
+    monkeypatch.setattr(parts, "measured", measured)
+    monkeypatch.setattr(parts, "matmul_peak", lambda *_: 1e9)
+    rows = parts.loss_part([TINY], Settings(dtypes=("fp32",), tokens=(10,), repeats=3), said.append)
     return {row["method"]: row for row in rows}
 
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_atesd.checkpoint.name_table import Operation
-from megatron_atesd.checkpoint.tensor_parts import join, pack_qkv, split, take, unpack_qkv
+from megatron_atesd.checkpoint.tensor_parts import join, pack_qkv, take, unpack_qkv
 
 SIZES = st.integers(1, 4)
 
@@ -81,14 +81,3 @@ def test_every_rank_holds_a_copied_tensor_whole():
 def test_a_width_that_tp_does_not_divide_is_refused(operation: Operation, shape: tuple[int, int]):
     with pytest.raises(ValueError, match="not a multiple of tensor-parallel size 4"):
         take(torch.zeros(shape), shape, operation, 4, 0)
-
-
-def test_split_gives_gate_and_up_with_memory_of_their_own():
-    weight = rows(6, 2)
-    gate, up = split(weight, "gate_up", 1, 1, 9)
-    weight.zero_()
-    assert torch.equal(torch.cat([gate, up]), rows(6, 2))
-
-
-def test_split_drops_the_padding_of_the_vocabulary():
-    assert torch.equal(split(rows(8, 2), "vocabulary", 1, 1, 5)[0], rows(5, 2))

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from examples.quickstart.tokenizer import PROMPT, build_tokenizer
+from megatron_atesd.data.notice import warn_once
 from megatron_atesd.data.prompts import PromptRenderer
 from megatron_atesd.errors import ConfigError, DataError
 from megatron_atesd.records import Problem
@@ -81,12 +82,34 @@ def test_a_template_without_a_thinking_switch_works() -> None:
 def test_the_end_of_turn_is_the_templates_and_eos_stops_too() -> None:
     other = build_tokenizer()
     other.eos_token = "<|pad|>"
-    rendered = PromptRenderer(other, PROMPT)
     end, pad = (other.vocab[token] for token in ("<|im_end|>", "<|pad|>"))
-    # <|im_end|> is no special token any more here, so the tokenizer's word decides.
-    assert rendered.stop_ids == (pad,)
-    other.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    # <|im_end|> has no name any more here, but is a special token still.
     assert PromptRenderer(other, PROMPT).stop_ids == (end, pad)
+
+
+@pytest.mark.parametrize("ending", ["<|im_start|>assistant", "<|im_start|>assistant<think>", ""])
+def test_a_template_without_a_thinking_switch_is_said_once(ending: str, capsys: pytest.CaptureFixture[str]) -> None:
+    warn_once.cache_clear()
+    plain = build_tokenizer()
+    plain.chat_template = "{% for m in messages %}<|im_start|>{{ m.role }}{{ m.content }}<|im_end|>{% endfor %}" + ending
+    for _ in range(3):
+        PromptRenderer(plain, PROMPT).student(PROBLEM)
+    said = capsys.readouterr().err
+    assert said.count("the chat template has no thinking switch") == 1
+    assert f"every prompt ends with '<|im_end|>{ending}'" in said
+
+
+def test_a_thinking_switch_that_works_needs_no_word(capsys: pytest.CaptureFixture[str]) -> None:
+    warn_once.cache_clear()
+    renderer()
+    assert capsys.readouterr().err == ""
+
+
+def test_other_ranks_say_nothing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    warn_once.cache_clear()
+    monkeypatch.setenv("RANK", "1")
+    warn_once("a word")
+    assert capsys.readouterr().err == ""
 
 
 def test_a_tokenizer_without_a_chat_template_is_refused() -> None:

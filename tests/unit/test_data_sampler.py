@@ -34,6 +34,13 @@ def test_the_ranks_shares_in_order_are_the_whole_batch(dp_size: int) -> None:
         assert [p for rank in ranks for p in rank.batch_at(update)] == whole.batch_at(update)
 
 
+@pytest.mark.parametrize("dp_size", [1, 2, 3, 6])
+def test_every_problem_of_the_stream_has_a_place_of_its_own(dp_size: int) -> None:
+    ranks = [ProblemSampler(problems(4), 6, 3, rank, dp_size) for rank in range(dp_size)]
+    places = [rank.place_at(update) + i for update in range(5) for rank in ranks for i in range(len(rank.batch_at(update)))]
+    assert places == list(range(30))
+
+
 def test_a_batch_does_not_depend_on_what_was_drawn_before() -> None:
     used = ProblemSampler(problems(10), 4, seed=3)
     stream(used, 50)

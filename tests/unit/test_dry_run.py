@@ -13,12 +13,12 @@ from rich.console import Console
 from megatron_atesd.config import DistillConfig, ModelConfig, ParallelConfig, TrainConfig, load_config
 from megatron_atesd.model.architecture import Architecture
 from megatron_atesd.plan import dry_run
-from megatron_atesd.plan.dry_run import DryRun, Job, Shapes, dry_runs, stage_ranks
+from megatron_atesd.plan.dry_run import DryRank, DryRun, Shapes, dry_runs, stage_ranks
 from megatron_atesd.plan.dry_run_table import dry_run_table
 from megatron_atesd.plan.memory import activation_bytes, rank_memory, stage_parameters
+from megatron_atesd.plan.planned_update import Lengths, planned_update
 from megatron_atesd.plan.published import QWEN3
 from megatron_atesd.plan.speed import context_bytes, tensor_bytes
-from megatron_atesd.plan.workload import Lengths, workload_of
 
 pytestmark = pytest.mark.slow
 
@@ -56,12 +56,12 @@ def recipe(name: str) -> TrainConfig:
     return load_config(["--config", str(EXAMPLES / f"{name}.yaml")])
 
 
-def recipe_job(name: str) -> Job:
+def recipe_job(name: str) -> DryRank:
     (arch, world), config = RECIPES[name], recipe(name)
-    return Job(config, arch, world, 0, Shapes.of(config))
+    return DryRank(config, arch, world, 0, Shapes.of(config))
 
 
-def wide_jobs() -> list[Job]:
+def wide_jobs() -> list[DryRank]:
     """Qwen3-32B at TP 8 × PP 4 × DP 16: a first, a middle and a last stage."""
     parallel = ParallelConfig(tensor=8, pipeline=4, sequence=True)
     config = TrainConfig(
@@ -70,15 +70,15 @@ def wide_jobs() -> list[Job]:
         distill=DistillConfig(chunk=4096),
         optimizer={"use_distributed_optimizer": True},
     )
-    return [Job(config, QWEN3["32b"], 512, rank, Shapes(4, length=2048, response=1024)) for rank in stage_ranks(config, 512)]
+    return [DryRank(config, QWEN3["32b"], 512, rank, Shapes(4, length=2048, response=1024)) for rank in stage_ranks(config, 512)]
 
 
-def small_job(tensor: int, pipeline: int, virtual: int, rank: int, context: int = 1, packed: bool = False, **recompute: Any) -> Job:
+def small_job(tensor: int, pipeline: int, virtual: int, rank: int, context: int = 1, packed: bool = False, **recompute: Any) -> DryRank:
     """Qwen3-0.6B on 8 GPUs, with torch's kernels."""
     parallel = ParallelConfig(tensor, pipeline, virtual, sequence=tensor > 1, context=context, packed=packed)
     model, distill = ModelConfig("Qwen3-0.6B", "bf16", "sdpa"), DistillConfig(teacher="ema", chunk=4096)
     config = TrainConfig(model=model, parallel=parallel, distill=distill, megatron=recompute)
-    return Job(config, QWEN3["0.6b"], 8, rank, Shapes(4, 512, response=256, context=context, packed=packed))
+    return DryRank(config, QWEN3["0.6b"], 8, rank, Shapes(4, 512, response=256, context=context, packed=packed))
 
 
 FULL = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
@@ -106,9 +106,9 @@ def held(run: DryRun) -> list[int]:
     return [run.parameters, run.weights, run.gradients, run.optimizer, run.teacher]
 
 
-def planned(job: Job, run: DryRun) -> list[float]:
+def planned(job: DryRank, run: DryRun) -> list[float]:
     """What the plan says of the same rank."""
-    work = workload_of(job.config, job.arch, job.world, Lengths.of(job.config))
+    work = planned_update(job.config, job.arch, job.world, Lengths.of(job.config))
     return [stage_parameters(work, run.stage), *list(rank_memory(work, run.stage).always.values())[:4]]
 
 
@@ -123,10 +123,10 @@ def test_the_plan_of_512_gpus_is_what_megatron_allocates(runs: Sequence[DryRun])
         assert planned(job, run) == pytest.approx(held(run), rel=0.01)
 
 
-def planned_activations(job: Job, run: DryRun) -> float:
+def planned_activations(job: DryRank, run: DryRun) -> float:
     shapes = job.shapes
     prompt = shapes.length - shapes.response
-    work = workload_of(job.config, job.arch, job.world, Lengths(prompt, prompt, shapes.response))
+    work = planned_update(job.config, job.arch, job.world, Lengths(prompt, prompt, shapes.response))
     batch = work.data * shapes.sequences * run.micro_batches
     work = replace(work, micro_batch_tokens=shapes.sequences * shapes.length, batch=batch)
     return activation_bytes(work, run.stage, fused_norm=False)
@@ -146,7 +146,7 @@ def test_the_plan_of_other_schedules_is_what_a_rank_holds(walked: Sequence[DryRu
 
 def test_the_plan_counts_the_messages_between_tensor_ranks(runs: Sequence[DryRun]):
     job, middle = wide_jobs()[1], runs[1]
-    work = workload_of(job.config, job.arch, job.world, Lengths.of(job.config))
+    work = planned_update(job.config, job.arch, job.world, Lengths.of(job.config))
     tokens = 4 * middle.micro_batches * 2048
     for phase, passes in (("teacher", 4), ("student", 10)):
         gathered = moved(middle, phase, "tensor", "allgather_base", "reduce_scatter_base")
@@ -156,7 +156,7 @@ def test_the_plan_counts_the_messages_between_tensor_ranks(runs: Sequence[DryRun
 def test_the_plan_counts_the_keys_and_values_between_context_ranks(walked: Sequence[DryRun]):
     """Gathered forward and their gradients scattered backward; besides, on this last stage, the hidden states of both passes."""
     job, run = SMALL["context"], walked[len(WALKED) + list(SMALL).index("context")]
-    work = workload_of(job.config, job.arch, job.world, Lengths.of(job.config))
+    work = planned_update(job.config, job.arch, job.world, Lengths.of(job.config))
     tokens = 4 * 512
     hidden = tokens * job.arch.hidden * 2
     for phase, passes in (("teacher", 1), ("student", 2)):

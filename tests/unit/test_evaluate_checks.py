@@ -59,7 +59,10 @@ def evaluate(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
     ("flags", "message"),
     [
         (["--samples", "0"], "--samples is 0, must be 1 or more"),
-        (["--seed", "-1"], "--seed is -1, must be 0 or more"),
+        (["--seed", "-1"], "--seed is -1, must be 0 or more and below 2^63"),
+        (["--seed", str(2**63)], f"--seed is {2**63}, must be 0 or more and below 2^63"),
+        (["--seed", str(2**64)], f"--seed is {2**64}, must be 0 or more and below 2^63"),
+        (["--seed", "9" * 200], f"--seed is {'9' * 200}, must be 0 or more and below 2^63"),
         (["--temperature", "-0.5"], "--temperature is -0.5, must be 0 or more"),
         (["--temperature", "nan"], "--temperature is nan, must be 0 or more"),
         (["--top-p", "0"], "--top-p is 0.0, must be greater than 0 and at most 1"),

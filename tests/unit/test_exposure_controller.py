@@ -116,13 +116,37 @@ def test_the_reward_is_that_of_the_method():
     assert metrics["controller/reward"] == pytest.approx(0.625 - 0.3 / 1.75)
 
 
-def test_terms_are_normalised_by_the_spread_of_the_rewards_so_far():
-    controller = started(CONFIG)
+def test_the_logged_reward_is_in_nats_at_every_update():
+    judged = [metrics for metrics in drive(started(CONFIG), 0, 20)[1::2] if "controller/reward" in metrics]
+    terms = [(metrics["controller/learning_progress"], metrics["controller/grounding"]) for metrics in judged]
+    assert [metrics["controller/reward"] for metrics in judged] == pytest.approx(
+        [learning + 0.1 * grounding for learning, grounding in terms]
+    )
+
+
+def test_learning_takes_terms_by_the_spread_of_the_rewards_so_far():
+    controller = started(replace(CONFIG, replay=0, advantage="batch"))
     judged = [metrics for metrics in drive(controller, 0, 12)[1::2] if "controller/reward" in metrics]
-    learning = torch.tensor([metrics["controller/learning_progress"] for metrics in judged], dtype=torch.float64)
-    grounding = torch.tensor([metrics["controller/grounding"] for metrics in judged], dtype=torch.float64)
-    expected = learning[-1] / learning.std(correction=0) + 0.1 * grounding[-1] / grounding.std(correction=0)
-    assert judged[-1]["controller/reward"] == pytest.approx(expected.item())
+    learning, grounding = (
+        torch.tensor([metrics[f"controller/{term}"] for metrics in judged], dtype=torch.float64)
+        for term in ("learning_progress", "grounding")
+    )
+    reward_N = (learning / learning.std(correction=0) + 0.1 * grounding / grounding.std(correction=0))[-2:]
+    expected = (reward_N[-1] - reward_N.mean()) / (reward_N.std(correction=0) + 1e-6)
+    assert judged[-1]["controller/advantage"] == pytest.approx(expected.item())
+
+
+@pytest.mark.parametrize("normalised", [True, False])
+def test_only_normalised_terms_learn_the_same_from_another_unit_of_grounding(normalised: bool):
+    config = replace(CONFIG, normalize_terms=normalised)
+    alphas: list[list[float]] = []
+    for unit in (1.0, 64.0):
+        controller = started(config)
+        alphas.append([])
+        for step in range(30):
+            alphas[-1].append(controller.propose(step).alpha)
+            controller.observe(replace(stats(step + 1), grounding=unit * stats(step + 1).grounding))
+    assert (alphas[0] == pytest.approx(alphas[1], abs=1e-9)) is normalised
 
 
 def test_the_policy_learns_when_a_batch_is_judged():

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from megatron_atesd.checkpoint.manifest import checksums, write_manifest
-from megatron_atesd.faults.chaos import Chaos, Plan, saving
+from megatron_atesd.faults.chaos import Chaos, KillPlan, saving
 from megatron_atesd.faults.state import differences, metrics, reproducible
 
 STATE = {"/weight": torch.tensor([0.0, 1.0, float("nan")]), "/update": 3, "/reward": float("nan")}
@@ -55,7 +55,7 @@ def test_metrics_are_compared_without_time_and_memory(tmp_path: Path) -> None:
 
 
 def test_a_finished_checkpoint_that_is_damaged_or_gone_is_reported(tmp_path: Path) -> None:
-    chaos = Chaos(Plan((), tmp_path), print)
+    chaos = Chaos(KillPlan((), tmp_path), print)
     for name in ("step_1", "step_2"):
         folder = tmp_path / "run_1" / "checkpoints" / name
         folder.mkdir(parents=True)

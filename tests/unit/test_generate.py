@@ -75,7 +75,8 @@ def test_a_response_does_not_depend_on_its_batch(model: HiddenStateGPT) -> None:
 
 
 def test_rows_that_fill_a_multiple_change_nothing(model: HiddenStateGPT, monkeypatch: pytest.MonkeyPatch) -> None:
-    expected, seeds, rows = generate(model, PROMPTS * 5, range(20), [STOP], CONFIG), range(20), list[int]()
+    config, seeds, rows = replace(CONFIG, max_new_tokens=40), range(20), list[int]()
+    expected = generate(model, PROMPTS * 5, seeds, [STOP], config)
 
     def seen(model: HiddenStateGPT, ids_BS: torch.Tensor) -> torch.Tensor | None:
         rows.append(len(ids_BS))
@@ -84,7 +85,7 @@ def test_rows_that_fill_a_multiple_change_nothing(model: HiddenStateGPT, monkeyp
     forward = generation._forward_stages
     monkeypatch.setattr(generation, "_forward_stages", seen)
     monkeypatch.setattr(generation, "token_multiple", lambda config: 16)
-    assert generate(model, PROMPTS * 5, seeds, [STOP], CONFIG) == expected
+    assert generate(model, PROMPTS * 5, seeds, [STOP], config) == expected
     assert set(rows) == {32, 16}
 
 

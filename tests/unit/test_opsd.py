@@ -9,7 +9,7 @@ import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from examples.quickstart.tokenizer import PROMPT, build_tokenizer
-from megatron_atesd.checkpoint.hf_weights import hf_tensors, load_hf_weights
+from megatron_atesd.checkpoint.hf_weights import load_hf_weights
 from megatron_atesd.config import ScheduleConfig
 from megatron_atesd.data.prompts import PromptRenderer
 from megatron_atesd.data.sources.chain import chain_splits
@@ -22,6 +22,7 @@ from megatron_atesd.model.megatron_config import transformer_config
 from megatron_atesd.parallel.session import parallel_session
 from megatron_atesd.records import Problem
 from megatron_atesd.train.optimizer import build_optimization
+from tests.support.hf_reference import by_hf_name
 
 CLIP, TEMPERATURE = 0.05, 1.1
 RENDERER = PromptRenderer(build_tokenizer(), PROMPT, "floor")
@@ -107,7 +108,7 @@ def ours(folder: Path) -> Measured:
         loss = distill_step(optimization.wrapped, model, teacher, examples, divergence, micro_batch_tokens=1).loss
         for parameter in model.parameters():
             parameter.data = parameter.main_grad.clone()  # pyright: ignore[reportAttributeAccessIssue]
-        return Measured(loss, {name: gradient.clone() for name, gradient in hf_tensors(model) if name in COMPARED})
+        return Measured(loss, {name: gradient for name, gradient in by_hf_name(model).items() if name in COMPARED})
 
 
 @pytest.mark.parametrize("problem", PROBLEMS, ids=lambda problem: problem.id)

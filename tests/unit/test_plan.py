@@ -9,21 +9,14 @@ from pathlib import Path
 import pytest
 
 from megatron_atesd.config import load_config
+from megatron_atesd.model.counts import forward_flops, layer_parameters, model_parameters
 from megatron_atesd.plan.hardware import GPUS, Assumptions
-from megatron_atesd.plan.memory import (
-    activation_bytes,
-    fp8_bytes,
-    layer_activation,
-    layer_parameters,
-    passes_in_flight,
-    rank_memory,
-    stage_parameters,
-)
+from megatron_atesd.plan.memory import activation_bytes, fp8_bytes, layer_activation, passes_in_flight, rank_memory, stage_parameters
+from megatron_atesd.plan.planned_update import Lengths, PlannedUpdate, Recompute, planned_update
 from megatron_atesd.plan.published import QWEN3
 from megatron_atesd.plan.search import OFFLOAD, RECOMPUTE, SHARD, best_plan, layouts, make_plan, remedies, ways_out
-from megatron_atesd.plan.speed import bubble, forward_flops, update_phases
+from megatron_atesd.plan.speed import bubble, update_phases
 from megatron_atesd.plan.tables import suggestion_text
-from megatron_atesd.plan.workload import Lengths, Recompute, Workload, workload_of
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = str(ROOT / "examples" / "atesd_qwen3_8b.yaml")
@@ -31,14 +24,15 @@ H100, ASSUMED = GPUS["h100"], Assumptions()
 PUBLISHED = {"1.7b": 1_720_574_976, "4b": 4_022_468_096, "8b": 8_190_735_360, "14b": 14_768_307_200, "32b": 32_762_123_264}
 
 
-def workload(size: str = "8b", gpus: int = 8, *settings: str) -> Workload:
+def workload(size: str = "8b", gpus: int = 8, *settings: str) -> PlannedUpdate:
     config = load_config(["--config", RECIPE, *settings])
-    return workload_of(config, QWEN3[size], gpus, Lengths.of(config))
+    return planned_update(config, QWEN3[size], gpus, Lengths.of(config))
 
 
 @pytest.mark.parametrize("size", PUBLISHED)
 def test_parameters_are_the_published_ones(size: str):
     assert stage_parameters(workload(size, 1, "--parallel.tensor=1", "--parallel.sequence=false"), 0) == PUBLISHED[size]
+    assert model_parameters(QWEN3[size]) == PUBLISHED[size]
 
 
 def test_what_a_recipe_says_about_its_bytes_a_parameter_is_what_is_planned():
@@ -63,6 +57,15 @@ def test_fp8_keeps_copies_of_the_layers_and_speeds_up_the_passes_that_are_in_it(
     assert {name for name in seconds[0] if seconds[1][name] < seconds[0][name]} == {"teacher forward", "probe"}
 
 
+def test_a_probe_size_of_0_plans_for_every_problem_of_the_file(tmp_path: Path):
+    probe = tmp_path / "probe.jsonl"
+    probe.write_text("".join(json.dumps({"problem": f"{n} + 1?", "solution": f"\\boxed{{{n + 1}}}"}) + "\n" for n in range(100)))
+    work, few = (workload("8b", 8, f"--data.probe={probe}", f"--data.probe_size={size}") for size in (0, 16))
+    assert (work.probe, few.probe) == (100, 16)
+    seconds = [{phase.name: phase.seconds for phase in update_phases(each, H100, ASSUMED)}["probe"] for each in (work, few)]
+    assert seconds[0] / seconds[1] == pytest.approx(100 / 16, rel=0.01)
+
+
 def test_a_rollout_in_fp8_reads_a_byte_of_each_weight_of_the_layers():
     bf16, fp8 = (update_phases(workload("8b", 8, *more), H100, ASSUMED)[0] for more in ((), ("--precision.rollout=fp8_tensorwise",)))
     steps = 1024  # one batch of 16 a data rank
@@ -83,8 +86,8 @@ def test_recomputing_every_layer_leaves_one_input_a_layer_and_one_layer():
 def test_operations_of_one_token_are_two_for_each_weight():
     arch = replace(QWEN3["8b"], qk_norm=False)
     matrices = 8_190_735_360 - 2 * 151_936 * 4096 - 4096 - 36 * (2 * 4096 + 2 * 128)
-    attention, norms = 36 * 4 * 4096, 36 * 2 * 4096
-    assert forward_flops(arch, 1) == 2 * (matrices + norms) + attention
+    attention = 36 * 4 * 4096
+    assert forward_flops(arch, 1) == 2 * matrices + attention
 
 
 def test_twice_the_response_doubles_loss_and_rollout_and_does_not_double_the_prompts_part():
@@ -198,6 +201,10 @@ def test_the_command_says_what_to_change_and_fails_when_it_does_not_fit():
         (["--model-shape", "8b", "--gpus", "8", "--response-tokens", "40000"], "44096 tokens together, but the model has 40960 positions"),
         (["--model-shape", "8b", "--gpus", "8", "--json", "/no/such/folder/plan.json"], "give a file in a folder that exists"),
         (["--model-shape", "8b", "--gpus", "8", "--optimizer.optimizer", "sgd"], "knows the state of adam only"),
+        (
+            ["--model-shape", "8b", "--gpus", "8", "--data.probe", "no/such.jsonl", "--data.probe_size", "0"],
+            "all problems of data.probe, but 'no/such.jsonl' is no file; write the file first, or set data.probe_size",
+        ),
         (["--model-shape", "8b", "--gpus", "8", "--rollout.bach", "3"], "did you mean rollout.batch?"),
     ],
 )

@@ -8,12 +8,12 @@ import torch
 
 from megatron_atesd.model.architecture import Architecture
 from megatron_atesd.model.gpt import build_model
-from megatron_atesd.model.layers import KVCache
+from megatron_atesd.model.kv_cache import KVCache
 from megatron_atesd.model.megatron_config import transformer_config
 from megatron_atesd.parallel.session import parallel_session
 from megatron_atesd.plan.kept import KeptForBackward
 from megatron_atesd.plan.memory import activation_bytes, kv_cache_bytes
-from megatron_atesd.plan.workload import Lengths, Recompute, Workload
+from megatron_atesd.plan.planned_update import Lengths, PlannedUpdate, Recompute
 
 WIDE = Architecture("qwen3", 256, 768, 4, 8, 4, 64, 1024, 1024, 1e6, 1e-6, tied=False, qk_norm=True)
 DEEP = Architecture("qwen3", 128, 512, 8, 4, 1, 64, 1024, 1024, 1e6, 1e-6, tied=True, qk_norm=True)
@@ -23,9 +23,9 @@ FULL = {"recompute_granularity": "full", "recompute_method": "uniform", "recompu
 BLOCK = {"recompute_granularity": "full", "recompute_method": "block", "recompute_num_layers": 1}
 
 
-def workload(arch: Architecture, size: int, recompute: Recompute) -> Workload:
+def workload(arch: Architecture, size: int, recompute: Recompute) -> PlannedUpdate:
     """One micro-batch on one rank."""
-    return Workload(
+    return PlannedUpdate(
         arch=arch, gpus=1, tensor=1, pipeline=1, virtual=1, sequence=False, context=1, ring=False, size=size, micro_batch_tokens=4096,
         batch=SEQUENCES, rollout_batch=0, chunk=128, teacher="initial", offload=False, distributed=False, recompute=recompute, probe=64,
         grounded=False, lengths=Lengths(PROMPT, PROMPT, RESPONSE),

@@ -201,5 +201,5 @@ def test_a_worked_solution_without_a_final_mark_is_refused() -> None:
 
 def test_gsm_symbolic_without_its_library_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "reasoning_gym", None)
-    with pytest.raises(DataError, match=r"pip install 'megatron_atesd\[data\]'"):
+    with pytest.raises(DataError, match=r"pip install -e '\.\[data\]'"):
         gsm_symbolic_splits({"train": 1}, seed=1)

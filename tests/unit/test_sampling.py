@@ -66,6 +66,22 @@ def test_uniforms_of_a_row_depend_on_its_seed_alone() -> None:
     assert not torch.equal(together[0], together[1])
 
 
+@pytest.mark.parametrize(
+    ("seed", "other"), [(5, 5 + 2**32), (0, 2**32), (7, 7 + 2**62), (2**63 - 1, 2**62 - 1), (123456789, 123456789 + 2**40), (3, 3 + 2**33)]
+)
+def test_every_bit_of_a_seed_counts(seed: int, other: int) -> None:
+    one, two = uniforms([seed, other], 64)
+    assert not torch.isin(one, two).any()
+
+
+def test_uniforms_are_uniform() -> None:
+    drawn = uniforms(range(50), 1000)
+    assert drawn.dtype == torch.float64
+    assert 0 <= drawn.min() < drawn.max() < 1
+    shares = torch.histc(drawn, bins=10, min=0, max=1) / drawn.numel()
+    torch.testing.assert_close(shares, torch.full((10,), 0.1, dtype=torch.float64), rtol=0, atol=0.01)
+
+
 def test_seeds_differ_in_every_part() -> None:
     seeds = {sequence_seed(run, update, name) for run in (1, 2) for update in (1, 12) for name in ("1", "2", "21")}
     assert len(seeds) == 12

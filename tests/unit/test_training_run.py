@@ -1,6 +1,6 @@
 """What a real TrainingRun makes of its settings: both roles' prompts, temperature, grounding, seeds of the rollouts, graded answers."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +11,8 @@ from transformers import Qwen3ForCausalLM
 from megatron_atesd.config import load_config
 from megatron_atesd.data.problems import load_problems
 from megatron_atesd.distill.divergence import Divergence
+from megatron_atesd.distill.step import distill_step, measure_step
+from megatron_atesd.model.chunk import ModelChunk
 from megatron_atesd.parallel.session import parallel_session
 from megatron_atesd.records import Problem, Rollout
 from megatron_atesd.train import loop
@@ -49,8 +51,8 @@ def rollouts(run: TrainingRun) -> list[Rollout]:
     return [Rollout(p, run.renderer.student(p), run.renderer.reference(p), False) for p in run.probe_problems]
 
 
-def responses(run: TrainingRun, problems: Sequence[Problem], update: int) -> list[Sequence[int]]:
-    return [rollout.response_ids for rollout in run.rollout(problems, update)]
+def responses(run: TrainingRun, problems: Sequence[Problem], first: int) -> list[Sequence[int]]:
+    return [rollout.response_ids for rollout in run.rollout(problems, first)]
 
 
 def test_the_teacher_of_an_example_sees_the_exposure_in_force(run: TrainingRun) -> None:
@@ -124,11 +126,11 @@ def test_grounding_is_the_exposed_teachers_mean_log_probability(text: str, input
     assert grounded._grounding(ALPHA) == pytest.approx(expected, rel=1e-5)
 
 
-def test_one_update_draws_the_same_responses_again(run: TrainingRun) -> None:
+def test_one_place_in_the_stream_draws_the_same_responses_again(run: TrainingRun) -> None:
     assert responses(run, run.probe_problems, 3) == responses(run, run.probe_problems, 3)
 
 
-def test_another_update_draws_other_responses(run: TrainingRun) -> None:
+def test_another_place_draws_other_responses(run: TrainingRun) -> None:
     assert responses(run, run.probe_problems, 3) != responses(run, run.probe_problems, 4)
 
 
@@ -140,6 +142,61 @@ def test_problems_of_equal_text_draw_their_own_responses(run: TrainingRun) -> No
     twins = [replace(run.probe_problems[0], id=name) for name in ("one", "other")]
     one, other = responses(run, twins, 3)
     assert one != other
+
+
+def test_one_problem_several_times_in_a_batch_draws_a_response_each(run: TrainingRun) -> None:
+    drawn = responses(run, [run.probe_problems[0]] * 4, 40)
+    assert len(set(drawn)) == 4
+
+
+@pytest.mark.parametrize("shares", [(1, 3), (2, 2), (1, 1, 1, 1)])
+def test_responses_do_not_depend_on_how_a_batch_is_shared_out(run: TrainingRun, shares: tuple[int, ...]) -> None:
+    problems = [run.probe_problems[0], run.probe_problems[0], run.probe_problems[1], run.probe_problems[1]]
+    first, parts = 0, list[Sequence[int]]()
+    for share in shares:
+        parts += responses(run, problems[first : first + share], 12 + first)
+        first += share
+    assert parts == responses(run, problems, 12)
+
+
+def test_an_update_draws_at_its_places_in_the_stream(inputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, places = start(inputs, "--data.batch=4", "--rollout.max_new_tokens=1"), list[int]()
+    rollout = run.rollout
+    monkeypatch.setattr(run, "rollout", lambda problems, first: places.append(first) or rollout(problems, first))
+    run.service.observe(run.probe(0, run.service.propose(0), None))
+    for update in (0, 1, 2):
+        loop.train_step(run, update)
+    assert [place for place in places if place >= 0] == [0, 4, 8]
+
+
+PASSES: dict[str, Callable[[TrainingRun], object]] = {
+    "a rollout": lambda run: run.rollout(run.probe_problems, 0),
+    "the probe": lambda run: run.probe(0, run.service.propose(0), None),
+    "a measurement": lambda run: measure_step(run.model, run.teacher, run.examples(rollouts(run), ALPHA), run.divergence, 64),
+    "the teacher's pass": lambda run: distill_step(
+        run.optimization.wrapped, run.model, run.teacher, run.examples(rollouts(run), ALPHA), run.divergence, 64
+    ),
+}
+
+
+@pytest.mark.parametrize("what", PASSES)
+def test_an_error_amid_a_pass_leaves_every_module_in_its_mode(what: str, inputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class SomeError(Exception):
+        pass
+
+    def fail(*_: object, **__: object) -> None:
+        assert not run.model.training
+        raise SomeError
+
+    run = start(inputs)
+    run.model.train()
+    next(module for name, module in run.model.named_modules() if name.endswith("layers.1")).eval()
+    before = [module.training for module in run.model.modules()]
+    monkeypatch.setattr(ModelChunk, "forward", fail)
+    with pytest.raises(SomeError):
+        PASSES[what](run)
+    assert set(before) == {True, False}
+    assert [module.training for module in run.model.modules()] == before
 
 
 def test_a_response_with_the_references_answer_is_answered(run: TrainingRun) -> None:

@@ -1,8 +1,6 @@
-"""Floating-point operations of a step by formula, and the matmul speed that they are compared with.
+"""Floating-point operations of a step by formula (megatron_atesd/model/counts.py), and the matmul speed that they are compared with.
 
-A multiply-add is two operations; a backward through a matrix product costs two products of the forward's size. Counted are the products
-with weights, the attention's two products (causal half) and the vocabulary projection on response positions only. Elementwise work,
-normalisation, softmax and the optimizer are not counted, nor is anything that is computed twice.
+A backward through a matrix product costs two products of the forward's size. The vocabulary projection counts on response positions only.
 """
 
 import time
@@ -10,6 +8,7 @@ import time
 import torch
 
 from benchmarks.workload import Workload
+from megatron_atesd.model.counts import forward_flops, loss_flops
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _SIDE = {"cpu": 1536, "cuda": 8192}  # rows and columns of the square matrices whose product gives the peak
@@ -18,23 +17,8 @@ _SIDE = {"cpu": 1536, "cuda": 8192}  # rows and columns of the square matrices w
 def step_flops(workload: Workload) -> float:
     """Teacher forward, student forward and backward, and the loss's four products."""
     student, teacher = workload.prompt_tokens + workload.response_tokens, workload.teacher_length
-    return workload.prompts * (_forward(workload, teacher) + 3 * _forward(workload, student)) + loss_flops(
-        workload.tokens, workload.hidden, workload.vocabulary
-    )
-
-
-def loss_flops(tokens: int, hidden: int, vocabulary: int) -> float:
-    """Logits of teacher and student, the gradients of hidden states and of the head: four products of T × H × V."""
-    return 4 * 2.0 * tokens * hidden * vocabulary
-
-
-def _forward(workload: Workload, length: int) -> float:
-    """The layers over one sequence."""
-    width = workload.heads * workload.head_size
-    projections = workload.hidden * (2 * width + 2 * workload.query_groups * workload.head_size)
-    weights = projections + 3 * workload.hidden * workload.ffn
-    attention = 2 * 2 * width * length * (length + 1) // 2
-    return float(workload.layers * (2 * length * weights + attention))
+    layers = forward_flops(workload.arch, teacher) + 3 * forward_flops(workload.arch, student)
+    return workload.prompts * layers + loss_flops(workload.arch, workload.tokens)
 
 
 def matmul_peak(dtype: str, device: str, repeats: int = 5) -> float:

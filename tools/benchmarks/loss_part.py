@@ -7,21 +7,24 @@ from torch import Tensor
 
 from benchmarks.dense import dense_loss
 from benchmarks.flops import DTYPES
-from benchmarks.job import Job
+from benchmarks.measurement import Measurement
 from megatron_atesd.distill.fused import Divergence, distill_loss
 
 LOSSES = {"fused": distill_loss, "compiled": distill_loss, "dense": dense_loss}
 
 
-def loss_part(job: Job) -> Callable[[], None]:
+def loss_part(task: Measurement) -> Callable[[], None]:
     """The work to measure, with its inputs in memory: hidden states [T, H] and heads [V, H] of both roles."""
     torch.manual_seed(0)
-    hidden_TH, teacher_hidden_TH = (draw(job.tokens, job) for _ in range(2))
-    weight_VH, teacher_weight_VH = (draw(job.workload.vocabulary, job) * 0.05 for _ in range(2))
-    if job.contender == "products":
-        return products(hidden_TH, weight_VH, teacher_hidden_TH, teacher_weight_VH, job.chunk)
-    token_weight_T = torch.full((job.tokens,), 1.0 / job.tokens, device=job.device)
-    loss_function, settings = LOSSES[job.contender], Divergence(chunk=job.chunk, compile=job.contender == "compiled")
+    hidden_TH, teacher_hidden_TH = (draw(task.tokens, task) for _ in range(2))
+    weight_VH, teacher_weight_VH = (draw(task.workload.vocabulary, task) * 0.05 for _ in range(2))
+    if task.contender == "products":
+        return products(hidden_TH, weight_VH, teacher_hidden_TH, teacher_weight_VH, task.chunk)
+    token_weight_T = torch.full((task.tokens,), 1.0 / task.tokens, device=task.device)
+    loss_function, settings = (
+        LOSSES[task.contender],
+        Divergence(chunk=task.chunk, compile=task.contender == "compiled"),
+    )
 
     def work() -> None:
         student, head = hidden_TH.detach().requires_grad_(), weight_VH.detach().requires_grad_()
@@ -31,8 +34,8 @@ def loss_part(job: Job) -> Callable[[], None]:
     return work
 
 
-def draw(rows: int, job: Job) -> Tensor:
-    return torch.randn(rows, job.workload.hidden, device=job.device).to(DTYPES[job.dtype])
+def draw(rows: int, task: Measurement) -> Tensor:
+    return torch.randn(rows, task.workload.hidden, device=task.device).to(DTYPES[task.dtype])
 
 
 def products(hidden_TH: Tensor, weight_VH: Tensor, teacher_hidden_TH: Tensor, teacher_weight_VH: Tensor, chunk: int) -> Callable[[], None]:

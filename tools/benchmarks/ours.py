@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.dense import dense_loss
-from benchmarks.job import CLIP_NORM, LEARNING_RATE, Job, Step
+from benchmarks.measurement import CLIP_NORM, LEARNING_RATE, Measurement, Step
 from benchmarks.watch import Stopwatch
 from megatron_atesd.checkpoint.hf_weights import load_hf_weights
 from megatron_atesd.config import ScheduleConfig
@@ -23,19 +23,19 @@ LOSSES = {"ours": distill_loss, "naive": dense_loss}
 
 
 @contextmanager
-def engine(job: Job) -> Iterator[Step]:
-    """A step with the weights of the job's model folder; teacher, student and loss add up to the whole of distill_step."""
+def engine(task: Measurement) -> Iterator[Step]:
+    """A step with the weights of the task's model folder; teacher, student and loss add up to the whole of distill_step."""
     with parallel_session():
-        architecture = read_architecture(Path(job.model))
-        model = build_model(architecture, transformer_config(architecture, 1, 1, False, job.dtype))
-        load_hf_weights(model, Path(job.model))
+        architecture = read_architecture(Path(task.model))
+        model = build_model(architecture, transformer_config(architecture, 1, 1, False, task.dtype))
+        load_hf_weights(model, Path(task.model))
         teacher = Teacher(model, "initial")
         optimizer = {"lr": LEARNING_RATE, "clip_grad": CLIP_NORM, "weight_decay": 0.0}
-        optimization = build_optimization(model, optimizer, {}, ScheduleConfig(), job.warmup + job.steps)
+        optimization = build_optimization(model, optimizer, {}, ScheduleConfig(), task.warmup + task.steps)
 
         def step(watch: Stopwatch) -> tuple[float, float]:
             result, norm = timed_update(
-                watch, optimization, LOSSES[job.contender], lambda: distill_step(optimization.wrapped, model, teacher, job)
+                watch, optimization, LOSSES[task.contender], lambda: distill_step(optimization.wrapped, model, teacher, task)
             )
             return result.loss, norm
 
@@ -68,10 +68,15 @@ def exchanged_loss(function: Callable[..., Any]) -> Iterator[None]:
         distill.distill_loss = original
 
 
-def distill_step(wrapped: Any, model: Any, teacher: Teacher, job: Job) -> distill.StepResult:
-    """The engine's step over the job's examples."""
-    roles = zip(job.ids["prompts"], job.ids["references"], job.ids["responses"], strict=True)
+def distill_step(wrapped: Any, model: Any, teacher: Teacher, task: Measurement) -> distill.StepResult:
+    """The engine's step over the task's examples."""
+    roles = zip(task.ids["prompts"], task.ids["references"], task.ids["responses"], strict=True)
     examples = [distill.Example(prompt, [*prompt, *reference], response) for prompt, reference, response in roles]
     return distill.distill_step(
-        wrapped, model, teacher, examples, Divergence(chunk=job.chunk), job.workload.sequences * job.workload.teacher_length
+        wrapped,
+        model,
+        teacher,
+        examples,
+        Divergence(chunk=task.chunk),
+        task.workload.sequences * task.workload.teacher_length,
     )

@@ -14,21 +14,21 @@ from torch.nn import functional as F
 from transformers import Qwen3ForCausalLM
 
 from benchmarks.flops import DTYPES
-from benchmarks.job import CLIP_NORM, LEARNING_RATE, Job, Step
+from benchmarks.measurement import CLIP_NORM, LEARNING_RATE, Measurement, Step
 from benchmarks.watch import Stopwatch
 
 
 @contextmanager
-def plain(job: Job) -> Iterator[Step]:
-    """A step that starts from the weights of the job's model folder."""
-    student, teacher = (load(job) for _ in range(2))
+def plain(task: Measurement) -> Iterator[Step]:
+    """A step that starts from the weights of the task's model folder."""
+    student, teacher = (load(task) for _ in range(2))
     teacher.requires_grad_(False).eval()
     optimizer = torch.optim.AdamW(student.parameters(), lr=LEARNING_RATE, weight_decay=0.0, fused=True)
 
     def step(watch: Stopwatch) -> tuple[float, float]:
         with watch.phase("optimizer"):
             optimizer.zero_grad()
-        total = sum(micro_batch(student, teacher, job, first, watch) for first in range(0, job.workload.prompts, job.workload.sequences))
+        total = sum(micro_batch(student, teacher, task, first, watch) for first in range(0, task.workload.prompts, task.workload.sequences))
         with watch.phase("optimizer"):
             norm = torch.nn.utils.clip_grad_norm_(student.parameters(), CLIP_NORM)
             optimizer.step()
@@ -37,25 +37,26 @@ def plain(job: Job) -> Iterator[Step]:
     yield step
 
 
-def load(job: Job) -> Any:
-    """A model with the job's weights, in its dtype, on its device."""
-    return Qwen3ForCausalLM.from_pretrained(job.model, dtype=DTYPES[job.dtype], attn_implementation="sdpa").to(job.device)  # pyright: ignore[reportArgumentType]
+def load(task: Measurement) -> Any:
+    """A model with the task's weights, in its dtype, on its device."""
+    model: Any = Qwen3ForCausalLM.from_pretrained(task.model, dtype=DTYPES[task.dtype], attn_implementation="sdpa")
+    return model.to(task.device)
 
 
-def micro_batch(student: Any, teacher: Any, job: Job, first: int, watch: Stopwatch) -> float:
+def micro_batch(student: Any, teacher: Any, task: Measurement, first: int, watch: Stopwatch) -> float:
     """Forward and backward of the sequences from `first` on; returns their part of the mean loss over the step's tokens."""
-    part = slice(first, first + job.workload.sequences)
-    prompts, references, responses = (job.ids[role][part] for role in ("prompts", "references", "responses"))
+    part = slice(first, first + task.workload.sequences)
+    prompts, references, responses = (task.ids[role][part] for role in ("prompts", "references", "responses"))
     teacher_prompts = [[*prompt, *reference] for prompt, reference in zip(prompts, references, strict=True)]
     with watch.phase("teacher"), torch.no_grad():
-        teacher_hidden_TH = response_hidden(teacher, teacher_prompts, responses, job.device)
+        teacher_hidden_TH = response_hidden(teacher, teacher_prompts, responses, task.device)
     with watch.phase("student"):
-        hidden_TH = response_hidden(student, prompts, responses, job.device)
+        hidden_TH = response_hidden(student, prompts, responses, task.device)
     with watch.phase("loss"):
         with torch.no_grad():
             teacher_TV = F.log_softmax(teacher.lm_head(teacher_hidden_TH).float(), dim=-1)
         student_TV = F.log_softmax(student.lm_head(hidden_TH).float(), dim=-1)
-        loss = F.kl_div(student_TV, teacher_TV, reduction="sum", log_target=True) / job.workload.tokens
+        loss = F.kl_div(student_TV, teacher_TV, reduction="sum", log_target=True) / task.workload.tokens
     watch.backward("loss", loss, hidden_TH)
     before = watch.seconds["loss"]
     with watch.phase("student"):

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.job import Job
+from benchmarks.measurement import Measurement
 from megatron_atesd.errors import AtesdError
 
 _TRL_STEP = Path(__file__).parent / "trl_step.py"
@@ -35,24 +35,24 @@ def trl_is_there(python: str, say: Callable[[str], None]) -> bool:
     return found.returncode == 0
 
 
-def run_job(job: Job, trl_python: str = "") -> dict[str, Any]:
+def measured(task: Measurement, trl_python: str = "") -> dict[str, Any]:
     """The result of one measurement in a process of its own. Raises MeasurementError with the last line it wrote when it fails."""
     with tempfile.TemporaryDirectory() as folder:
-        given, result = Path(folder) / "job.json", Path(folder) / "result.json"
-        job.save(given)
-        worker = [trl_python, "-I", str(_TRL_STEP)] if job.contender == "trl" else [sys.executable, "-m", "benchmarks.worker"]
-        found = subprocess.run([*worker, str(given), str(result)], capture_output=True, text=True, env=_environment(job))
+        given, result = Path(folder) / "task.json", Path(folder) / "result.json"
+        task.save(given)
+        worker = [trl_python, "-I", str(_TRL_STEP)] if task.contender == "trl" else [sys.executable, "-m", "benchmarks.worker"]
+        found = subprocess.run([*worker, str(given), str(result)], capture_output=True, text=True, env=_environment(task))
         if found.returncode:
-            raise MeasurementError(f"{job.name}: the measuring process ended with code {found.returncode}: {_last_line(found.stderr)}")
+            raise MeasurementError(f"{task.name}: the measuring process ended with code {found.returncode}: {_last_line(found.stderr)}")
         return json.loads(result.read_text(encoding="utf-8"))
 
 
-def _environment(job: Job) -> dict[str, str]:
-    threads = str(job.threads)
+def _environment(task: Measurement) -> dict[str, str]:
+    threads = str(task.threads)
     fixed = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "OMP_WAIT_POLICY": "PASSIVE"}
     fixed |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     devices = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")
-    fixed["CUDA_VISIBLE_DEVICES"] = devices[0] if job.device == "cuda" else ""  # one GPU: no contender shares its work out
+    fixed["CUDA_VISIBLE_DEVICES"] = devices[0] if task.device == "cuda" else ""  # one GPU: no contender shares its work out
     path = os.pathsep.join([str(_ROOT), str(_ROOT / "tools"), *filter(None, [os.environ.get("PYTHONPATH")])])
     return os.environ | fixed | {"PYTHONPATH": path}
 

@@ -1,4 +1,4 @@
-"""The same step in TRL's SDFTTrainer with full-vocabulary distillation: python trl_step.py JOB.json RESULT.json
+"""The same step in TRL's SDFTTrainer with full-vocabulary distillation: python trl_step.py TASK.json RESULT.json
 
 Runs in an environment of its own that has trl, and so imports only what is installed there. The trainer generates its own
 rollouts; they are timed and then replaced by the job's responses, so that loss and work are those of the other contenders.

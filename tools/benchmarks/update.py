@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from megatron.core import parallel_state
 
-from benchmarks.job import Job
+from benchmarks.measurement import Measurement
 from benchmarks.ours import timed_update
 from benchmarks.watch import PeakMemory, Stopwatch
 from benchmarks.worker import measure_loss
@@ -26,7 +26,7 @@ from megatron_atesd.model.megatron_config import megatron_settings
 from megatron_atesd.parallel.groups import data_parallel_place
 from megatron_atesd.parallel.session import session_of
 from megatron_atesd.plan.memory import rank_memory
-from megatron_atesd.plan.workload import Lengths, workload_of
+from megatron_atesd.plan.planned_update import Lengths, planned_update
 from megatron_atesd.rollout.generate import generate
 from megatron_atesd.train.optimizer import Optimization, build_optimization
 
@@ -79,7 +79,7 @@ def measure(updates: Updates) -> Measured:
             _free()
             loss_part = {name: _loss_seconds(updates, contender) for name, contender in _loss_contenders(updates.config).items()}
         except torch.OutOfMemoryError as error:
-            planned = rank_memory(workload_of(updates.config, updates.arch, updates.world, updates.lengths), 0).peak / 2**30
+            planned = rank_memory(planned_update(updates.config, updates.arch, updates.world, updates.lengths), 0).peak / 2**30
             raise ConfigError(
                 f"{updates.name} does not fit this GPU: {planned:.1f} GiB are planned. Divide the model (parallel.tensor under torchrun), "
                 f"or lower parallel.micro_batch_tokens, distill.chunk or data.batch ({error})"
@@ -96,7 +96,7 @@ def measure_rank(updates: Updates) -> Row:
             memory.reset()
         found.append(one_update(updates, parts, index))
     stage = parallel_state.get_pipeline_model_parallel_rank()
-    planned = rank_memory(workload_of(updates.config, updates.arch, updates.world, updates.lengths), stage).peak / 2**30
+    planned = rank_memory(planned_update(updates.config, updates.arch, updates.world, updates.lengths), stage).peak / 2**30
     steps, losses = zip(*found, strict=True)
     return {"steps": steps[updates.warmup :], "loss": losses[0], "planned_gib": planned, **memory.figures()}
 
@@ -154,8 +154,10 @@ def _loss_contenders(config: TrainConfig) -> dict[str, str]:
 def _loss_seconds(updates: Updates, contender: str) -> float:
     config, work = updates.config, updates.workload
     device = _device()
-    job = Job(contender, work, config.model.dtype, device, 1, updates.steps, updates.warmup, config.distill.chunk, tokens=work.tokens)
-    seconds = statistics.median(measure_loss(job)["seconds"])
+    measurement = Measurement(
+        contender, work, config.model.dtype, device, 1, updates.steps, updates.warmup, config.distill.chunk, tokens=work.tokens
+    )
+    seconds = statistics.median(measure_loss(measurement)["seconds"])
     _free()
     return seconds
 

@@ -9,8 +9,8 @@ from megatron_atesd.config import ModelShape, layout_problems, load_config, para
 from megatron_atesd.errors import ConfigError
 from megatron_atesd.model.architecture import Architecture
 from megatron_atesd.model.supported import check_fp8
+from megatron_atesd.plan.planned_update import Lengths
 from megatron_atesd.plan.published import QWEN3
-from megatron_atesd.plan.workload import Lengths
 from megatron_atesd.train.checks import check_compiler
 
 SHAPES = {"tiny": Architecture("qwen3", 64, 128, 2, 4, 2, 16, 512, 4096, 1e6, 1e-6, tied=True, qk_norm=True), **QWEN3}

@@ -1,4 +1,4 @@
-"""One measurement: python -m benchmarks.worker JOB.json RESULT.json"""
+"""One measurement: python -m benchmarks.worker TASK.json RESULT.json"""
 
 import importlib
 import json
@@ -9,47 +9,47 @@ from typing import Any
 
 import torch
 
-from benchmarks.job import Job
+from benchmarks.measurement import Measurement
 from benchmarks.watch import PeakMemory, Stopwatch, now
 
 STEPS = {"ours": ("ours", "engine"), "naive": ("ours", "engine"), "plain": ("plain", "plain")}
 
 
-def measure_step(job: Job) -> Mapping[str, Any]:
+def measure_step(task: Measurement) -> Mapping[str, Any]:
     """Seconds by phase of each measured step, loss and gradient norm of the first step of all, peak memory of the measured ones."""
     importlib.import_module("transformers.models.qwen3.configuration_qwen3")  # code is no part of the memory over the start
-    module, name = STEPS[job.contender]
+    module, name = STEPS[task.contender]
     contender = getattr(importlib.import_module(f"benchmarks.{module}"), name)
-    memory, steps, first = PeakMemory(job.device), [], None
-    with contender(job) as step:
-        for index in range(job.warmup + job.steps):
-            if index == job.warmup:
+    memory, steps, first = PeakMemory(task.device), [], None
+    with contender(task) as step:
+        for index in range(task.warmup + task.steps):
+            if index == task.warmup:
                 memory.reset()
             watch = Stopwatch()
             result = step(watch)
             first = first or result
             steps.append(dict(watch.seconds))
     assert first is not None
-    return {"steps": steps[job.warmup :], "loss": first[0], "grad_norm": first[1], **memory.figures()}
+    return {"steps": steps[task.warmup :], "loss": first[0], "grad_norm": first[1], **memory.figures()}
 
 
-def measure_loss(job: Job) -> Mapping[str, Any]:
+def measure_loss(task: Measurement) -> Mapping[str, Any]:
     """Seconds of each measured run of the loss part, and its peak memory over its inputs."""
     from benchmarks.loss_part import loss_part
 
-    work, seconds = loss_part(job), []
-    memory = PeakMemory(job.device)
-    for _ in range(job.warmup + job.steps):
+    work, seconds = loss_part(task), []
+    memory = PeakMemory(task.device)
+    for _ in range(task.warmup + task.steps):
         started = now()
         work()
         seconds.append(now() - started)
-    return {"seconds": seconds[job.warmup :], **memory.figures()}
+    return {"seconds": seconds[task.warmup :], **memory.figures()}
 
 
 def main() -> None:
-    job = Job.load(Path(sys.argv[1]))
-    torch.set_num_threads(job.threads)
-    result = measure_step(job) if job.contender in STEPS else measure_loss(job)
+    task = Measurement.load(Path(sys.argv[1]))
+    torch.set_num_threads(task.threads)
+    result = measure_step(task) if task.contender in STEPS else measure_loss(task)
     Path(sys.argv[2]).write_text(json.dumps(result), encoding="utf-8")
 
 

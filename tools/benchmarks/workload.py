@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from megatron_atesd.errors import ConfigError
+from megatron_atesd.model.architecture import Architecture
 
 SPECIAL_IDS = 2  # ids 0 and 1 are padding and end of text for those who need them; no drawn token is one of them
 OPTIONAL = {"micro_batch": 0}
@@ -34,6 +35,11 @@ class Workload:
     reference_tokens: int
     response_tokens: int
     micro_batch: int = 0
+
+    @property
+    def arch(self) -> Architecture:
+        sizes = (self.hidden, self.ffn, self.layers, self.heads, self.query_groups, self.head_size, self.vocabulary, self.teacher_length)
+        return Architecture("qwen3", *sizes, rope_base=10_000.0, norm_eps=1e-6, tied=self.tied, qk_norm=True)
 
     @property
     def tokens(self) -> int:

@@ -39,7 +39,7 @@ def _entries(size: int, seed: int) -> Iterator[Mapping[str, Any]]:
     try:
         gym = importlib.import_module("reasoning_gym")
     except ImportError:
-        raise DataError("the source gsm_symbolic needs reasoning-gym: pip install 'megatron_atesd[data]'") from None
+        raise DataError("the source gsm_symbolic needs reasoning-gym: pip install -e '.[data]' in this project's checkout") from None
     dataset = gym.create_dataset("gsm_symbolic", size=max(size, 1), seed=seed)
     return (dataset[index] for index in range(size))
 

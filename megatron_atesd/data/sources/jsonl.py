@@ -54,7 +54,7 @@ def _parquet_rows(path: Path) -> list[dict[str, Any]]:
     try:
         parquet = importlib.import_module("pyarrow.parquet")
     except ImportError:
-        raise DataError("reading Parquet needs pyarrow: pip install 'megatron_atesd[data]'") from None
+        raise DataError("reading Parquet needs pyarrow: pip install -e '.[data]' in this project's checkout") from None
     try:
         table = parquet.read_table(path)
     except (OSError, ValueError, NotImplementedError) as error:

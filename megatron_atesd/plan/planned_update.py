@@ -2,8 +2,11 @@
 
 import math
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from megatron_atesd.config import DataConfig, TrainConfig, fp8_recipe
+from megatron_atesd.data.problems import load_problems
+from megatron_atesd.errors import ConfigError
 from megatron_atesd.model.architecture import Architecture
 
 
@@ -31,7 +34,7 @@ class Recompute:
 
 
 @dataclass(frozen=True)
-class Workload:
+class PlannedUpdate:
     """One update of a run on `gpus` processes.
 
     size: bytes of a parameter. ring: keys and values go round context-parallel ranks, as in Transformer Engine, instead of being gathered
@@ -94,7 +97,7 @@ class Workload:
         """By how much a rank's part of the residual stream is smaller than the whole."""
         return self.tensor if self.sequence else 1
 
-    def packed(self, prompt: int) -> tuple[int, int]:
+    def micro_batches(self, prompt: int) -> tuple[int, int]:
         """(micro-batches, tokens of the largest) of an update's sequences with this prompt, all equally long."""
         length = prompt + self.lengths.response
         together = max(1, min(self.sequences, self.micro_batch_tokens // length))
@@ -106,10 +109,13 @@ class Workload:
         return max(length, min(self.micro_batch_tokens, self.sequences * length))
 
 
-def workload_of(config: TrainConfig, arch: Architecture, gpus: int, lengths: Lengths) -> Workload:
-    """The workload that a configuration describes; its layout must have passed the rules of config_check."""
+def planned_update(config: TrainConfig, arch: Architecture, gpus: int, lengths: Lengths) -> PlannedUpdate:
+    """The update that a configuration describes; its layout must have passed the rules of `config`.
+
+    Raises ConfigError when all problems of data.probe are to be counted and the file is not there, DataError when a line is wrong.
+    """
     parallel, chunk_layers = config.parallel, arch.layers // (config.parallel.pipeline * config.parallel.virtual_pipeline)
-    return Workload(
+    return PlannedUpdate(
         arch=arch,
         gpus=gpus,
         tensor=parallel.tensor,
@@ -127,11 +133,23 @@ def workload_of(config: TrainConfig, arch: Architecture, gpus: int, lengths: Len
         offload=config.distill.teacher_offload,
         distributed=bool(config.optimizer.get("use_distributed_optimizer", False)),
         recompute=_recompute(config, chunk_layers),
-        probe=config.data.probe_size or DataConfig.probe_size,
+        probe=_probe_problems(config.data),
         grounded=config.exposure.mode == "learned",
         lengths=lengths,
         fp8=tuple(role for role, precision in asdict(config.precision).items() if fp8_recipe(precision)),
     )
+
+
+def _probe_problems(data: DataConfig) -> int:
+    """As training takes them; the file is only read where its length matters."""
+    if data.probe_size:
+        return data.probe_size
+    if not Path(data.probe).is_file():
+        raise ConfigError(
+            f"data.probe_size is 0, which takes all problems of data.probe, but {data.probe!r} is no file; "
+            "write the file first, or set data.probe_size to their number to plan"
+        )
+    return len(load_problems(data.probe, data.on_error))
 
 
 def _recompute(config: TrainConfig, chunk_layers: int) -> Recompute:

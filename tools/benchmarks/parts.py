@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 
-from benchmarks.flops import loss_flops, matmul_peak, step_flops
-from benchmarks.job import Job
-from benchmarks.process import MeasurementError, run_job, trl_is_there
+from benchmarks.flops import matmul_peak, step_flops
+from benchmarks.measurement import Measurement
+from benchmarks.process import MeasurementError, measured, trl_is_there
 from benchmarks.settings import Settings
 from benchmarks.workload import Workload, draw_ids, save_model
 from megatron_atesd.errors import ConfigError
+from megatron_atesd.model.counts import loss_flops
 
 LOSS_METHODS = ("fused", "compiled", "dense", "products")
 OWN = ("ours", "fused")
@@ -35,9 +36,9 @@ def step_part(workloads: Sequence[Workload], settings: Settings, say: Say) -> li
             save_model(workload, Path(folder), SEED)
             ids = draw_ids(workload, SEED)
             for dtype in settings.dtypes:
-                jobs = {name: _job(name, workload, dtype, settings, model=folder, ids=ids) for name in contenders}
-                results, peak = _interleaved(jobs, settings, say)
-                found = [_step_row(jobs[name], results[name], peak) for name in results]
+                tasks = {name: _task(name, workload, dtype, settings, model=folder, ids=ids) for name in contenders}
+                results, peak = _interleaved(tasks, settings, say)
+                found = [_step_row(tasks[name], results[name], peak) for name in results]
                 rows += _with_ratios(found, "contender", settings.baseline, {"seconds": "training_seconds", "memory": "over_start_gib"})
     return _with_share_of_peak(rows)
 
@@ -48,32 +49,34 @@ def loss_part(workloads: Sequence[Workload], settings: Settings, say: Say) -> li
     for workload in workloads:
         for dtype in settings.dtypes:
             for tokens in settings.tokens:
-                jobs = {name: _job(name, workload, dtype, settings, tokens=tokens) for name in LOSS_METHODS}
-                results, peak = _interleaved(jobs, settings, say)
-                found = [_loss_row(jobs[name], results[name], peak) for name in results]
+                tasks = {name: _task(name, workload, dtype, settings, tokens=tokens) for name in LOSS_METHODS}
+                results, peak = _interleaved(tasks, settings, say)
+                found = [_loss_row(tasks[name], results[name], peak) for name in results]
                 found = _with_ratios(found, "method", "products", {"seconds": "seconds"})
                 rows += _with_ratios(found, "method", "dense", {"memory": "over_start_gib"})
     return _with_share_of_peak(rows)
 
 
-def _job(contender: str, workload: Workload, dtype: str, settings: Settings, **more: Any) -> Job:
-    return Job(contender, workload, dtype, settings.device, settings.threads, settings.steps, settings.warmup, settings.chunk, **more)
+def _task(contender: str, workload: Workload, dtype: str, settings: Settings, **more: Any) -> Measurement:
+    return Measurement(
+        contender, workload, dtype, settings.device, settings.threads, settings.steps, settings.warmup, settings.chunk, **more
+    )
 
 
-def _interleaved(jobs: Mapping[str, Job], settings: Settings, say: Say) -> tuple[dict[str, list[Row]], float]:
-    """Results of every repeat of every job, in turns, and the best matmul speed seen between them (operations a second).
+def _interleaved(tasks: Mapping[str, Measurement], settings: Settings, say: Say) -> tuple[dict[str, list[Row]], float]:
+    """Results of every repeat of every measurement, in turns, and the best matmul speed seen between them (operations a second).
 
     What this project is compared with may fail (for want of memory, say): it is then left out, with the reason.
     """
-    results: dict[str, list[Row]] = {name: [] for name in jobs}
+    results: dict[str, list[Row]] = {name: [] for name in tasks}
     peak = 0.0
     for repeat in range(settings.repeats):
         for name in list(results):
-            job = jobs[name]
-            say(f"{job.name}, repeat {repeat + 1} of {settings.repeats}")
-            peak = max(peak, _peak(job.dtype, settings))
+            task = tasks[name]
+            say(f"{task.name}, repeat {repeat + 1} of {settings.repeats}")
+            peak = max(peak, _peak(task.dtype, settings))
             try:
-                results[name].append(run_job(job, settings.trl_python))
+                results[name].append(measured(task, settings.trl_python))
             except MeasurementError as error:
                 if name in OWN:
                     raise
@@ -87,18 +90,18 @@ def _peak(dtype: str, settings: Settings) -> float:
     return matmul_peak(dtype, settings.device)
 
 
-def _step_row(job: Job, results: Sequence[Row], peak: float) -> Row:
+def _step_row(task: Measurement, results: Sequence[Row], peak: float) -> Row:
     steps = [step for result in results for step in result["steps"]]
     seconds = {name: statistics.median(step[name] for step in steps) for name in steps[0]}
     training = statistics.median(sum(step[name] for name in PHASES) for step in steps)
-    flops = step_flops(job.workload)
+    flops = step_flops(task.workload)
     return {
-        "workload": job.workload.name,
-        "dtype": job.dtype,
-        "contender": job.contender,
+        "workload": task.workload.name,
+        "dtype": task.dtype,
+        "contender": task.contender,
         "seconds": seconds,
         "training_seconds": training,
-        "tokens_per_second": job.workload.tokens / training,
+        "tokens_per_second": task.workload.tokens / training,
         **_memory(results),
         "flops": flops,
         "matmul_peak": peak,
@@ -108,17 +111,17 @@ def _step_row(job: Job, results: Sequence[Row], peak: float) -> Row:
     }
 
 
-def _loss_row(job: Job, results: Sequence[Row], peak: float) -> Row:
+def _loss_row(task: Measurement, results: Sequence[Row], peak: float) -> Row:
     seconds = statistics.median(second for result in results for second in result["seconds"])
-    flops = loss_flops(job.tokens, job.workload.hidden, job.workload.vocabulary)
+    flops = loss_flops(task.workload.arch, task.tokens)
     return {
-        "workload": job.workload.name,
-        "dtype": job.dtype,
-        "method": job.contender,
-        "tokens": job.tokens,
+        "workload": task.workload.name,
+        "dtype": task.dtype,
+        "method": task.contender,
+        "tokens": task.tokens,
         "seconds": seconds,
         **_memory(results),
-        "hidden_gib": 4 * job.tokens * job.workload.hidden / 2**30,
+        "hidden_gib": 4 * task.tokens * task.workload.hidden / 2**30,
         "flops": flops,
         "matmul_peak": peak,
     }

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_atesd.model.packing import Needs, Pair, micro_batches, padding_share
+from megatron_atesd.model.micro_batches import Needs, Pair, micro_batches, padding_share
 from megatron_atesd.parallel import cpu_backend
 
 LENGTHS = st.lists(st.tuples(st.integers(1, 12), st.integers(0, 9)), max_size=12)

@@ -14,7 +14,7 @@ LEARNING_RATE, CLIP_NORM = 5e-6, 0.1  # of every contender
 
 
 @dataclass(frozen=True)
-class Job:
+class Measurement:
     """One measurement in a process of its own.
 
     contender: ours, naive, plain or trl (a whole step), or fused, compiled, dense, products (the loss part alone, of
@@ -43,9 +43,9 @@ class Job:
         path.write_text(json.dumps(asdict(self)), encoding="utf-8")
 
     @staticmethod
-    def load(path: Path) -> "Job":
+    def load(path: Path) -> "Measurement":
         values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return Job(**{**values, "workload": Workload(**values["workload"])})
+        return Measurement(**{**values, "workload": Workload(**values["workload"])})
 
 
 # One step with an optimizer update: (mean loss in nats per token, gradient norm before clipping), seconds into the stopwatch.

@@ -33,7 +33,7 @@ class Needs:
 
 
 @dataclass(frozen=True)
-class PackedBatch:
+class MicroBatch:
     """One micro-batch.
 
     members: which of the given pairs its sequences are (fewer than there are where one only fills the place).
@@ -62,7 +62,7 @@ class PackedBatch:
         return torch.bincount(self.sequence_T, minlength=len(self.lengths_N)).tolist()[: len(self.members)]
 
 
-def micro_batches(pairs: Sequence[Pair], tokens: int, needs: Needs | None = None) -> list[PackedBatch]:
+def micro_batches(pairs: Sequence[Pair], tokens: int, needs: Needs | None = None) -> list[MicroBatch]:
     """Micro-batches of (prompt, response) pairs, each of up to `tokens` tokens with padding; a longer pair has one for itself.
 
     The longest pairs come first. In rows, pairs of similar length go together, so that little is padded; packed, each goes into the first
@@ -81,7 +81,7 @@ def micro_batches(pairs: Sequence[Pair], tokens: int, needs: Needs | None = None
     return batches + [_pack([((0,), ())], (), needs)] * missing
 
 
-def padding_share(batches: Sequence[PackedBatch], pairs: Sequence[Pair]) -> tuple[int, int]:
+def padding_share(batches: Sequence[MicroBatch], pairs: Sequence[Pair]) -> tuple[int, int]:
     """(tokens that only pad, all tokens) of the micro-batches made from `pairs`."""
     slots = sum(batch.ids_BS.numel() for batch in batches)
     return slots - sum(map(length_of, pairs)), slots
@@ -119,7 +119,7 @@ def _first_with_room(slots: dict[int, int], tokens: int, multiple: int) -> list[
     return [tuple(members) for members in found]
 
 
-def _pack(pairs: Sequence[Pair], members: tuple[int, ...], needs: Needs) -> PackedBatch:
+def _pack(pairs: Sequence[Pair], members: tuple[int, ...], needs: Needs) -> MicroBatch:
     """Sequences sliced by their true lengths. What a packed micro-batch lacks to its multiple pads its last sequence."""
     slots = [needs.slot(pair) for pair in pairs]
     if needs.packed:
@@ -140,4 +140,4 @@ def _pack(pairs: Sequence[Pair], members: tuple[int, ...], needs: Needs) -> Pack
     )
     device = torch.cuda.current_device()
     tensors = (torch.tensor(values, dtype=torch.long, device=device) for values in fields)
-    return PackedBatch(members, *tensors, bounds=starts if needs.packed else None)
+    return MicroBatch(members, *tensors, bounds=starts if needs.packed else None)

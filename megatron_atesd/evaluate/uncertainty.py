@@ -1,0 +1,91 @@
+"""How far a mean over problems may lie from the mean over all problems of their kind. Pure numpy.
+
+Problems are the sample; the answers drawn for one problem belong together, and say less than as many answers to different problems.
+"""
+
+from math import atan, cos, pi, sin, sqrt
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from megatron_atesd.errors import DataError
+
+_Z = 1.959964  # of a standard normal variable, 95 % lie within
+_DOUBT = 3.0  # chosen by simulation, see tests/unit/test_uncertainty.py
+_EQUAL = 1e-9  # differences of shares that differ by less are the same
+
+
+def wilson_interval(share: ArrayLike, count: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """95 % interval of a share of `count` yes-or-no outcomes, float64, elementwise (Wilson 1927); sensible at 0 and 1."""
+    share, count = np.asarray(share, dtype=np.float64), np.asarray(count, dtype=np.float64)
+    centre, spread = share + _Z * _Z / (2 * count), _Z * np.sqrt(share * (1 - share) / count + (_Z / (2 * count)) ** 2)
+    return (centre - spread) / (1 + _Z * _Z / count), (centre + spread) / (1 + _Z * _Z / count)
+
+
+def mean_interval(values_N: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """95 % interval of the mean over all problems like these, from one value in [0, 1] a problem: a 0 or 1, a share, a probability.
+
+    It covers both the choice of problems and the sampling of answers. It is Wilson's interval, with N / d in place of the number of
+    problems. d is the design effect s² / (m (1 − m)), m mean and s² variance of the values: 1 for values of 0 and 1 (greedy answers), so
+    that nothing differs from Wilson's there; 1 / K when K samples a problem tell as much as K problems (Korn & Graubard 1998).
+    Near 0 and 1 a few problems make up s². With c the effective number of those (Kish 1965: (Σx)² / Σx², of x or of 1 − x, the smaller), d
+    is drawn towards 1, its value when nothing is known: (c² d + 3) / (c² + 3). Equal values need no rule of their own.
+    Returns low and high, float64; `values_N` [..., N] gives [...].
+    """
+    values = np.asarray(values_N, dtype=np.float64)
+    mean, weight = values.mean(axis=-1), np.minimum(_effective_number(values), _effective_number(1 - values)) ** 2
+    room = mean * (1 - mean)
+    effect = np.divide(values.var(axis=-1), room, out=np.ones_like(mean), where=room > 0)
+    return wilson_interval(mean, values.shape[-1] * (weight + _DOUBT) / (weight * effect + _DOUBT))
+
+
+def mean_difference(first_N: ArrayLike, second_N: ArrayLike) -> dict[str, Any]:
+    """Mean of the first run's values minus the second's, each in [0, 1], of the same problems in the same order, JSON-ready.
+
+    Keys: difference, ci95 [low, high], p_value, by the paired t test (Student 1908) of the N differences, N − 1 degrees of freedom.
+    ci95: where the mean difference over all problems like these lies; 0 is outside if and only if p_value is below 0.05.
+    p_value: two-sided; were that mean 0, a difference at least this large in either direction would be found with this probability.
+    Differences that are all equal leave the t test no spread to judge by. Then p_value is the sign test's, 2^(1 − N), or 1 when they are 0;
+    and ci95 allows for a share of problems on which anything may happen, as many as Wilson's interval does when N showed none.
+    Raises DataError when the numbers of problems differ.
+    """
+    first, second = np.asarray(first_N, dtype=np.float64), np.asarray(second_N, dtype=np.float64)
+    if len(first) != len(second):
+        raise DataError(f"paired comparison of {len(first)} with {len(second)} problems: both runs must be graded on the same problems")
+    differences, count = first - second, len(first)
+    mean = float(differences.mean())
+    if np.ptp(differences) < _EQUAL:
+        others = float(wilson_interval(0.0, count)[1])
+        reach, p_value = ((1 - others) * mean, others), 1.0 if abs(mean) < _EQUAL else 2.0 ** (1 - count)
+    else:
+        error = float(differences.std(ddof=1)) / sqrt(count)
+        reach, p_value = (mean, t_quantile(count - 1) * error), t_tails(abs(mean) / error, count - 1)
+    low, high = max(-1.0, reach[0] - reach[1]), min(1.0, reach[0] + reach[1])
+    return {"difference": mean, "ci95": [low, high], "p_value": p_value}
+
+
+def t_tails(t: float, freedom: int) -> float:
+    """Probability that |T| is above t ≥ 0, T of Student's distribution with `freedom` ≥ 1 degrees (Abramowitz & Stegun 26.7.3, 26.7.4)."""
+    angle, odd = atan(t / sqrt(freedom)), freedom % 2
+    term, total = 1.0, 0.0
+    for index in range(1 + odd, freedom, 2):
+        total += term
+        term *= cos(angle) ** 2 * index / (index + 1)
+    inside = (angle + sin(angle) * cos(angle) * total) * 2 / pi if odd else sin(angle) * total
+    return max(0.0, 1.0 - inside)
+
+
+def t_quantile(freedom: int) -> float:
+    """The t within which 95 % of Student's distribution lie on both sides of 0."""
+    low, high = 0.0, 13.0  # 12.7 at one degree
+    for _ in range(50):
+        middle = (low + high) / 2
+        low, high = (middle, high) if t_tails(middle, freedom) > 0.05 else (low, middle)
+    return high
+
+
+def _effective_number(values_N: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Of the problems that a sum of values ≥ 0 comes from: N when all are equal, 1 when one holds everything, 0 when nothing is there."""
+    total, squares = values_N.sum(axis=-1), (values_N**2).sum(axis=-1)
+    return np.divide(total**2, squares, out=np.zeros_like(total), where=squares > 0)

@@ -1,0 +1,137 @@
+"""Intervals and the paired test: known values, and how often they are right on simulated evaluations.
+
+Simulated problems differ in difficulty: the rate at which a problem is solved is Beta distributed with mean `p` and concentration a + b,
+from nearly all or nothing (0.3) to nearly equal (10). What an interval must contain is p, the mean over all problems.
+"""
+
+import mpmath
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from megatron_atesd.errors import DataError
+from megatron_atesd.evaluate.uncertainty import mean_difference, mean_interval, t_quantile, t_tails, wilson_interval
+
+SPREADS = (0.3, 1.0, 3.0, 10.0)
+Shares = NDArray[np.floating]
+
+
+def rates(rng: np.random.Generator, shape: tuple[int, int], p: float, spread: float) -> Shares:
+    return rng.beta(p * spread, (1 - p) * spread, size=shape)
+
+
+def coverage(rng: np.random.Generator, solved: Shares, samples: int, truth: float) -> float:
+    low, high = mean_interval(rng.binomial(samples, solved) / samples)
+    return float(np.mean((low <= truth) & (truth <= high)))
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5, 0.95])
+@pytest.mark.parametrize("problems", [30, 90, 210])
+@pytest.mark.parametrize("samples", [4, 12])
+def test_the_interval_covers_95_percent_whatever_the_spread_of_difficulty(samples: int, problems: int, p: float):
+    rng = np.random.default_rng(samples * problems)
+    found = {spread: coverage(rng, rates(rng, (4000, problems), p, spread), samples, p) for spread in SPREADS}
+    most = 0.975 if (problems, p) == (30, 0.95) else 0.97  # few outcomes are possible, and Wilson's interval itself steps over 0.97
+    assert all(0.93 <= share <= most for share in found.values()), found
+
+
+@pytest.mark.parametrize("p", [0.1, 0.95])
+def test_it_covers_when_difficulty_is_not_beta_distributed(p: float):
+    rng = np.random.default_rng(0)
+    some = 0.4 * (rng.random((4000, 30)) < 0.1 / 0.4) if p == 0.1 else 1 - 0.4 * (rng.random((4000, 30)) < 0.05 / 0.4)
+    assert 0.93 <= coverage(rng, some, 12, p) <= 0.975
+
+
+def test_the_interval_of_greedy_answers_is_wilsons():
+    assert mean_interval([1, 0, 0, 1, 1]) == pytest.approx(wilson_interval(0.6, 5))
+
+
+@pytest.mark.parametrize("right", [0.0, 1.0])
+def test_all_right_and_all_wrong_leave_the_room_that_wilson_leaves(right: float):
+    assert mean_interval(np.full(30, right)) == pytest.approx(wilson_interval(right, 30))
+
+
+def test_equally_hard_problems_count_for_nearly_every_sample():
+    share = np.array([0.25, 0.5, 0.5, 0.75, 0.5, 0.25, 0.75, 0.5] * 40)  # spread as of samples 4: 0.03 against 0.25 / 4
+    low, high = mean_interval(share)
+    assert (high - low) / 2 == pytest.approx(1.96 * share.std() / np.sqrt(len(share)), rel=0.01)
+
+
+def test_many_evaluations_at_once_are_each_alone():
+    values = np.random.default_rng(1).random((5, 7))
+    low, high = mean_interval(values)
+    assert list(zip(low, high, strict=True)) == [pytest.approx(mean_interval(row)) for row in values]
+
+
+def test_wilson_interval_by_hand():
+    assert wilson_interval(0.5, 10) == pytest.approx((0.236593, 0.763407), abs=1e-6)
+    assert wilson_interval(1.0, 10) == pytest.approx((0.722467, 1.0), abs=1e-6)
+
+
+@pytest.mark.parametrize("freedom", [1, 2, 3, 4, 29, 30, 209])
+@pytest.mark.parametrize("t", [0.0, 0.3, 2.0, 7.0])
+def test_students_tails_are_the_incomplete_beta_function(t: float, freedom: int):
+    expected = mpmath.betainc(freedom / 2, 0.5, 0, freedom / (freedom + t * t), regularized=True)
+    assert t_tails(t, freedom) == pytest.approx(float(expected), abs=1e-12)
+
+
+@pytest.mark.parametrize(("freedom", "table"), [(1, 12.706), (2, 4.303), (5, 2.571), (29, 2.045), (120, 1.980)])
+def test_students_quantiles_are_those_of_the_tables(freedom: int, table: float):
+    assert t_quantile(freedom) == pytest.approx(table, abs=5e-4)
+
+
+def test_the_paired_t_test_by_hand():
+    result = mean_difference([1.0, 0.5, 0.75, 1.0], [0.5, 0.5, 0.25, 0.75])  # 1/2, 0, 1/2, 1/4: mean 5/16, variance 11/192
+    error = np.sqrt(11 / 192 / 4)
+    assert result["difference"] == pytest.approx(5 / 16)
+    assert result["ci95"] == pytest.approx([5 / 16 - 3.182446 * error, 5 / 16 + 3.182446 * error], abs=1e-6)
+    assert result["p_value"] == pytest.approx(t_tails(5 / 16 / error, 3))
+
+
+def test_it_ignores_what_both_runs_share():
+    base = np.random.default_rng(1).choice([0.0, 1.0], size=200)
+    better = np.maximum(base, np.repeat([0.25, 0.0], 100))
+    assert 0 < mean_difference(better, base)["ci95"][0] < mean_difference(better, base)["ci95"][1] < 0.1
+    assert mean_difference(better, base)["p_value"] < 1e-6
+
+
+@pytest.mark.parametrize("mean", [0.1, 0.5])
+@pytest.mark.parametrize("problems", [30, 90])
+def test_it_finds_no_difference_where_there_is_none(problems: int, mean: float):
+    rng = np.random.default_rng(problems)
+    found = {}
+    for samples in (1, 4, 12):
+        runs = [rng.binomial(samples, solved) / samples for solved in [rates(rng, (1000, problems), mean, 2.0)] for _ in range(2)]
+        results = [mean_difference(one, two) for one, two in zip(*runs, strict=True)]
+        found[samples] = np.mean([result["p_value"] < 0.05 for result in results])
+        assert found[samples] == np.mean([not result["ci95"][0] <= 0 <= result["ci95"][1] for result in results])
+    assert all(share <= 0.06 for share in found.values()), found
+
+
+def test_the_intervals_of_true_differences_cover_them():
+    rng = np.random.default_rng(3)
+    solved = rates(rng, (1000, 30), 0.5, 4.0)
+    better = solved + 0.2 * solved * (1 - solved)  # by 0.2 of 0.25 · 4 / 5
+    pairs = zip(rng.binomial(4, better) / 4, rng.binomial(4, solved) / 4, strict=True)
+    covered = [low <= 0.04 <= high for low, high in (mean_difference(*pair)["ci95"] for pair in pairs)]
+    assert 0.93 <= np.mean(covered) <= 0.97
+
+
+def test_two_runs_that_are_all_right_may_differ_elsewhere():
+    result = mean_difference(np.ones(30), np.ones(30))
+    unseen = wilson_interval(0.0, 30)[1]
+    assert result == {"difference": 0.0, "ci95": pytest.approx([-unseen, unseen]), "p_value": 1.0}
+
+
+def test_all_right_against_all_wrong_is_judged_by_signs():
+    result = mean_difference(np.ones(6), np.zeros(6))
+    assert result == {"difference": 1.0, "ci95": pytest.approx([1 - 2 * wilson_interval(0.0, 6)[1], 1.0]), "p_value": 1 / 32}
+
+
+def test_equal_differences_are_equal_however_they_are_rounded():
+    assert mean_difference(np.array([5, 8, 11]) / 12, np.array([4, 7, 10]) / 12)["p_value"] == 0.25
+
+
+def test_paired_runs_need_the_same_problems():
+    with pytest.raises(DataError, match="3 with 2 problems"):
+        mean_difference([1, 0, 1], [1, 0])
