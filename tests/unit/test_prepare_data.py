@@ -3,7 +3,7 @@
 import json
 import runpy
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -121,7 +121,7 @@ def test_a_column_of_bytes_that_are_no_text_is_named(
     assert [path.name for path in tmp_path.iterdir()] == ["raw.parquet"]
 
 
-def save_parquet(path: Path, columns: Mapping[str, list[object]]) -> None:
+def save_parquet(path: Path, columns: Mapping[str, Sequence[object]]) -> None:
     pytest.importorskip("pyarrow")
     import pyarrow as pa
     import pyarrow.parquet as pq

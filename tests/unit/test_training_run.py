@@ -172,9 +172,16 @@ def test_an_update_draws_at_its_places_in_the_stream(inputs: Path, monkeypatch: 
 PASSES: dict[str, Callable[[TrainingRun], object]] = {
     "a rollout": lambda run: run.rollout(run.probe_problems, 0),
     "the probe": lambda run: run.probe(0, run.service.propose(0), None),
-    "a measurement": lambda run: measure_step(run.model, run.teacher, run.examples(rollouts(run), ALPHA), run.divergence, 64),
+    "a measurement": lambda run: measure_step(
+        run.model, run.teacher, run.examples(rollouts(run), run.contexts(rollouts(run), ALPHA)), run.divergence, 64
+    ),
     "the teacher's pass": lambda run: distill_step(
-        run.optimization.wrapped, run.model, run.teacher, run.examples(rollouts(run), ALPHA), run.divergence, 64
+        run.optimization.wrapped,
+        run.model,
+        run.teacher,
+        run.examples(rollouts(run), run.contexts(rollouts(run), ALPHA)),
+        run.divergence,
+        64,
     ),
 }
 
