@@ -37,7 +37,8 @@ def main() -> None:
     recipes = usable(config, inputs.model.architecture, args.recipes.split(",") if args.recipes else [])
     with session_of(config.parallel, config.run.seed):
         run = TrainingRun(config, inputs)
-        gaps = fp8_gaps(run, run.examples(run.rollout(run.sampler.batch_at(0), run.sampler.place_at(0)), args.exposure), recipes)
+        rollouts = run.rollout(run.sampler.batch_at(0), run.sampler.place_at(0))
+        gaps = fp8_gaps(run, run.examples(rollouts, run.contexts(rollouts, args.exposure)), recipes)
         if is_main():
             Console().print(gap_table(gaps, config.model.dtype))
             if args.out:

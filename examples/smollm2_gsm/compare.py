@@ -12,7 +12,8 @@ from typing import Any
 
 from rich.console import Console
 
-from megatron_atesd.data.problems import last_boxed, load_problems
+from megatron_atesd.data.boxes import last_boxed
+from megatron_atesd.data.problems import load_problems
 from megatron_atesd.errors import run_command
 from megatron_atesd.evaluate.average import table
 from megatron_atesd.paths import user_path

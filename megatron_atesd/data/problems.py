@@ -4,104 +4,67 @@ A line that cannot be used is named as `file:line: reason`; nothing is repaired 
 """
 
 import json
+import os
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from megatron_atesd.data.problem_record import problem_from_record
 from megatron_atesd.errors import DataError
 from megatron_atesd.records import Problem
 
-_FIELDS = ("id", "problem", "solution", "answer")
-_BRACES = re.compile(r"(?P<box>\\boxed\s*\{)|\\.|\{|\}", re.DOTALL)
 _SHOWN_REASONS = 10
 _LONGEST_LINE = 16 * 2**20  # bytes; hundreds of times the longest worked solution, and still quick to refuse
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
-def last_boxed_span(text: str) -> tuple[int, int, str] | None:
-    r"""Start, end and content of the last *balanced* `\boxed{…}`, or None; one pass, escaped braces do not count."""
-    open_braces: list[tuple[int, int] | None] = []
-    best: tuple[int, int, str] | None = None
-    for token in _BRACES.finditer(text):
-        if token["box"]:
-            open_braces.append((token.start(), token.end()))
-        elif token[0] == "{":
-            open_braces.append(None)
-        elif token[0] == "}" and open_braces:
-            box = open_braces.pop()
-            if box and (best is None or box[0] > best[0]):
-                best = (box[0], token.end(), text[box[1] : token.start()])
-    return best
-
-
-def last_boxed(text: str) -> str | None:
-    r"""Content of the last balanced `\boxed{…}` of `text`, or None."""
-    span = last_boxed_span(text)
-    return None if span is None else span[2]
-
-
-def problem_from_record(record: object, default_id: str) -> Problem:
-    """Check one decoded record against the problem contract; DataError gives the reason (without file and line)."""
-    if not isinstance(record, dict):
-        raise DataError(f"expected a JSON object, found {type(record).__name__}")
-    for name in ("problem", "solution"):
-        _require_text(record, name)
-    answer = _optional_text(record, "answer") or (last_boxed(record["solution"]) or "").strip()
-    if not answer:
-        raise DataError("no `answer`, and the solution has no \\boxed{…}: add one of the two")
-    metadata = {key: value for key, value in record.items() if key not in _FIELDS}
-    return Problem(_optional_text(record, "id") or default_id, record["problem"], record["solution"], answer, metadata)
-
-
-def _require_text(record: Mapping[str, Any], name: str) -> None:
-    if name not in record:
-        raise DataError(f"`{name}` is missing")
-    if not isinstance(record[name], str):
-        raise DataError(f"`{name}` must be a string, found {type(record[name]).__name__}")
-    if not record[name].strip():
-        raise DataError(f"`{name}` is empty")
-
-
-def _optional_text(record: Mapping[str, Any], name: str) -> str:
-    """The field's text; numbers, as many public data sets have them, are written out; absent, null or blank is ''."""
-    value = record.get(name)
-    if value is None:
-        return ""
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise DataError(f"`{name}` must be a string, found {type(value).__name__}")
-    return str(value).strip()
-
-
 def load_problems(path: str | Path, on_error: Literal["stop", "skip"] = "stop") -> list[Problem]:
     """All problems of a JSONL file, in file order; a default id is `<file stem>-<line number>`.
 
-    on_error: stop raises DataError at the first bad line; skip reports bad lines on stderr and leaves them out.
+    on_error: stop raises DataError at the first bad line; skip leaves bad lines out.
+    Warnings about bad lines and doubtful answers go to stderr, of a torchrun job those of rank 0 only.
     Raises DataError for a missing file and for a file without a usable problem.
     """
     path = Path(path)
-    problems: list[Problem] = []
-    first_line: dict[str, int] = {}
-    reasons: list[str] = []
-    for number, line in enumerate(_lines(path), 1):
-        if not line.strip():
-            continue
-        try:
-            problem = problem_from_record(_decode(line), default_id=f"{path.stem}-{number}")
-            if problem.id in first_line:
-                raise DataError(f"duplicate id {problem.id!r}, first used in line {first_line[problem.id]}: ids must be unique")
-        except DataError as error:
-            reasons.append(f"{path}:{number}: {error}")
-            if on_error == "stop":
-                raise DataError(f"{reasons[-1]} (mend the line, or set data.on_error to skip)") from None
-            continue
-        first_line[problem.id] = number
-        problems.append(problem)
-    _report_skipped(path, reasons, len(problems))
+    lines = ((number, partial(_decode, line)) for number, line in enumerate(_lines(path), 1) if line.strip())
+    problems = checked_problems(path, "line", lines, on_error)
     if not problems:
         raise DataError(f"{path}: no usable problem; expected JSON lines with `problem` and `solution`")
+    return problems
+
+
+def checked_problems(
+    path: Path, unit: Literal["line", "record"], records: Iterable[tuple[int, Callable[[], object]]], on_error: Literal["stop", "skip"]
+) -> list[Problem]:
+    """The problems of a file whose units have a number and a function that decodes them or raises DataError. See `load_problems`."""
+    problems: list[Problem] = []
+    first_number: dict[str, int] = {}
+    reasons: list[str] = []
+    warnings: dict[str, list[str]] = {}
+    for number, decode in records:
+        place = f"{path}:{number}" if unit == "line" else f"{path}: record {number}"
+        doubts: list[tuple[str, str]] = []
+        try:
+            problem = problem_from_record(
+                decode(), f"{path.stem}-{number}", lambda what, values, doubts=doubts: doubts.append((what, values))
+            )
+            if problem.id in first_number:
+                raise DataError(f"duplicate id {problem.id!r}, first used in {unit} {first_number[problem.id]}: ids must be unique")
+        except DataError as error:
+            reasons.append(f"{place}: {error}")
+            if on_error == "stop":
+                raise DataError(f"{reasons[-1]} (mend the {unit}, or set data.on_error to skip)") from None
+            continue
+        for what, values in doubts:
+            warnings.setdefault(what, []).append(f"{place}: {what}: {values}")
+        first_number[problem.id] = number
+        problems.append(problem)
+    skipped = [*reasons[:_SHOWN_REASONS], f"{path}: {len(reasons)} bad {unit}s skipped, {len(problems)} problems kept"] if reasons else []
+    _tell([*skipped, *map(_first_of, warnings.values())])
     return problems
 
 
@@ -140,32 +103,39 @@ def refuse_half_characters(text: str, decoded: Any) -> Any:
     return decoded
 
 
-def _report_skipped(path: Path, reasons: Sequence[str], kept: int) -> None:
-    if not reasons:
-        return
-    for reason in reasons[:_SHOWN_REASONS]:
-        print(f"warning: {reason}", file=sys.stderr)
-    print(f"warning: {path}: {len(reasons)} bad lines skipped, {kept} problems kept", file=sys.stderr)
+def _first_of(warnings: Sequence[str]) -> str:
+    return warnings[0] + (f" (and {len(warnings) - 1} more)" if len(warnings) > 1 else "")
+
+
+def _tell(warnings: Iterable[str]) -> None:
+    """Each as a line on stderr; every rank of a job reads the same files, and the first one speaks."""
+    if os.environ.get("RANK", "0") == "0":
+        for warning in warnings:
+            print(f"warning: {warning}", file=sys.stderr, flush=True)
 
 
 def save_problems(problems: Sequence[Problem], path: str | Path) -> None:
     """Write problems as JSONL; `load_problems` gives them back equal, metadata included. An old file stays until all is written."""
     path = Path(path)
     special = path.exists() and not path.is_file()  # a device or pipe can only be written to
-    partial = path if special else path.with_name(path.name + ".partial")
+    written = path if special else path.with_name(path.name + ".partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("w", encoding="utf-8", newline="\n") as file:
-            for p in problems:
-                record = {"id": p.id, "problem": p.problem, "solution": p.solution, "answer": p.answer, **p.metadata}
-                file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        with written.open("w", encoding="utf-8", newline="\n") as file:
+            file.writelines(_line_of(problem) for problem in problems)
         if not special:
-            partial.replace(path)
+            written.replace(path)
     except OSError as error:
+        raise DataError(f"cannot write {path} ({error.strerror}): choose another --out") from None
+    finally:
         if not special:
             with suppress(OSError):
-                partial.unlink()
-        raise DataError(f"cannot write {path} ({error.strerror}): choose another --out") from None
+                written.unlink()
+
+
+def _line_of(p: Problem) -> str:
+    record = {"id": p.id, "problem": p.problem, "solution": p.solution, "answer": p.answer, **p.metadata}
+    return json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def check_disjoint(splits: Mapping[str, Sequence[Problem]]) -> None:

@@ -1,8 +1,7 @@
 r"""How much of a reference solution the teacher sees: (solution, α) → revealed prefix (ATESD, teacher context).
 
-A reference y* = (r_1 … r_m, boxed answer) is cut into segments r_i, and the teacher sees the first floor(α·m) of them, or the
-nearest number, and always the boxed answer. The papers do not define a segment. Here: steps (blank lines, and lines that
-open with a step marker), else sentences and lines, else words; the first of these that yields m ≥ 2.
+A reference y* = (r_1 … r_m, boxed answer) is cut into segments r_i (`segments.cut`), and the teacher sees the first floor(α·m) of
+them, or the nearest number, and always the boxed answer: the one that grading wants.
 
 The final answer is not a segment when it stands on lines of its own (`\boxed{5}`, `$$\boxed{5}$$`): it is what every exposure
 shows. When it sits inside a sentence, as in "so x is $\boxed{5}$.", that sentence is a segment like every other, hidden until
@@ -10,20 +9,16 @@ its turn: α=0 shows only the bare `\boxed{5}`, and α=1 the whole solution, aft
 """
 
 import math
-import re
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Literal
 
-from megatron_atesd.data.problems import last_boxed_span
+from megatron_atesd.data.boxes import Box, boxes
+from megatron_atesd.data.markup import is_open, open_spans
+from megatron_atesd.data.segments import cut
 from megatron_atesd.records import Problem
 
 Rounding = Literal["floor", "nearest"]
 
-_MARKER = r"(?:\*\*)?(?:step\s+\d+|\d+[.)]\s|\(\d+\)\s|#{1,6}\s)"
-_STEP_CUT = re.compile(rf"\n[^\S\n]*\n\s*|\n(?=[^\S\n]*{_MARKER})", re.IGNORECASE)
-_SENTENCE_CUT = re.compile(r"[.!?][\"')\]*$]*\s+|\n\s*")
-_WORD_CUT = re.compile(r"\s+")
 _OPENING = " \t\r\n$*\\[("  # what may stand around a final answer that has its lines for itself
 _CLOSING = _OPENING + ".])"
 _TOLERANCE = 1e-9  # 0.29·100 must count as 29, though in floats it is a little less
@@ -49,27 +44,30 @@ class Revealed:
 
 
 def reference_text(problem: Problem) -> str:
-    r"""The whole reference solution; `\boxed{answer}` is appended as a last line where the solution has no box."""
-    if last_boxed_span(problem.solution):
-        return problem.solution
-    return f"{problem.solution.rstrip()}\n\\boxed{{{problem.answer}}}"
+    r"""The whole reference solution; `\boxed{answer}` is appended as a last line where the solution boxes nothing."""
+    return problem.solution if boxes(problem.solution) else f"{problem.solution.rstrip()}\n{_boxed(problem)}"
+
+
+def _boxed(problem: Problem) -> str:
+    return f"\\boxed{{{problem.answer}}}"
 
 
 def split_reference(problem: Problem) -> Reference:
     """Cut the reference into segments and the final-answer part; no character is lost."""
     text = reference_text(problem)
-    span = last_boxed_span(text)
-    assert span is not None
-    start, end, _ = span
-    cut = _answer_part(text, start, end)
-    return Reference(_segments(text[:cut]), text[cut:], text[start:end])
+    spans = open_spans(text)
+    end = len(text)
+    if found := boxes(text):
+        own_lines = _answer_part(text, found[-1])
+        end = end if is_open(spans, own_lines) else own_lines
+    return Reference(cut(text, end, spans), text[end:], _boxed(problem))
 
 
-def _answer_part(text: str, start: int, end: int) -> int:
-    """Where the lines of the box text[start:end] begin if nothing else stands on them, else the end of the text."""
-    body = text[:start].rstrip(_OPENING)
-    gap = text[len(body) : start]
-    if text[end:].strip(_CLOSING) or (body and "\n" not in gap):
+def _answer_part(text: str, box: Box) -> int:
+    """Where the lines of the last box begin if nothing else stands on them, else the end of the text."""
+    body = text[: box.start].rstrip(_OPENING)
+    gap = text[len(body) : box.start]
+    if text[box.end :].strip(_CLOSING) or (body and "\n" not in gap):
         return len(text)
     if not body:
         return 0
@@ -79,24 +77,6 @@ def _answer_part(text: str, start: int, end: int) -> int:
 
 def _leading_space(text: str) -> int:
     return len(text) - len(text.lstrip())
-
-
-def _segments(body: str) -> tuple[str, ...]:
-    """The first way of cutting that yields two segments or more; segments keep the white space that follows them."""
-    segments: tuple[str, ...] = ()
-    for pattern in (_STEP_CUT, _SENTENCE_CUT, _WORD_CUT):
-        segments = _cut(body, pattern)
-        if len(segments) >= 2:
-            break
-    return segments
-
-
-def _cut(body: str, pattern: re.Pattern[str]) -> tuple[str, ...]:
-    if not body.strip():
-        return ()
-    inner = range(_leading_space(body) + 1, len(body.rstrip()))
-    cuts = [0, *(m.end() for m in pattern.finditer(body) if m.end() in inner), len(body)]
-    return tuple(body[a:b] for a, b in pairwise(cuts))
 
 
 def revealed_count(alpha: float, segments: int, rounding: Rounding) -> int:

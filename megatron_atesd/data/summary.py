@@ -1,7 +1,9 @@
 """A short account of a set of problems: how many, how long, how hard, and how finely their solutions can be revealed."""
 
+import sys
 from collections import Counter
 from collections.abc import Sequence
+from decimal import Decimal
 from statistics import median
 
 from megatron_atesd.data.reveal import split_reference
@@ -22,6 +24,18 @@ def report(name: str, problems: Sequence[Problem]) -> str:
     return "\n".join([*lines, f"  difficulty        {_histogram(levels)}"] if levels else lines)
 
 
+def segments_account(problems: Sequence[Problem]) -> str:
+    """A line with the segments of the references, and one that warns of those with fewer than two, of which α shows all or nothing."""
+    counts = [len(split_reference(p).segments) for p in problems]
+    lines = [f"segments of the {len(problems)} training references: {_spread(counts)}"]
+    if few := [p.id for p, count in zip(problems, counts, strict=True) if count < 2]:
+        lines.append(
+            f"warning: {len(few)} of {len(problems)} training references have fewer than two segments (the first: problem {few[0]!r}); "
+            "of these the teacher sees all or nothing, whatever α between"
+        )
+    return "\n".join(lines)
+
+
 def _spread(values: Sequence[int]) -> str:
     return f"{min(values)} to {max(values)}, median {median(values):g}"
 
@@ -29,6 +43,11 @@ def _spread(values: Sequence[int]) -> str:
 def _histogram(values: Sequence[float], shown: int = 12) -> str:
     """`value: count` in order of value; what exceeds `shown` values is summed up as the highest."""
     counts = sorted(Counter(values).items())
-    text = ", ".join(f"{value:g}: {count}" for value, count in counts[:shown])
+    text = ", ".join(f"{_short(value)}: {count}" for value, count in counts[:shown])
     rest = counts[shown:]
-    return text + (f", {rest[0][0]:g} to {rest[-1][0]:g}: {sum(count for _, count in rest)}" if rest else "")
+    return text + (f", {_short(rest[0][0])} to {_short(rest[-1][0])}: {sum(count for _, count in rest)}" if rest else "")
+
+
+def _short(value: float) -> str:
+    """The number in at most six digits; an integer may be too large for a float."""
+    return f"{value:g}" if abs(value) <= sys.float_info.max else f"{Decimal(value):.5e}"

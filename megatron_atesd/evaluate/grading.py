@@ -19,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal
 
-from megatron_atesd.data.problems import last_boxed
+from megatron_atesd.data.boxes import last_boxed
 from megatron_atesd.errors import AtesdError, ConfigError
 from megatron_atesd.evaluate.equivalence import READY, RIGHT, WRONG, fast_verdict
 

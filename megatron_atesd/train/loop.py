@@ -10,6 +10,7 @@ from pathlib import Path
 
 from megatron_atesd.checkpoint.run_checkpoints import Saver, check_fresh, set_aside, start_from
 from megatron_atesd.config import TrainConfig, save_config
+from megatron_atesd.data.summary import segments_account
 from megatron_atesd.distill.step import distill_step
 from megatron_atesd.doctor.examine import examined_processes
 from megatron_atesd.parallel.agreement import on_rank_0
@@ -50,6 +51,8 @@ def train(config: TrainConfig) -> None:
             StopRequest() as stop,
             Saver(checkpoints, config.checkpoint, monitor.message) as saver,
         ):
+            if is_main():
+                monitor.message(segments_account(inputs.problems))
             if chosen.folder is not None:
                 monitor.message(f"resumed from {chosen.folder} after {start} updates ({chosen.why})")
             else:
@@ -89,7 +92,8 @@ def train_step(run: TrainingRun, update: int) -> tuple[dict[str, float], list[Ro
 
     run.progress.enter(f"the student's step of update {update + 1}")
     run.optimization.zero_grad()
-    examples = run.examples(rollouts, exposure.alpha)
+    contexts = run.contexts(rollouts, exposure.alpha)
+    examples = run.examples(rollouts, contexts)
     distill = run.config.distill
     result = distill_step(
         run.optimization.wrapped,
@@ -137,4 +141,4 @@ def train_step(run: TrainingRun, update: int) -> tuple[dict[str, float], list[Ro
         "perf/padding": result.padding,
         "memory/peak_gib": peak_memory_gib(),
     }
-    return metrics | rollout_metrics(rollouts, run.answered) | controller, rollouts
+    return metrics | rollout_metrics(rollouts, contexts, run.answered) | controller, rollouts

@@ -13,17 +13,20 @@ from megatron.core import parallel_state
 
 from megatron_atesd.config import TrainConfig
 from megatron_atesd.data.prompts import PromptRenderer
-from megatron_atesd.records import Rollout
+from megatron_atesd.records import Rollout, TeacherContext
 
 
-def rollout_metrics(rollouts: Sequence[Rollout], answered: Callable[[Rollout], bool]) -> dict[str, float]:
+def rollout_metrics(
+    rollouts: Sequence[Rollout], contexts: Sequence[TeacherContext], answered: Callable[[Rollout], bool]
+) -> dict[str, float]:
     """Means over all ranks' rollouts: tokens (the stop token is one), share cut at the limit, share that stopped at once, share that
-    `answered` holds for. Collective."""
-    rows = [(len(r.response_ids), r.truncated, is_empty(r), answered(r), 1) for r in rollouts]
+    `answered` holds for; of their problems' reference segments those that the teacher sees, and all. Collective."""
+    pairs = zip(rollouts, contexts, strict=True)
+    rows = [(len(r.response_ids), r.truncated, is_empty(r), answered(r), c.revealed, c.segments, 1) for r, c in pairs]
     sums = torch.tensor(rows, dtype=torch.float64, device=torch.cuda.current_device()).sum(dim=0)
     dist.all_reduce(sums, group=parallel_state.get_data_parallel_group())
     *totals, count = sums.tolist()
-    names = ("rollout/length", "rollout/truncated", "rollout/empty", "rollout/accuracy")
+    names = ("rollout/length", "rollout/truncated", "rollout/empty", "rollout/accuracy", "exposure/revealed", "exposure/segments")
     return {name: total / count for name, total in zip(names, totals, strict=True)}
 
 

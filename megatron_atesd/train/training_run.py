@@ -14,7 +14,7 @@ from megatron_atesd.checkpoint.model_folder import load_model_weights
 from megatron_atesd.checkpoint.random_states import restore_rng, rng_states
 from megatron_atesd.checkpoint.reading import check_model_folder, read_folder
 from megatron_atesd.config import TrainConfig
-from megatron_atesd.data.problems import last_boxed
+from megatron_atesd.data.boxes import last_boxed
 from megatron_atesd.data.sampler import ProblemSampler, fingerprint
 from megatron_atesd.distill.likelihood import mean_nll
 from megatron_atesd.distill.step import Example, StepResult, divergence_of, example_losses, measure_step
@@ -24,7 +24,7 @@ from megatron_atesd.model.gpt import build_model
 from megatron_atesd.model.micro_batches import TokenIds
 from megatron_atesd.model.scaling_history import load_scaling_history, scaling_history
 from megatron_atesd.parallel.groups import data_parallel_place, from_rank_0
-from megatron_atesd.records import Exposure, Problem, Rollout, UpdateStats
+from megatron_atesd.records import Exposure, Problem, Rollout, TeacherContext, UpdateStats
 from megatron_atesd.rollout.generate import generate
 from megatron_atesd.rollout.sampling import sequence_seed
 from megatron_atesd.train.checks import TrainingInputs
@@ -67,15 +67,20 @@ class TrainingRun:
             responses = generate(self.model, prompts, seeds, self.renderer.stop_ids, self.config.rollout, self.renderer.id_limit)
         return [Rollout(p, prompt, r.ids, r.truncated) for p, prompt, r in zip(problems, prompts, responses, strict=True)]
 
-    def examples(self, rollouts: Sequence[Rollout], alpha: float) -> list[Example]:
-        """Both roles' view of each rollout at reveal ratio `alpha`."""
-        return [Example(r.prompt_ids, self.teacher_prompt(r.problem, alpha), r.response_ids) for r in rollouts]
+    def examples(self, rollouts: Sequence[Rollout], contexts: Sequence[TeacherContext]) -> list[Example]:
+        """Both roles' view of each rollout."""
+        return [Example(r.prompt_ids, c.prompt_ids, r.response_ids) for r, c in zip(rollouts, contexts, strict=True)]
 
-    def teacher_prompt(self, problem: Problem, alpha: float) -> TokenIds:
-        """Ids of the teacher's prompt; in mode none it is the student's."""
+    def contexts(self, rollouts: Sequence[Rollout], alpha: float) -> list[TeacherContext]:
+        """What the teacher sees of each rollout's problem at reveal ratio `alpha`."""
+        return [self.teacher_context(r.problem, alpha) for r in rollouts]
+
+    def teacher_context(self, problem: Problem, alpha: float) -> TeacherContext:
+        """What the teacher sees; in mode none it is the student's prompt."""
+        context = self.renderer.teacher(problem, alpha)
         if self.config.exposure.mode == "none":
-            return self.renderer.student(problem)
-        return self.renderer.teacher(problem, alpha).prompt_ids
+            return TeacherContext(self.renderer.student(problem), 0, context.segments)
+        return context
 
     def answered(self, rollout: Rollout) -> bool:
         """Whether the last boxed answer is the reference's, letter by letter (evaluation grades by meaning)."""
@@ -107,7 +112,7 @@ class TrainingRun:
 
     def keep_batch(self, update: int, exposure: Exposure, rollouts: Sequence[Rollout]) -> None:
         """Write the batch of a skipped update for inspection. Collective over the ranks of one model."""
-        losses = example_losses(self.model, self.teacher, self.examples(rollouts, exposure.alpha), self.divergence)
+        losses = example_losses(self.model, self.teacher, self.examples(rollouts, self.contexts(rollouts, exposure.alpha)), self.divergence)
         if losses and parallel_state.get_tensor_model_parallel_rank() == parallel_state.get_context_parallel_rank() == 0:
             self.skipped.save(update, data_parallel_place()[0], exposure.alpha, rollouts, losses)
 
@@ -117,7 +122,7 @@ class TrainingRun:
         A fixed set of problems: grounding moves with α and the teacher's weights, not with the batch.
         """
         text = self.renderer.reference if self.config.exposure.grounding == "solution" else self.renderer.answer
-        pairs = [(self.teacher_prompt(p, alpha), text(p)) for p in self.probe_problems]
+        pairs = [(self.teacher_context(p, alpha).prompt_ids, text(p)) for p in self.probe_problems]
         with self.teacher.applied():
             return -mean_nll(self.model, pairs, self.config.parallel.micro_batch_tokens)
 
@@ -126,7 +131,8 @@ class TrainingRun:
         if not self.probe_rollouts:
             self.probe_rollouts = self.rollout(self.probe_problems, first=-len(self.probe_problems))
         rank, size = data_parallel_place()
-        examples = self.examples(self.probe_rollouts[rank::size], self.config.exposure.probe_exposure)
+        rollouts = self.probe_rollouts[rank::size]
+        examples = self.examples(rollouts, self.contexts(rollouts, self.config.exposure.probe_exposure))
         return measure_step(self.model, self.teacher, examples, self.divergence, self.config.parallel.micro_batch_tokens).kl
 
     def state(self, update: int, loading: bool = False) -> dict[str, Any]:

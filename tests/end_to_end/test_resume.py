@@ -49,6 +49,7 @@ OTHER_LAYOUTS = {
 METRICS = {
     *("distill/loss", "distill/kl", "distill/top1_disagreement"),
     *("exposure/alpha", "exposure/a", "exposure/b", "exposure/mean", "exposure/entropy"),
+    *("exposure/revealed", "exposure/segments"),
     *("controller/reward", "controller/learning_progress", "controller/grounding", "controller/advantage", "controller/updates"),
     *("probe/nll", "student/confidence", "student/entropy", "distill/teacher_entropy", "perf/padding"),
     *("rollout/length", "rollout/truncated", "rollout/empty", "rollout/accuracy"),

@@ -4,7 +4,8 @@ from collections import Counter
 
 import pytest
 
-from megatron_atesd.data.problems import check_disjoint, last_boxed
+from megatron_atesd.data.boxes import last_boxed
+from megatron_atesd.data.problems import check_disjoint
 from megatron_atesd.data.reveal import split_reference
 from megatron_atesd.data.sources.chain import Chain, chain_problem, chain_splits
 from megatron_atesd.errors import DataError

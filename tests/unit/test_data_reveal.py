@@ -95,8 +95,15 @@ def test_a_missing_box_is_appended_from_the_answer() -> None:
     assert reference_text(problem("It is five.\n", "5")) == "It is five.\n\\boxed{5}"
 
 
-def test_the_box_of_the_solution_goes_before_the_answer_field() -> None:
-    assert split_reference(problem("\\boxed{\\frac12}", answer="1/2")).answer == "\\boxed{\\frac12}"
+@pytest.mark.parametrize("solution", ["\\boxed{\\frac12}", "Half.", "Half. Put it in \\boxed{}.", "One \\boxed{3}, then \\boxed{0.5}."])
+def test_the_teacher_is_shown_the_answer_that_is_graded(solution: str) -> None:
+    assert split_reference(problem(solution, answer="1/2")).answer == "\\boxed{1/2}"
+
+
+@pytest.mark.parametrize("box", ["\\boxed{}", "\\boxed{ }", "\\boxed{\\,}", "\\boxed{\\text{ }}", "\\boxed{\\ldots}", "\\boxed{...}"])
+def test_a_box_to_be_filled_in_is_no_answer_of_the_reference(box: str) -> None:
+    text = f"Two spiders.\nWrite the result as {box}."
+    assert reference_text(problem(text, "16")) == f"{text}\n\\boxed{{16}}"
 
 
 def test_a_reference_that_is_only_its_answer_has_no_segment() -> None:

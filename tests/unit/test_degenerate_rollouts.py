@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from statistics import mean
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from transformers import Qwen3ForCausalLM
 from megatron_atesd.config import load_config
 from megatron_atesd.errors import ConversionError, DataError, TrainingError
 from megatron_atesd.parallel.session import parallel_session
+from megatron_atesd.records import Problem
 from megatron_atesd.rollout import generate
 from megatron_atesd.train.checks import check_before_work
 from megatron_atesd.train.loop import train_step
@@ -64,6 +66,19 @@ def test_a_response_cut_after_its_only_token_is_not_empty(inputs: Path, monkeypa
 def test_an_update_on_empty_responses_has_finite_metrics(inputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     metrics = always(stop, start(inputs, "--distill.normalize=sequence"), monkeypatch)
     assert [name for name, value in metrics.items() if not math.isfinite(value)] == []
+
+
+@pytest.mark.parametrize("mode", ["fixed", "none"])
+def test_an_update_says_how_many_segments_its_teacher_saw(mode: str, inputs: Path) -> None:
+    run = start(inputs, f"--exposure.mode={mode}", "--exposure.fixed=0.5", "--exposure.reveal=floor")
+    metrics = train_step(run, 0)[0]
+    counts = [len(step_lines(problem)) for problem in run.sampler.batch_at(0)]  # a chain's segments are its steps
+    assert metrics["exposure/segments"] == mean(counts)
+    assert metrics["exposure/revealed"] == (0 if mode == "none" else mean(count // 2 for count in counts))
+
+
+def step_lines(problem: Problem) -> list[str]:
+    return problem.solution.splitlines()[:-1]
 
 
 def test_a_student_whose_activations_are_nan_has_its_update_skipped(inputs: Path) -> None:

@@ -3,6 +3,9 @@
 import json
 import runpy
 import sys
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
@@ -66,6 +69,91 @@ def test_json_records_and_columns_are_read(tmp_path: Path, document: object, mon
     (tmp_path / "raw.json").write_text(json.dumps(document))
     assert run("jsonl", tmp_path / "raw.json", "--out", tmp_path / "clean.jsonl", monkeypatch=monkeypatch) == 0
     assert [(p.problem, p.answer) for p in load_problems(tmp_path / "clean.jsonl")] == [("1+1?", "2"), ("2+2?", "4")]
+
+
+COLUMNS = {"problem": ["2 + 5", "3 + 9"], "solution": ["\\boxed{7}", "\\boxed{12}"]}
+DAY = datetime(2024, 2, 29, 12, 30)
+
+
+@pytest.mark.parametrize(
+    ("values", "written"),
+    [
+        ([DAY, None], ["2024-02-29T12:30:00", None]),
+        ([DAY.date(), None], ["2024-02-29", None]),
+        ([DAY.time(), None], ["12:30:00", None]),
+        ([timedelta(hours=3), None], ["3:00:00", None]),
+        ([Decimal("1.50"), Decimal("2.00")], [1.5, 2]),
+        ([b"text", "é".encode()], ["text", "é"]),
+        ([1.5, float("nan")], [1.5, None]),
+        ([float("inf"), 0.0], [None, 0.0]),
+        ([[DAY], []], [["2024-02-29T12:30:00"], []]),
+        ([{"when": DAY.date(), "n": 1}, None], [{"when": "2024-02-29", "n": 1}, None]),
+        ([True, None], [True, None]),
+    ],
+    ids=["datetime", "date", "time", "duration", "decimal", "bytes", "nan", "infinite", "list", "struct", "bool"],
+)
+def test_a_parquet_column_of_any_type_becomes_json(
+    tmp_path: Path, values: list[object], written: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_parquet(tmp_path / "raw.parquet", COLUMNS | {"extra": values})
+    assert run("jsonl", tmp_path / "raw.parquet", "--out", tmp_path / "clean.jsonl", monkeypatch=monkeypatch) == 0
+    assert [p.metadata["extra"] for p in load_problems(tmp_path / "clean.jsonl")] == written
+
+
+@pytest.mark.parametrize(
+    "values", [[7.0, float("nan")], [Decimal("7.00"), None], [b"7", None], [7, None]], ids=["float", "decimal", "bytes", "int"]
+)
+def test_a_parquet_column_of_answers_with_gaps(tmp_path: Path, values: list[object], monkeypatch: pytest.MonkeyPatch) -> None:
+    save_parquet(tmp_path / "raw.parquet", COLUMNS | {"answer": values})
+    assert run("jsonl", tmp_path / "raw.parquet", "--out", tmp_path / "clean.jsonl", monkeypatch=monkeypatch) == 0
+    assert [p.answer for p in load_problems(tmp_path / "clean.jsonl")] == ["7", "12"]
+
+
+@pytest.mark.parametrize(
+    ("column", "values"), [("picture", [b"\x89PNG", None]), ("answer", [b"\xff", None]), ("problem", [b"\xff", b"\xfe"])]
+)
+def test_a_column_of_bytes_that_are_no_text_is_named(
+    tmp_path: Path, column: str, values: list[object], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_parquet(tmp_path / "raw.parquet", COLUMNS | {column: values})
+    assert run("jsonl", tmp_path / "raw.parquet", "--out", tmp_path / "clean.jsonl", monkeypatch=monkeypatch) == 2
+    assert f"`{column}`" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["raw.parquet"]
+
+
+def save_parquet(path: Path, columns: Mapping[str, Sequence[object]]) -> None:
+    pytest.importorskip("pyarrow")
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table(dict(columns)), path)
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "json", "parquet"])
+def test_bad_records_of_every_format_can_be_skipped(
+    tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    columns = COLUMNS | {"answer": ["7", "13"]}
+    rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    source = tmp_path / f"raw.{suffix}"
+    if suffix == "parquet":
+        save_parquet(source, columns)
+    else:
+        source.write_text("\n".join(map(json.dumps, rows)) if suffix == "jsonl" else json.dumps(rows))
+    assert run("jsonl", source, "--out", tmp_path / "clean.jsonl", monkeypatch=monkeypatch) == 2
+    assert "contradict each other (`13` and `12`)" in capsys.readouterr().err
+    assert run("jsonl", source, "--out", tmp_path / "clean.jsonl", "--on-error", "skip", monkeypatch=monkeypatch) == 0
+    assert [p.answer for p in load_problems(tmp_path / "clean.jsonl")] == ["7"]
+
+
+@pytest.mark.parametrize("digits", [309, 400, 4000])
+def test_a_difficulty_of_many_digits_is_shown_short(
+    tmp_path: Path, digits: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "raw.jsonl").write_text(f'{{"problem": "p", "solution": "s", "answer": {"7" * digits}, "difficulty": {"2" * digits}}}')
+    assert run("jsonl", tmp_path / "raw.jsonl", "--out", tmp_path / "clean.jsonl", monkeypatch=monkeypatch) == 0
+    assert capsys.readouterr().out.splitlines()[-1].split() == ["difficulty", f"2.22222e+{digits - 1}:", "1"]
+    assert load_problems(tmp_path / "clean.jsonl")[0].answer == "7" * digits
 
 
 @pytest.mark.parametrize(

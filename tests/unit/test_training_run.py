@@ -60,19 +60,21 @@ def responses(run: TrainingRun, problems: Sequence[Problem], first: int) -> list
 
 
 def test_the_teacher_of_an_example_sees_the_exposure_in_force(run: TrainingRun) -> None:
-    seen = [example.teacher_prompt for example in run.examples(rollouts(run), ALPHA)]
+    seen = [example.teacher_prompt for example in run.examples(rollouts(run), run.contexts(rollouts(run), ALPHA))]
     assert seen == [run.renderer.teacher(p, ALPHA).prompt_ids for p in run.probe_problems]
     assert seen != [run.renderer.teacher(p, 1.0).prompt_ids for p in run.probe_problems]
 
 
 def test_the_student_of_an_example_sees_what_it_answered(run: TrainingRun) -> None:
-    examples = run.examples(rollouts(run), ALPHA)
+    examples = run.examples(rollouts(run), run.contexts(rollouts(run), ALPHA))
     assert [(e.student_prompt, e.response) for e in examples] == [(r.prompt_ids, r.response_ids) for r in rollouts(run)]
 
 
 def test_in_mode_none_the_teacher_sees_the_students_prompt(inputs: Path) -> None:
     none = start(inputs, "--exposure.mode=none")
-    assert [e.teacher_prompt for e in none.examples(rollouts(none), ALPHA)] == [none.renderer.student(p) for p in none.probe_problems]
+    contexts = none.contexts(rollouts(none), ALPHA)
+    assert [c.prompt_ids for c in contexts] == [none.renderer.student(p) for p in none.probe_problems]
+    assert {c.revealed for c in contexts} == {0}
 
 
 @pytest.mark.parametrize(("setting", "expected"), [((), 0.8), (("--distill.temperature=1.4",), 1.4)])
@@ -101,9 +103,8 @@ def test_another_loss_takes_the_place_of_distill_loss(run: TrainingRun) -> None:
 
     def result(**options: Any) -> tuple[float, float, float]:
         run.optimization.zero_grad()
-        step = distill_step(
-            run.optimization.wrapped, run.model, run.teacher, run.examples(rollouts(run), ALPHA), DIVERGENCE, 128, **options
-        )
+        examples = run.examples(rollouts(run), run.contexts(rollouts(run), ALPHA))
+        step = distill_step(run.optimization.wrapped, run.model, run.teacher, examples, DIVERGENCE, 128, **options)
         return step.loss, step.kl, math.sqrt(sum(float(gradient_of(p).square().sum()) for p in run.model.parameters()))
 
     loss, kl, norm = result()
@@ -196,9 +197,16 @@ def test_an_update_draws_at_its_places_in_the_stream(inputs: Path, monkeypatch: 
 PASSES: dict[str, Callable[[TrainingRun], object]] = {
     "a rollout": lambda run: run.rollout(run.probe_problems, 0),
     "the probe": lambda run: run.probe(0, run.service.propose(0), None),
-    "a measurement": lambda run: measure_step(run.model, run.teacher, run.examples(rollouts(run), ALPHA), run.divergence, 64),
+    "a measurement": lambda run: measure_step(
+        run.model, run.teacher, run.examples(rollouts(run), run.contexts(rollouts(run), ALPHA)), run.divergence, 64
+    ),
     "the teacher's pass": lambda run: distill_step(
-        run.optimization.wrapped, run.model, run.teacher, run.examples(rollouts(run), ALPHA), run.divergence, 64
+        run.optimization.wrapped,
+        run.model,
+        run.teacher,
+        run.examples(rollouts(run), run.contexts(rollouts(run), ALPHA)),
+        run.divergence,
+        64,
     ),
 }
 

@@ -6,36 +6,26 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from megatron_atesd.data.problems import load_problems, normalised, problem_from_record, refuse_half_characters
+from megatron_atesd.data.json_values import json_value
+from megatron_atesd.data.problem_record import TEXT_FIELDS
+from megatron_atesd.data.problems import checked_problems, load_problems, normalised, refuse_half_characters
 from megatron_atesd.errors import DataError
 from megatron_atesd.records import Problem
 
 
 def read_problems(path: str | Path, on_error: Literal["stop", "skip"] = "stop") -> list[Problem]:
-    """Checked problems of one file, trimmed and without repeated problem texts; only JSON lines know on_error="skip".
+    """Checked problems of one file, trimmed and without repeated problem texts. on_error: see `load_problems`.
 
     Raises DataError for a file or record that does not meet the problem contract.
     """
     path = Path(path)
-    if path.suffix == ".parquet":
-        problems = _checked(path, _parquet_rows(path))
-    elif path.suffix == ".json":
-        problems = _checked(path, _json_rows(path))
-    else:
-        problems = load_problems(path, on_error)
-    return _distinct(problems)
-
-
-def _checked(path: Path, rows: Iterable[object]) -> list[Problem]:
-    problems = []
-    for number, row in enumerate(rows, 1):
-        try:
-            problems.append(problem_from_record(row, default_id=f"{path.stem}-{number}"))
-        except DataError as error:
-            raise DataError(f"{path}: record {number}: {error}") from None
+    if path.suffix not in (".parquet", ".json"):
+        return _distinct(load_problems(path, on_error))
+    rows = _parquet_rows(path) if path.suffix == ".parquet" else _json_rows(path)
+    problems = checked_problems(path, "record", ((number, lambda row=row: row) for number, row in enumerate(rows, 1)), on_error)
     if not problems:
-        raise DataError(f"{path} holds no record: give a file with the columns problem and solution")
-    return problems
+        raise DataError(f"{path} holds no record that can be used: give a file with the columns problem and solution")
+    return _distinct(problems)
 
 
 def _json_rows(path: Path) -> list[Any]:
@@ -66,9 +56,21 @@ def _parquet_rows(path: Path) -> list[dict[str, Any]]:
     except ImportError:
         raise DataError("reading Parquet needs pyarrow: pip install -e '.[data]' in this project's checkout") from None
     try:
-        return parquet.read_table(path).to_pylist()
-    except (OSError, ValueError) as error:
+        table = parquet.read_table(path)
+    except (OSError, ValueError, NotImplementedError) as error:
         raise DataError(f"{path} cannot be read as Parquet ({error}): check the file") from None
+    return _rows_of_columns(
+        path, {name: _parquet_column(path, name, column) for name, column in zip(table.column_names, table.columns, strict=True)}
+    )
+
+
+def _parquet_column(path: Path, name: str, column: Any) -> list[Any]:
+    """The column's values; `problem`, `solution`, `id` and `answer` of bytes as text, which some writers leave unmarked."""
+    try:
+        values = column.to_pylist()
+        return [json_value(value) if isinstance(value, bytes) and name in TEXT_FIELDS else value for value in values]
+    except (ValueError, TypeError, OverflowError, NotImplementedError, ImportError, DataError) as error:
+        raise DataError(f"{path}: column `{name}` cannot be read ({error}): leave the column out, or write it as text") from None
 
 
 def _distinct(problems: Iterable[Problem]) -> list[Problem]:
