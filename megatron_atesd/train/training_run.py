@@ -35,7 +35,6 @@ from megatron_atesd.rollout.generate import generate
 from megatron_atesd.rollout.sampling import sequence_seed
 from megatron_atesd.train.checks import check_prompts, check_unchanged
 from megatron_atesd.train.finite import Skipped, check_probe, check_weights
-from megatron_atesd.train.heartbeat import Progress
 from megatron_atesd.train.optimizer import build_optimization
 
 
@@ -44,8 +43,6 @@ class TrainingRun:
 
     def __init__(self, config: TrainConfig, problems: Sequence[Problem], probe_problems: Sequence[Problem]) -> None:
         self.config, self.probe_problems = config, probe_problems
-        self.progress = Progress(config.parallel.timeout_minutes)
-        self.progress.enter("the start")
         self.hf_folder = find_hf(Path(config.model.path))
         architecture = read_architecture(self.hf_folder)
         self.renderer = PromptRenderer(load_tokenizer(self.hf_folder, architecture.vocabulary), config.prompt, config.exposure.reveal)

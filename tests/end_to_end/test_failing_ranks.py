@@ -51,7 +51,7 @@ def raised(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Ended:
 
 @pytest.fixture(scope="module")
 def hung(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Ended:
-    """Collectives wait for 15 seconds."""
+    """Collectives wait for 15 seconds, once the start is over."""
     overrides = ("--parallel.timeout_minutes=0.25", "--checkpoint.every=0")
     return run_with_fault(inputs, tmp_path_factory.mktemp("hung"), "hang", overrides=overrides)
 

@@ -12,7 +12,9 @@ from megatron_atesd.config import load_config
 from megatron_atesd.data.problems import load_problems
 from megatron_atesd.errors import ConversionError, DataError, TrainingError
 from megatron_atesd.parallel.session import parallel_session
+from megatron_atesd.records import Rollout
 from megatron_atesd.rollout import generate
+from megatron_atesd.train.heartbeat import Heartbeat
 from megatron_atesd.train.loop import train_step
 from megatron_atesd.train.training_run import TrainingRun
 from tests.support.small_run import arguments, save_inputs
@@ -32,11 +34,16 @@ def start(inputs: Path, *overrides: str) -> TrainingRun:
     return TrainingRun(config, *(load_problems(inputs / f"{name}.jsonl") for name in ("train", "probe")))
 
 
+def first_update(run: TrainingRun) -> tuple[dict[str, float], list[Rollout]]:
+    with Heartbeat(run.config.parallel.timeout_minutes) as heartbeat:
+        return train_step(run, 0, heartbeat)
+
+
 def always(token: Callable[[TrainingRun], int], run: TrainingRun, monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
     """Metrics of an update whose student gives nothing but `token`."""
     assert NO_STOP not in run.renderer.stop_ids
     monkeypatch.setattr(generate, "sample_tokens", lambda logits_BV, *_: torch.full(logits_BV.shape[:1], token(run)))
-    return train_step(run, 0)[0]
+    return first_update(run)[0]
 
 
 def stop(run: TrainingRun) -> int:
@@ -70,7 +77,7 @@ def test_a_student_whose_activations_are_nan_has_its_update_skipped(inputs: Path
     run = start(inputs)
     with torch.no_grad():
         run.model.head_weight()[0] = torch.nan
-    metrics, rollouts = train_step(run, 0)
+    metrics, rollouts = first_update(run)
     assert metrics["optim/skipped"] == 1.0
     assert all(rollout.response_ids for rollout in rollouts)
 
@@ -79,7 +86,7 @@ def test_a_teacher_whose_activations_are_nan_has_the_update_skipped(inputs: Path
     run = start(inputs)
     for weight in run.teacher.weights:
         weight.fill_(torch.nan)
-    assert train_step(run, 0)[0]["optim/skipped"] == 1.0
+    assert first_update(run)[0]["optim/skipped"] == 1.0
 
 
 def test_broken_weights_after_an_update_end_the_run(inputs: Path) -> None:

@@ -14,6 +14,7 @@ from megatron_atesd.distill.divergence import Divergence
 from megatron_atesd.parallel.session import parallel_session
 from megatron_atesd.records import Problem, Rollout
 from megatron_atesd.train import loop
+from megatron_atesd.train.heartbeat import Heartbeat
 from megatron_atesd.train.training_run import TrainingRun
 from tests.support.small_run import arguments, save_inputs
 
@@ -94,8 +95,8 @@ def test_an_update_normalises_its_loss_as_the_settings_say(normalize: str, input
     monkeypatch.setattr(loop, "distill_step", seen)
     run = start(inputs, f"--distill.normalize={normalize}", "--data.batch=1", "--rollout.max_new_tokens=1")
     run.service.observe(run.probe(0, run.service.propose(0), None))
-    with pytest.raises(SeenError, match=normalize):
-        loop.train_step(run, 0)
+    with Heartbeat(1.0) as heartbeat, pytest.raises(SeenError, match=normalize):
+        loop.train_step(run, 0, heartbeat)
 
 
 def plain_grounding(run: TrainingRun, text: str, alpha: float) -> float:
