@@ -16,6 +16,7 @@ from megatron_atesd.doctor.finding import Finding
 from megatron_atesd.errors import ConfigError
 from megatron_atesd.parallel.session import processes
 from tests.support.launch import run_distributed
+from tests.support.patience import PATIENCE
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ def refusal(config: TrainConfig) -> str:
 def examine_jobs(folder: Path) -> Examined:
     odd = os.environ["RANK"] == "1"
     config = TrainConfig(run=RunConfig(dir=str(folder / "runs" / "new")))
-    with processes(1.0):
+    with processes(PATIENCE / 60):
         equal, bandwidth, warned = examine.examine_ranks(config), examine.measure_bandwidth(), StringIO()
         clock = SimpleNamespace(time=lambda: 1005.0 if odd else 1000.0, monotonic=examine.time.monotonic, sleep=examine.time.sleep)
         with redirect_stderr(warned), patch.object(examine, "time", clock), examine.examined_processes(config):

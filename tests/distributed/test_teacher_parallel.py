@@ -121,7 +121,7 @@ def test_a_loaded_teacher_is_the_saved_one_at_every_layout(
     cases: list[Case], saved_at: Layout, loaded_at: list[Layout], models: Path
 ) -> None:
     world = saved_at[0] * saved_at[1]
-    assert run_distributed(save_and_load, world, models, cases, saved_at, loaded_at, timeout=240) == [[[]] * len(loaded_at)] * world
+    assert run_distributed(save_and_load, world, models, cases, saved_at, loaded_at) == [[[]] * len(loaded_at)] * world
     assert differences(models, (1, 1), cases) == []
 
 

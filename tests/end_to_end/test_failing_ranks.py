@@ -8,7 +8,8 @@ import pytest
 
 from megatron_atesd.faults.job import family, ranks, torchrun
 from megatron_atesd.faults.state import metrics
-from tests.support.small_run import TIMEOUT_SECONDS, arguments, newest, save_inputs, wait_for
+from tests.support.patience import PATIENCE
+from tests.support.small_run import arguments, newest, save_inputs, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -34,8 +35,8 @@ def run_with_fault(inputs: Path, folder: Path, fault: str, *options: str, overri
     with torchrun(2, [*options, FAULTY_TRAIN, fault, *settings], output) as job:
         wait_for(lambda: len(ranks(job)) == 2, job, output)
         everyone = family(job)
-        exit_code = job.wait(TIMEOUT_SECONDS)
-        _, left_over = psutil.wait_procs(everyone, timeout=10)
+        exit_code = job.wait(PATIENCE)
+        _, left_over = psutil.wait_procs(everyone, PATIENCE)
     return Ended(run_dir, exit_code, output.read_text(), left_over)
 
 

@@ -24,6 +24,7 @@ from megatron_atesd.plan.search import OFFLOAD, RECOMPUTE, SHARD, best_plan, lay
 from megatron_atesd.plan.speed import bubble, forward_flops, update_phases
 from megatron_atesd.plan.tables import suggestion_text
 from megatron_atesd.plan.workload import Lengths, Recompute, Workload, workload_of
+from tests.support.patience import PATIENCE
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = str(ROOT / "examples" / "atesd_qwen3_8b.yaml")
@@ -164,7 +165,7 @@ def test_a_remedy_makes_it_fit():
 
 def plan(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(ROOT / "tools" / "plan.py"), "--config", RECIPE, *arguments]
-    return subprocess.run(command, cwd=ROOT, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, cwd=ROOT, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=PATIENCE)
 
 
 def test_the_command_prints_the_plan_and_writes_it(tmp_path: Path):
