@@ -16,7 +16,7 @@ from megatron_atesd.model.gpt import HiddenStateGPT, build_model
 from megatron_atesd.model.hf_config import read_architecture
 from megatron_atesd.model.megatron_config import DTYPES, transformer_config
 from megatron_atesd.parallel.session import parallel_session
-from tests.distributed.test_distill_parallel import save_models
+from tests.support.distill_case import save_models
 from tests.support.launch import run_distributed
 
 Kind = Literal["initial", "ema"]

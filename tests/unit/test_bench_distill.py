@@ -20,7 +20,7 @@ from benchmarks.watch import PeakMemory, Stopwatch
 from benchmarks.workload import Workload, load_workloads
 from megatron_atesd.distill.fused import Divergence, distill_loss
 from megatron_atesd.errors import ConfigError
-from tests.unit.test_import_rule import imports_of, is_ours
+from tests.support.imports import imports_of, is_ours
 
 ROOT = Path(__file__).resolve().parents[2]
 WORKLOADS = ROOT / "tools" / "benchmarks" / "workloads.json"
