@@ -119,7 +119,6 @@ def test_a_gpu_has_the_memory_that_cuda_reports_of_it():
     """A run that takes 75 GiB fits an H100 of "80 GB", of which torch sees 79.1 GiB."""
     work = workload("8b", 8, "--rollout.max_new_tokens=16384")
     assert 75 * 2**30 < make_plan(work, H100, ASSUMED).peak < H100.memory < 79.2 * 2**30
-    assert [gpu.memory // 2**30 for gpu in GPUS.values()] == [79, 139, 79, 178]
 
 
 def test_the_suggestion_fits_and_leaves_most_room_of_those_that_are_as_fast_as_can_be_told():
