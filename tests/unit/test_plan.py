@@ -96,6 +96,37 @@ def test_twice_the_response_doubles_loss_and_rollout_and_does_not_double_the_pro
     assert twice["rollout"].seconds == pytest.approx(2 * short["rollout"].seconds, rel=0.01)  # bound by launches
 
 
+def test_the_loss_is_four_products_over_a_tensor_ranks_vocabulary_and_passes_over_its_logits():
+    """On 8 GPUs at TP 4 a data rank has 16 of the 32 responses."""
+    work = workload()
+    loss = next(phase for phase in update_phases(work, H100, ASSUMED) if phase.name == "loss")
+    tokens = 16 * 1024
+    assert work.tensor == 4
+    assert loss.flops == 4 * 2 * tokens * 4096 * 151_936 / 4
+    assert loss.memory == 80 * tokens * 151_936 / 4
+    reading, computing = loss.memory / (3.35e12 * ASSUMED.bandwidth), loss.flops / (989e12 * ASSUMED.utilization)
+    sending = 2 * tokens * 4096 * 4 * 3 / 4 / (450e9 * ASSUMED.link)
+    assert loss.seconds == pytest.approx(reading + computing + sending)
+
+
+def test_messages_between_nodes_go_over_the_network():
+    """TP 16 does not fit in a node of 8."""
+    work = replace(workload("8b", 16), tensor=16)
+    phases = {phase.name: phase for phase in update_phases(work, H100, ASSUMED)}
+    within = {phase.name: phase for phase in update_phases(work, replace(H100, network=H100.nvlink), ASSUMED)}
+    teacher = phases["teacher forward"]
+    assert teacher.seconds - within["teacher forward"].seconds == pytest.approx(teacher.sent / ASSUMED.link * (1 / 50e9 - 1 / 450e9))
+
+
+def test_a_backward_pass_costs_two_forward_passes_and_what_is_computed_again():
+    work = workload()
+    equal = replace(work, lengths=replace(work.lengths, teacher=work.lengths.student))
+    again = replace(equal, recompute=Recompute(36, 1))
+    for one, passes in ((equal, 3), (again, 4)):
+        phases = {phase.name: phase for phase in update_phases(one, H100, ASSUMED)}
+        assert phases["student forward and backward"].flops == pytest.approx(passes * phases["teacher forward"].flops)
+
+
 def test_a_stage_reads_and_sends_its_part_of_a_rollout_which_takes_as_long():
     whole = workload("8b", 8)
     one, four = (update_phases(work, H100, ASSUMED)[0] for work in (whole, replace(whole, pipeline=4, gpus=4 * whole.gpus)))
