@@ -109,6 +109,31 @@ def test_the_loss_is_four_products_over_a_tensor_ranks_vocabulary_and_passes_ove
     assert loss.seconds == pytest.approx(reading + computing + sending)
 
 
+@pytest.mark.parametrize(("distributed", "sent", "moved"), [(False, 4, 38), (True, 3, 19)])
+def test_two_data_ranks_reduce_gradients_and_step(distributed: bool, sent: int, moved: int):
+    """Bytes a parameter. An all-reduce sends all 4 of the gradient; divided, half of them and half the new weight. The step reads the
+    gradient twice for its norm, then gradient, master weight and both moments, and writes the last three and the weight."""
+    work = replace(workload(), distributed=distributed)
+    assert work.replicas == 2
+    phases = {phase.name: phase for phase in update_phases(work, H100, ASSUMED)}
+    parameters = stage_parameters(work, 0)
+    gradients, step = phases["gradients over data ranks"], phases["optimizer"]
+    assert gradients.sent == sent * parameters
+    assert gradients.seconds == pytest.approx(sent * parameters / (450e9 * ASSUMED.link))
+    assert step.memory == moved * parameters
+    assert step.seconds == pytest.approx(moved * parameters / (3.35e12 * ASSUMED.bandwidth))
+
+
+def test_the_probe_scores_a_data_ranks_share_of_the_references():
+    """64 problems over two data ranks; with grounding each a second time, after the teacher's prompt."""
+    once = replace(workload(), probe=64, grounded=False, lengths=Lengths(student=100, teacher=300, response=50))
+    arch = QWEN3["8b"]
+    head = 2 * 200 * 4096 * 151_936
+    expected = [32 * (forward_flops(arch, 300) + head) / 4, 32 * (forward_flops(arch, 300) + forward_flops(arch, 500) + 2 * head) / 4]
+    found = [update_phases(work, H100, ASSUMED)[-1].flops for work in (once, replace(once, grounded=True))]
+    assert found == pytest.approx(expected)
+
+
 def test_messages_between_nodes_go_over_the_network():
     """TP 16 does not fit in a node of 8."""
     work = replace(workload("8b", 16), tensor=16)
