@@ -21,6 +21,8 @@ PYTHON := $(shell for p in python3.11 python3.12 python3; do $$p -c '$(IDENTIFY)
 endif
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+# What setup takes of each package: what the tests passed with on this version of Python.
+LOCK = requirements/py$(shell "$(PYTHON)" -c 'import sys; print("%d%d" % sys.version_info[:2])').txt
 ONE_THREAD := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
 
 .PHONY: setup quickstart test test-te test-gpu lint clean interpreter
@@ -63,17 +65,17 @@ interpreter:
 $(VENV)/.interpreter: interpreter ;
 
 # torch comes first: later requirements then keep the build chosen here. On Linux the default wheel is a CUDA build of several GB.
-$(VENV)/.installed: setup.py pyproject.toml $(VENV)/.interpreter
+$(VENV)/.installed: pyproject.toml $(wildcard requirements/*.txt) $(VENV)/.interpreter
 	@echo "Installing into $(VENV); the first time takes some minutes."
 	@if [ "$$(uname)" = Linux ] && ! nvidia-smi -L >/dev/null 2>&1; then \
-	  $(PIP) install --retries 0 --timeout 15 --extra-index-url $(TORCH_CPU_INDEX) torch==$(TORCH)+cpu \
-	  || { echo "No CPU build of torch found; installing the default build." && $(PIP) install torch==$(TORCH); }; \
-	else $(PIP) install torch==$(TORCH); fi
-	@$(PIP) install -e '.[dev,data,plots]'
+	  $(PIP) install -c $(LOCK) --retries 0 --timeout 15 --extra-index-url $(TORCH_CPU_INDEX) torch==$(TORCH)+cpu \
+	  || { echo "No CPU build of torch found; installing the default build." && $(PIP) install -c $(LOCK) torch==$(TORCH); }; \
+	else $(PIP) install -c $(LOCK) torch==$(TORCH); fi
+	@$(PIP) install -c $(LOCK) -e '.[dev,data,plots]'
 	@touch $@
 
 # Transformer Engine's torch part is compiled against this torch and the CUDA headers of its wheels.
-$(TE_VENV)/.installed: setup.py
+$(TE_VENV)/.installed: pyproject.toml
 	$(TE_PYTHON) -m venv --clear $(TE_VENV)
 	@$(TE_VENV)/bin/pip install --quiet torch==$(TORCH) setuptools wheel ninja cmake pybind11 packaging
 	@$(TE_VENV)/bin/pip install --quiet -e '.[dev]'

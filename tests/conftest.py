@@ -8,8 +8,13 @@ import re
 import sys
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 os.environ.update(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE", MKL_NUM_THREADS="1", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
+
+# How long an example takes is no fact about the code.
+settings.register_profile("any speed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any speed")
 
 ON_CPU = os.environ.get("ATESD_GPU_TESTS_DEVICE") == "cpu"
 

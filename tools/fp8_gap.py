@@ -43,7 +43,6 @@ def main() -> None:
             Console().print(gap_table(gaps, config.model.dtype))
             if args.out:
                 args.out.write_text(json.dumps({"problems": args.problems, "gaps": [asdict(gap) for gap in gaps]}, indent=2) + "\n")
-        run.progress.close()
 
 
 def parse() -> tuple[argparse.Namespace, list[str]]:

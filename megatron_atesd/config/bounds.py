@@ -34,6 +34,7 @@ BOUNDS: dict[str, Bound] = {
     "parallel.context": ONE_OR_MORE,
     "parallel.micro_batch_tokens": ONE_OR_MORE,
     "parallel.timeout_minutes": POSITIVE,
+    "parallel.start_timeout_minutes": POSITIVE,
     "data.probe_size": ZERO_OR_MORE,
     "data.batch": ONE_OR_MORE,
     "prompt.max_length": ONE_OR_MORE,

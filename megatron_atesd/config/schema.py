@@ -91,7 +91,9 @@ class ParallelConfig:
             differ a lot; on a GPU best with model.attention te.
         micro_batch_tokens: Tokens, padding included, in one forward pass of a data-parallel rank (of its CP ranks together); a longer
             sequence has a pass for itself.
-        timeout_minutes: A collective that waits longer than this ends the job.
+        timeout_minutes: A collective that waits longer than this ends the job, once updates (or the evaluation's rollouts) have begun.
+        start_timeout_minutes: The same before that: while ranks come together, build and load the model and measure the first probe. It
+            is at least timeout_minutes.
     """
 
     tensor: int = 1
@@ -102,6 +104,7 @@ class ParallelConfig:
     packed: bool = False
     micro_batch_tokens: int = 8192
     timeout_minutes: float = 30.0
+    start_timeout_minutes: float = 30.0
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from megatron_atesd.doctor.software import check_installation
 from megatron_atesd.errors import ConfigError
 from megatron_atesd.output_folder import check_writable
 from megatron_atesd.parallel.groups import from_rank_0, gathered, is_main
-from megatron_atesd.parallel.session import processes
+from megatron_atesd.parallel.session import processes, start_minutes
 
 TOKEN_SECONDS = 10.0  # network file systems show new files late
 PROBE_BYTES, PROBE_REPEATS = 16 * 2**20, 3
@@ -36,7 +36,7 @@ def examined_processes(config: TrainConfig) -> Iterator[None]:
 
     Raises ConfigError, on all ranks alike, for what it found to be an error.
     """
-    with processes(config.parallel.timeout_minutes):
+    with processes(start_minutes(config.parallel)):
         findings = examine_ranks(config)
         refuse_errors(findings)
         if is_main():

@@ -1,4 +1,4 @@
-"""What is installed: versions within the bounds of setup.py, and whose apex it is."""
+"""What is installed: versions within the bounds of pyproject.toml, and whose apex it is."""
 
 from collections.abc import Mapping, Sequence
 from importlib import metadata

@@ -17,7 +17,7 @@ from megatron_atesd.evaluate.prepare import Evaluation, Prepared, prepare
 from megatron_atesd.evaluate.sample import Answered, answer_problems
 from megatron_atesd.model.gpt import HiddenStateGPT, build_model
 from megatron_atesd.parallel.groups import is_main
-from megatron_atesd.parallel.session import session_of
+from megatron_atesd.parallel.session import end_start, session_of
 
 
 def evaluate(task: Evaluation) -> dict[str, Any] | None:
@@ -32,6 +32,7 @@ def evaluate(task: Evaluation) -> dict[str, Any] | None:
         with session_of(parallel, task.seed):
             model = build_model(prepared.model.architecture, prepared.megatron)
             load_model_weights(model, prepared.model.folder)
+            end_start(parallel)
             answered = _answers(task, model, prepared)
             return _report(task, prepared, answered, grader) if is_main() else None
 

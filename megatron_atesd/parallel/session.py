@@ -53,9 +53,19 @@ def parallel_session(
 
 
 def session_of(parallel: ParallelConfig, seed: int = 1) -> AbstractContextManager[None]:
-    """The parallel_session of a run's settings."""
-    sizes = (parallel.tensor, parallel.pipeline, seed, parallel.timeout_minutes, parallel.virtual_pipeline, parallel.context)
+    """The parallel_session of a run's settings, with the limit of its start."""
+    sizes = (parallel.tensor, parallel.pipeline, seed, start_minutes(parallel), parallel.virtual_pipeline, parallel.context)
     return parallel_session(*sizes)
+
+
+def start_minutes(parallel: ParallelConfig) -> float:
+    """How long a collective may wait until `end_start`: ranks read, build and load at their own pace."""
+    return max(parallel.start_timeout_minutes, parallel.timeout_minutes)
+
+
+def end_start(parallel: ParallelConfig) -> None:
+    """From here on a collective of any group that waits longer than parallel.timeout_minutes ends the job. Collective."""
+    parallel_state.update_pg_timeout(timedelta(minutes=parallel.timeout_minutes))
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import threading
 import time
 import traceback
 from dataclasses import asdict, dataclass
+from types import TracebackType
 from typing import Any
 
 import torch.distributed as dist
@@ -23,26 +24,39 @@ class Place:
     since: float
 
 
-class Progress:
-    """This rank's place. Create it after the default process group; a phase longer than 0.9 · timeout_minutes prints its stack, once."""
+class Heartbeat:
+    """This rank's place, told to the job's store; create it after the default process group.
+
+    with Heartbeat(timeout_minutes) as heartbeat:
+        heartbeat.enter("the rollout of update 3")
+
+    A phase that takes longer than 0.9 of its limit prints its stack, once; none does so after leaving, in whatever way.
+    """
 
     def __init__(self, timeout_minutes: float) -> None:
-        self.limit = _SHARE * 60 * timeout_minutes
+        self.timeout_minutes = timeout_minutes
+        self.rank = dist.get_rank()
         self.number = 0
         self.timer: threading.Timer | None = None
 
-    def enter(self, phase: str) -> None:
-        """Say that a phase begins, such as `rollout of update 3`."""
-        self.close()
+    def __enter__(self) -> "Heartbeat":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._stop()
+
+    def enter(self, phase: str, minutes: float | None = None) -> None:
+        """Say that a phase begins, such as `rollout of update 3`, in which collectives may wait `minutes` (default: timeout_minutes)."""
+        self._stop()
         self.number += 1
         place = Place(phase, self.number, time.time())
-        _get_default_store().set(_key(dist.get_rank()), json.dumps(asdict(place)))
-        self.timer = threading.Timer(self.limit, _show_stack, (place, threading.get_ident()))
+        _get_default_store().set(_key(self.rank), json.dumps(asdict(place)))
+        limit = _SHARE * 60 * (self.timeout_minutes if minutes is None else minutes)
+        self.timer = threading.Timer(limit, _show_stack, (self.rank, place, threading.get_ident()))
         self.timer.daemon = True
         self.timer.start()
 
-    def close(self) -> None:
-        """No phase is under way any more."""
+    def _stop(self) -> None:
         if self.timer is not None:
             self.timer.cancel()
 
@@ -68,11 +82,11 @@ def _place_of(rank: int) -> Place | None:
 
 
 def _key(rank: int) -> str:
-    return f"megatron_atesd/progress/{rank}"
+    return f"megatron_atesd/heartbeat/{rank}"
 
 
-def _show_stack(place: Place, thread: int) -> None:
+def _show_stack(rank: int, place: Place, thread: int) -> None:
     frame = sys._current_frames().get(thread)
     stack = "".join(traceback.format_stack(frame)) if frame else ""
-    text = f"rank {dist.get_rank()} has been in {place.phase} for {time.time() - place.since:.0f} s and is here:\n{stack}"
+    text = f"rank {rank} has been in {place.phase} for {time.time() - place.since:.0f} s and is here:\n{stack}"
     print(text, file=sys.stderr, flush=True)

@@ -15,10 +15,11 @@ from megatron_atesd.distill.step import distill_step
 from megatron_atesd.doctor.examine import examined_processes
 from megatron_atesd.parallel.agreement import on_rank_0
 from megatron_atesd.parallel.groups import is_main
-from megatron_atesd.parallel.session import session_of
+from megatron_atesd.parallel.session import end_start, session_of, start_minutes
 from megatron_atesd.records import Rollout
 from megatron_atesd.report.monitor import Monitor
 from megatron_atesd.train.checks import check_before_work
+from megatron_atesd.train.heartbeat import Heartbeat
 from megatron_atesd.train.metrics import describe_sample, peak_memory_gib, rollout_metrics, write_summary
 from megatron_atesd.train.preemption import StopRequest
 from megatron_atesd.train.resume import check_resumable
@@ -35,7 +36,9 @@ def train(config: TrainConfig) -> None:
     with (
         examined_processes(config),
         session_of(config.parallel, config.run.seed),
+        Heartbeat(config.parallel.timeout_minutes) as heartbeat,
     ):
+        heartbeat.enter("the start", start_minutes(config.parallel))
         chosen = start_from(checkpoints, config.checkpoint.resume)
         if chosen.folder is not None:
             check_resumable(chosen.folder, config, inputs)
@@ -57,13 +60,14 @@ def train(config: TrainConfig) -> None:
                 monitor.message(f"resumed from {chosen.folder} after {start} updates ({chosen.why})")
             else:
                 run.service.observe(run.probe(0, run.service.propose(0), None))
+            end_start(config.parallel)
             for update in range(start, config.run.updates):
-                metrics, rollouts = train_step(run, update)
+                metrics, rollouts = train_step(run, update, heartbeat)
                 done = update + 1
                 monitor.log(done, metrics | saver.metrics())
                 if config.monitor.samples and done % config.monitor.samples == 0:
                     monitor.message(describe_sample(run.renderer, rollouts[0]))
-                run.progress.enter(f"the end of update {done}")
+                heartbeat.enter(f"the end of update {done}")
                 asked = stop.agreed()
                 last = bool(asked) or run.skipped.too_many or done == config.run.updates
                 if last or (config.checkpoint.every and done % config.checkpoint.every == 0):
@@ -76,21 +80,20 @@ def train(config: TrainConfig) -> None:
                     again = "" if back in ("auto", "never") else f", with checkpoint.resume auto instead of {back}"
                     monitor.message(f"stopped by {asked} after update {done}: step_{done} is saved; start the same command to go on{again}")
                     return
-        run.progress.close()
         if is_main():
             write_summary(run_dir, config)
 
 
-def train_step(run: TrainingRun, update: int) -> tuple[dict[str, float], list[Rollout]]:
+def train_step(run: TrainingRun, update: int, heartbeat: Heartbeat) -> tuple[dict[str, float], list[Rollout]]:
     """One student update; returns its metrics and this data-parallel rank's rollouts."""
     started = time.perf_counter()
-    run.progress.enter(f"the rollout of update {update + 1}")
+    heartbeat.enter(f"the rollout of update {update + 1}")
     problems = run.sampler.batch_at(update)
     exposure = run.service.propose(update)
     rollouts = run.rollout(problems, run.sampler.place_at(update))
     rolled = time.perf_counter()
 
-    run.progress.enter(f"the student's step of update {update + 1}")
+    heartbeat.enter(f"the student's step of update {update + 1}")
     run.optimization.zero_grad()
     contexts = run.contexts(rollouts, exposure.alpha)
     examples = run.examples(rollouts, contexts)
@@ -115,7 +118,7 @@ def train_step(run: TrainingRun, update: int) -> tuple[dict[str, float], list[Ro
         run.teacher.update()
     stepped = time.perf_counter()
 
-    run.progress.enter(f"the probe of update {update + 1}")
+    heartbeat.enter(f"the probe of update {update + 1}")
     # Of a skipped update the controller hears nothing: it drops the decisions whose look-ahead needs it.
     stats = None if skipped else run.probe(update + 1, exposure, result)
     controller = {} if stats is None else run.service.observe(stats)

@@ -29,7 +29,6 @@ from megatron_atesd.rollout.generate import generate
 from megatron_atesd.rollout.sampling import sequence_seed
 from megatron_atesd.train.checks import TrainingInputs
 from megatron_atesd.train.finite import Skipped, check_probe, check_weights
-from megatron_atesd.train.heartbeat import Progress
 from megatron_atesd.train.lengths import check_lengths
 from megatron_atesd.train.optimizer import build_optimization
 
@@ -39,8 +38,6 @@ class TrainingRun:
 
     def __init__(self, config: TrainConfig, inputs: TrainingInputs) -> None:
         self.config, self.probe_problems = config, inputs.probe_problems
-        self.progress = Progress(config.parallel.timeout_minutes)
-        self.progress.enter("the start")
         folder, self.hf_folder, self.renderer = inputs.model.folder, inputs.model.hf_folder, inputs.model.renderer
         check_lengths(config, inputs, dist.get_rank(), dist.get_world_size())
         self.sampler = ProblemSampler(inputs.problems, config.data.batch, config.run.seed, *data_parallel_place())

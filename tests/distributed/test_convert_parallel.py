@@ -107,7 +107,7 @@ def visited(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[s
     with single_process():
         for kind in KINDS:
             hf_to_megatron.convert(save_model(folder / kind / "hf", kind), folder / kind / "megatron")
-    return folder, run_distributed(visit_layouts, 4, folder, timeout=300.0)
+    return folder, run_distributed(visit_layouts, 4, folder)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -8,13 +8,13 @@ import pytest
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
+from transformers import LlamaForCausalLM, PreTrainedModel, Qwen3ForCausalLM
 
 from megatron_atesd.checkpoint.hf_weights import load_hf_weights
 from megatron_atesd.checkpoint.reading import model_state, read_folder, write_folder
 from megatron_atesd.config import ScheduleConfig
-from megatron_atesd.distill.divergence import Divergence, divergence
-from megatron_atesd.distill.step import Example, Normalize, StepResult, distill_step, example_losses
+from megatron_atesd.distill.divergence import divergence
+from megatron_atesd.distill.step import Normalize, StepResult, distill_step, example_losses
 from megatron_atesd.distill.teacher import Teacher
 from megatron_atesd.model.gpt import build_model
 from megatron_atesd.model.hf_config import read_architecture
@@ -22,15 +22,9 @@ from megatron_atesd.model.megatron_config import transformer_config
 from megatron_atesd.model.micro_batches import TokenIds
 from megatron_atesd.parallel.session import parallel_session
 from megatron_atesd.train.optimizer import build_optimization
+from tests.support.distill_case import DIVERGENCE, RECOMPUTE, examples, save_models
 from tests.support.hf_reference import by_hf_name
 from tests.support.launch import run_distributed
-
-DIVERGENCE = Divergence("forward_kl", clip=0.5, temperature=1.1)
-RECOMPUTE = {
-    "": {},
-    "full": {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1},
-    "selective": {"recompute_granularity": "selective", "recompute_modules": ["core_attn"]},
-}
 
 
 @dataclass(frozen=True)
@@ -52,35 +46,6 @@ class Layout:
         shares = "-".join(map(str, self.shares))
         layout = f"tp{self.tensor}-pp{self.pipeline}-vp{self.virtual}-sp{int(self.sequence)}-tokens{self.tokens}-shares{shares}"
         return f"{layout}-cp{self.context}-packed{int(self.packed)}-chunk{self.chunk}-overlap{int(self.overlap)}-{self.recompute}"
-
-
-def examples(vocabulary: int) -> list[Example]:
-    """Ragged prompts and responses; the teacher's prompts are longer than the student's.
-
-    One sequence has fewer tokens than context parallelism has chunks, one response is empty.
-    """
-    random = torch.Generator().manual_seed(7)
-
-    def ids(low: int, high: int) -> list[int]:
-        length = int(torch.randint(low, high, (1,), generator=random))
-        return torch.randint(vocabulary, (length,), generator=random).tolist()
-
-    first, last = (Example(ids(2, 6), ids(5, 14), ids(3, 9)) for _ in range(2))
-    return [first, Example(ids(1, 2), ids(2, 3), ids(1, 2)), Example(ids(2, 6), ids(5, 14), []), last]
-
-
-def save_models(folder: Path, family: str, tied: bool) -> None:
-    """Student and (different) teacher weights, as Hugging Face folders. The vocabulary is odd: TP pads it."""
-    shape = {
-        "vocab_size": 37, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4,
-        "num_key_value_heads": 2, "head_dim": 16, "tie_word_embeddings": tied, "max_position_embeddings": 64,
-    }  # fmt: skip
-    for seed, role in enumerate(("student", "teacher")):
-        torch.manual_seed(seed)
-        model = Qwen3ForCausalLM(Qwen3Config(**shape)) if family == "qwen3" else LlamaForCausalLM(LlamaConfig(**shape))
-        for parameter in model.parameters():
-            parameter.data += 0.2 * torch.randn_like(parameter)
-        model.save_pretrained(folder / role)
 
 
 def plain_reference(

@@ -16,6 +16,7 @@ from megatron_atesd.doctor.finding import Finding
 from megatron_atesd.errors import ConfigError
 from megatron_atesd.parallel.session import processes
 from tests.support.launch import run_distributed
+from tests.support.patience import PATIENCE
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,10 @@ def refusal(config: TrainConfig) -> str:
 def examine_jobs(folder: Path) -> Examined:
     odd = os.environ["RANK"] == "1"
     config = TrainConfig(run=RunConfig(dir=str(folder / "runs" / "new")))
-    with processes(1.0):
+    with processes(PATIENCE / 60):
         equal, bandwidth, warned = examine.examine_ranks(config), examine.measure_bandwidth(), StringIO()
+        with patch.object(examine, "_timed_all_reduce", lambda *_: 0.001):
+            bandwidth += examine.measure_bandwidth()
         clock = SimpleNamespace(time=lambda: 1005.0 if odd else 1000.0, monotonic=examine.time.monotonic, sleep=examine.time.sleep)
         with redirect_stderr(warned), patch.object(examine, "time", clock), examine.examined_processes(config):
             pass
@@ -82,7 +85,11 @@ def test_a_folder_that_is_not_shared_ends_the_job_on_all(ranks: list[Examined]) 
 
 
 def test_the_bandwidth_is_measured_over_all_ranks(ranks: list[Examined]) -> None:
-    assert ranks[0].bandwidth[0].what.endswith("GB/s, all-reduce of 16 MiB over 2 ranks (gloo)")
+    """An all-reduce moves 2 (n - 1) / n of its bytes: in a millisecond 16 MiB."""
+    measured, of_a_millisecond = (finding.what for finding in ranks[0].bandwidth)
+    assert of_a_millisecond == "16.78 GB/s, all-reduce of 16 MiB over 2 ranks (gloo)"
+    assert measured.endswith("GB/s, all-reduce of 16 MiB over 2 ranks (gloo)")
+    assert float(measured.split()[0]) > 0
 
 
 def test_nothing_is_left_in_the_run_directorys_place(ranks: list[Examined]) -> None:

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 from tests.support.launch import run_distributed
+from tests.support.patience import PATIENCE
 
 
 def sum_of_ranks(factor: int) -> tuple[int, int]:
@@ -24,17 +25,17 @@ def sum_of_ranks(factor: int) -> tuple[int, int]:
 
 
 def fail_on_rank_one(pids: Path) -> None:
-    orphan = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    orphan = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(3600)"])
     (pids / str(orphan.pid)).touch()
     (pids / str(os.getpid())).touch()
     if os.environ["RANK"] == "1":
         raise ValueError("rank one has a bad day")
-    time.sleep(60)
+    time.sleep(3600)
 
 
 def hang(pids: Path) -> None:
     (pids / str(os.getpid())).touch()
-    time.sleep(60)
+    time.sleep(3600)
 
 
 def is_running(pid: int) -> bool:
@@ -46,7 +47,7 @@ def is_running(pid: int) -> bool:
 
 def still_running(pids: Path) -> list[str]:
     """Which of the processes go on; a killed one may need a moment to be gone on a busy machine."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + PATIENCE
     while (left := [path.name for path in pids.iterdir() if is_running(int(path.name))]) and time.monotonic() < deadline:
         time.sleep(0.05)
     return left

@@ -18,9 +18,9 @@ from megatron_atesd.model.megatron_config import transformer_config
 from megatron_atesd.parallel.groups import data_parallel_place
 from megatron_atesd.parallel.session import parallel_session
 from megatron_atesd.train.optimizer import build_optimization
-from tests.distributed.test_distill_parallel import DIVERGENCE, examples, save_models
-from tests.distributed.test_distributed_optimizer import Kind, Session, assert_close
+from tests.support.distill_case import DIVERGENCE, examples, save_models
 from tests.support.launch import run_distributed
+from tests.support.student_session import Kind, Session, assert_close
 
 pytestmark = pytest.mark.slow
 

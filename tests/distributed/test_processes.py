@@ -9,13 +9,14 @@ import torch
 from megatron_atesd.errors import ConfigError
 from megatron_atesd.parallel.session import processes
 from tests.support.launch import run_distributed
+from tests.support.patience import PATIENCE
 
 
 def refusal(has_gpu: tuple[bool, bool]) -> str:
     with (
         patch.object(torch.cuda, "is_available", lambda: has_gpu[int(os.environ["RANK"])]),
         pytest.raises(ConfigError) as refused,
-        processes(1.0),
+        processes(PATIENCE / 60),
     ):
         pass
     return str(refused.value)

@@ -11,9 +11,9 @@ import torch.distributed as dist
 from megatron_atesd.distill.step import distill_step
 from megatron_atesd.parallel.groups import data_parallel_place
 from megatron_atesd.parallel.session import parallel_session
-from tests.distributed.test_distill_parallel import DIVERGENCE, examples, save_models
-from tests.distributed.test_distributed_optimizer import Session, session
+from tests.support.distill_case import DIVERGENCE, examples, save_models
 from tests.support.launch import run_distributed
+from tests.support.student_session import Session, session
 
 # name → TP size, parameter type, distributed optimizer, what rank 1's gradients are multiplied with, what its loss is
 CASES = {

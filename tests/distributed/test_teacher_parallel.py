@@ -16,7 +16,7 @@ from megatron_atesd.model.gpt import HiddenStateGPT, build_model
 from megatron_atesd.model.hf_config import read_architecture
 from megatron_atesd.model.megatron_config import DTYPES, transformer_config
 from megatron_atesd.parallel.session import parallel_session
-from tests.distributed.test_distill_parallel import save_models
+from tests.support.distill_case import save_models
 from tests.support.launch import run_distributed
 
 Kind = Literal["initial", "ema"]
@@ -121,7 +121,7 @@ def test_a_loaded_teacher_is_the_saved_one_at_every_layout(
     cases: list[Case], saved_at: Layout, loaded_at: list[Layout], models: Path
 ) -> None:
     world = saved_at[0] * saved_at[1]
-    assert run_distributed(save_and_load, world, models, cases, saved_at, loaded_at, timeout=240) == [[[]] * len(loaded_at)] * world
+    assert run_distributed(save_and_load, world, models, cases, saved_at, loaded_at) == [[[]] * len(loaded_at)] * world
     assert differences(models, (1, 1), cases) == []
 
 

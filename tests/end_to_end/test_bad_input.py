@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from tests.support.patience import PATIENCE
 from tests.support.small_run import ENVIRONMENT, ROOT, arguments, save_inputs
 
 Train = Callable[..., "Refused"]
@@ -59,7 +60,7 @@ def heavy_work(*_: Any, **__: Any) -> None:
 def start(out: Path, script: str, *options: str | Path) -> Refused:
     """A command started as a plain process, as a user does, that would write to the folder `out`."""
     command = [sys.executable, str(ROOT / script), *map(str, options)]
-    result = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
+    result = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=PATIENCE)
     return Refused(result.returncode, result.stderr, [path for path in out.parent.rglob("*") if out.name in path.name])
 
 

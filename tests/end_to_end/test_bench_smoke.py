@@ -1,7 +1,6 @@
 """The benchmark's smoke workload from the command to its file: every contender runs, and all do the same work."""
 
 import json
-import math
 import subprocess
 import sys
 from pathlib import Path
@@ -28,25 +27,18 @@ def by(rows: list[dict[str, Any]], key: str) -> dict[str, dict[str, Any]]:
     return {row[key]: row for row in rows}
 
 
-def numbers(value: Any) -> list[float]:
-    """All numbers in nested dictionaries."""
-    if isinstance(value, dict):
-        return [number for part in value.values() for number in numbers(part)]
-    return [] if isinstance(value, str) else [value]
+def test_every_contender_is_timed_in_every_phase(measured: dict[str, Any]) -> None:
+    """A phase whose stopwatch nobody started has taken no time."""
+    seconds = {name: row["seconds"] for name, row in by(measured["step"], "contender").items()}
+    assert set(seconds) == {"ours", "naive", "plain"}
+    for phases in seconds.values():
+        assert {phase for phase, value in phases.items() if value > 0} == {"teacher", "student", "loss", "optimizer"}
 
 
-def test_every_contender_gives_finite_positive_figures(measured: dict[str, Any]) -> None:
-    rows = by(measured["step"], "contender")
-    assert set(rows) == {"ours", "naive", "plain"}
-    assert {phase for row in rows.values() for phase in row["seconds"]} == {"teacher", "student", "loss", "optimizer"}
-    assert all(math.isfinite(number) and number > 0 for row in rows.values() for number in numbers(row))
-
-
-def test_every_way_to_the_loss_gives_finite_positive_figures(measured: dict[str, Any]) -> None:
+def test_the_loss_part_has_a_row_for_every_way_to_the_loss(measured: dict[str, Any]) -> None:
     rows = by(measured["loss"], "method")
     assert set(rows) - {"compiled"} == {"fused", "dense", "products"}  # without a C++ compiler compiled is left out
-    timed = [{name: value for name, value in row.items() if "gib" not in name and "memory" not in name} for row in rows.values()]
-    assert all(math.isfinite(number) and number > 0 for number in numbers(dict(enumerate(timed))))
+    assert {row["tokens"] for row in rows.values()} == {48}
 
 
 @pytest.mark.parametrize("figure", ["loss", "grad_norm"])
@@ -55,12 +47,6 @@ def test_contenders_agree_in_the_first_steps_result(figure: str, measured: dict[
     assert rows["plain"][figure] > 1e-3  # teacher and student differ by more than rounding
     assert rows["ours"][figure] == pytest.approx(rows["plain"][figure], rel=1e-4)
     assert rows["naive"][figure] == pytest.approx(rows["plain"][figure], rel=1e-4)
-
-
-def test_ratios_refer_to_the_baseline(measured: dict[str, Any]) -> None:
-    rows = by(measured["step"], "contender")
-    assert rows["plain"]["ratio_seconds"] == rows["plain"]["ratio_memory"] == 1
-    assert rows["ours"]["ratio_seconds"] == pytest.approx(rows["ours"]["training_seconds"] / rows["plain"]["training_seconds"])
 
 
 def test_the_tables_show_every_row(measured: dict[str, Any]) -> None:

@@ -8,7 +8,8 @@ import pytest
 
 from megatron_atesd.faults.state import metrics
 from megatron_atesd.faults.torchrun import family, ranks, torchrun
-from tests.support.small_run import TIMEOUT_SECONDS, arguments, newest, save_inputs, wait_for
+from tests.support.patience import PATIENCE
+from tests.support.small_run import arguments, newest, save_inputs, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -34,8 +35,8 @@ def run_with_fault(inputs: Path, folder: Path, fault: str, *options: str, overri
     with torchrun(2, [*options, FAULTY_TRAIN, fault, *settings], output) as job:
         wait_for(lambda: len(ranks(job)) == 2, job, output)
         everyone = family(job)
-        exit_code = job.wait(TIMEOUT_SECONDS)
-        _, left_over = psutil.wait_procs(everyone, timeout=10)
+        exit_code = job.wait(PATIENCE)
+        _, left_over = psutil.wait_procs(everyone, PATIENCE)
     return Ended(run_dir, exit_code, output.read_text(), left_over)
 
 
@@ -51,7 +52,7 @@ def raised(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Ended:
 
 @pytest.fixture(scope="module")
 def hung(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Ended:
-    """Collectives wait for 15 seconds."""
+    """Collectives wait for 15 seconds, once the start is over."""
     overrides = ("--parallel.timeout_minutes=0.25", "--checkpoint.every=0")
     return run_with_fault(inputs, tmp_path_factory.mktemp("hung"), "hang", overrides=overrides)
 

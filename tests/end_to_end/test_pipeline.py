@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from examples.quickstart import summarize
 from megatron_atesd.evaluate.average import summarize as figures_of
 from megatron_atesd.faults.state import metrics
+from tests.support.patience import PATIENCE
 from tests.support.small_run import ROOT
 
 pytestmark = pytest.mark.slow
@@ -43,7 +44,7 @@ def quickstart(tmp_path_factory: pytest.TempPathFactory) -> Quickstart:
     environment = os.environ | {name: str(size) for name, size in SIZES.items()}
     environment |= {"OUT": str(folder / "out"), "CACHES": str(folder / "caches"), "PYTHON": sys.executable, "PYTHONPATH": str(ROOT)}
     script = ["bash", str(ROOT / "examples" / "quickstart" / "run.sh")]
-    result = subprocess.run(script, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=600)
+    result = subprocess.run(script, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=PATIENCE)
     assert result.returncode == 0, result.stdout[-5000:]
     (base_hf,) = (folder / "caches").glob("*/base-hf")
     return Quickstart(folder / "out", base_hf, result.stdout)

@@ -24,9 +24,9 @@ from megatron_atesd.records import Problem, Rollout
 from megatron_atesd.train.loop import train
 from megatron_atesd.train.training_run import TrainingRun
 from tests.support.launch import run_distributed
+from tests.support.patience import PATIENCE
 from tests.support.small_run import (
     PROBLEMS,
-    TIMEOUT_SECONDS,
     TRAIN,
     arguments,
     finish,
@@ -168,8 +168,8 @@ def killed(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Killed:
         wait_for(lambda: newest(run_dir) == "step_4" and "resumed from" in output.read_text(), job, output)
         everyone = family(job)
         ranks(job)[1].kill()
-        exit_code = job.wait(TIMEOUT_SECONDS)
-        _, left_over = psutil.wait_procs(everyone, timeout=10)
+        exit_code = job.wait(PATIENCE)
+        _, left_over = psutil.wait_procs(everyone, PATIENCE)
     with torchrun(2, command, output) as job:
         finish(job, output)
     return Killed(run_dir, lines, exit_code, left_over, output.read_text())

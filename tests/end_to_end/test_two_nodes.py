@@ -14,7 +14,8 @@ from megatron_atesd.faults.state import metrics, reproducible
 from megatron_atesd.faults.torchrun import kill, ranks, started
 from megatron_atesd.train.loop import train
 from tests.support.launch import run_distributed
-from tests.support.small_run import ROOT, TIMEOUT_SECONDS, finish, newest, recipe_overrides, save_inputs, wait_for
+from tests.support.patience import PATIENCE
+from tests.support.small_run import ROOT, finish, newest, recipe_overrides, save_inputs, wait_for
 from tests.support.two_hosts import Host, two_hosts
 
 pytestmark = pytest.mark.slow
@@ -89,7 +90,7 @@ def lost(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Lost:
         wait_for(lambda: newest(run_dir) != "", first, nodes.output(0))
         before = ranks(first)
         kill(second)
-        psutil.wait_procs(before, TIMEOUT_SECONDS)  # which may have been about to finish another checkpoint
+        psutil.wait_procs(before, PATIENCE)  # which may have been about to finish another checkpoint
         had = newest(run_dir)
         with nodes.start(1) as second:
             wait_for(lambda: ranks_replaced(first, before), first, nodes.output(0))

@@ -11,7 +11,7 @@ from megatron_atesd.model.kv_cache import KVCache
 from megatron_atesd.parallel.session import parallel_session
 from megatron_atesd.rollout.generate import generate
 from tests.support.gpu_models import built, error, layers, our_logits, save_model, their_logits, token_ids
-from tests.unit.test_generate import CONFIG, PROMPTS, STOP, slowly
+from tests.support.slow_generation import CONFIG, PROMPTS, STOP, slowly
 
 pytestmark = pytest.mark.gpu
 

@@ -4,8 +4,12 @@
 
 The function must be importable (top level of its module), its arguments and results picklable. It finds torchrun's environment
 (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT) and makes its own process groups, for example with `parallel_session`.
+
+Every call has new processes, so that nothing that a test leaves behind reaches another. They are forks of one process that has imported
+torch, megatron.core and this project: six seconds of imports once, not in every rank of every test.
 """
 
+import multiprocessing
 import os
 import pickle
 import signal
@@ -20,10 +24,15 @@ import torch
 import torch.distributed as dist
 from torch.multiprocessing.spawn import ProcessContext, start_processes
 
-TIMEOUT_SECONDS = 300.0
+from tests.support.patience import PATIENCE
+
+# What most ranks import. None of it starts a thread or touches a GPU: a fork would have only half of either.
+multiprocessing.set_forkserver_preload(
+    ["pytest", "transformers.models.qwen3.modeling_qwen3", "transformers.models.llama.modeling_llama", "megatron_atesd.train.loop"]
+)
 
 
-def run_distributed(function: Callable[..., Any], world_size: int, *args: Any, timeout: float = TIMEOUT_SECONDS) -> list[Any]:
+def run_distributed(function: Callable[..., Any], world_size: int, *args: Any, timeout: float = PATIENCE) -> list[Any]:
     """Results of `function(*args)` on `world_size` processes of one thread each, in rank order.
 
     timeout: seconds for the whole call. Whatever happens, no process is left behind.
@@ -33,7 +42,7 @@ def run_distributed(function: Callable[..., Any], world_size: int, *args: Any, t
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # pyright: ignore[reportPrivateImportUsage]
     with tempfile.TemporaryDirectory() as folder:
         arguments = (world_size, store.port, folder, function, args)
-        context = start_processes(_run_rank, arguments, world_size, join=False, start_method="spawn")
+        context = start_processes(_run_rank, arguments, world_size, join=False, start_method="forkserver")
         assert context is not None
         try:
             _wait(context, timeout, function.__name__)

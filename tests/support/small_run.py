@@ -12,11 +12,11 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from examples.quickstart.warm_start import describe_model
 from megatron_atesd.data.problems import save_problems
 from megatron_atesd.data.sources.chain import chain_splits
+from tests.support.patience import PATIENCE
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}
 TRAIN = str(ROOT / "tools" / "train.py")
-TIMEOUT_SECONDS = 300.0
 PROBLEMS = 24  # three updates of eight are an epoch
 
 
@@ -79,16 +79,16 @@ def recipe_overrides(inputs: Path, run_dir: Path, *overrides: str) -> list[str]:
 
 def wait_for(fact: Callable[[], bool], job: subprocess.Popen[bytes], output: Path) -> None:
     """Return as soon as `fact` holds; fails with the job's output when it ends first or takes too long."""
-    deadline = time.monotonic() + TIMEOUT_SECONDS
+    deadline = time.monotonic() + PATIENCE
     while not fact():
         assert job.poll() is None, f"the job ended with {job.returncode}: {output.read_text()}"
-        assert time.monotonic() < deadline, f"nothing after {TIMEOUT_SECONDS:g} s: {output.read_text()}"
+        assert time.monotonic() < deadline, f"nothing after {PATIENCE:g} s: {output.read_text()}"
         time.sleep(0.01)
 
 
 def finish(job: subprocess.Popen[bytes], output: Path) -> None:
     """Wait for the job's end, which must be a good one."""
-    assert job.wait(TIMEOUT_SECONDS) == 0, output.read_text()
+    assert job.wait(PATIENCE) == 0, output.read_text()
 
 
 def newest(run_dir: Path) -> str:

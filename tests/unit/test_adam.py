@@ -17,8 +17,8 @@ from megatron.core.utils import local_multi_tensor_scale
 
 from megatron_atesd.checkpoint.reading import write_folder
 from megatron_atesd.parallel.session import parallel_session
-from tests.distributed.test_distill_parallel import save_models
-from tests.distributed.test_distributed_optimizer import Session, assert_close, session
+from tests.support.distill_case import save_models
+from tests.support.student_session import Session, assert_close, session
 
 LAYOUTS = {"plain": ("fp32", False), "plain-bf16": ("bf16", False), "distributed": ("fp32", True)}
 

@@ -20,7 +20,7 @@ from benchmarks.watch import PeakMemory, Stopwatch
 from benchmarks.workload import Workload, load_workloads
 from megatron_atesd.distill.fused import Divergence, distill_loss
 from megatron_atesd.errors import ConfigError
-from tests.unit.test_import_rule import imports_of, is_ours
+from tests.support.imports import imports_of, is_ours
 
 ROOT = Path(__file__).resolve().parents[2]
 WORKLOADS = ROOT / "tools" / "benchmarks" / "workloads.json"
@@ -70,6 +70,27 @@ def test_figures_are_medians_over_the_repeats(monkeypatch: pytest.MonkeyPatch) -
     rows = loss_rows(monkeypatch, {"fused": [3.0, 9.0, 2.0], "dense": [4.0, 4.0, 4.0], "products": [2.0, 2.0, 1.0]}, [])
     assert (rows["fused"]["seconds"], rows["fused"]["ratio_seconds"]) == (3.0, 1.5)
     assert rows["dense"]["share_of_peak"] == pytest.approx(4 * 2 * 10 * 2 * 7 / 4.0 / 1e9)
+
+
+def test_a_steps_ratios_are_to_the_baselines_training_time_and_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The median of the steps' sums of teacher, student and loss; the optimizer is not training."""
+    results = {
+        "plain": {"steps": [step(1.0, 2.0, 1.0), step(2.0, 2.0, 2.0), step(1.0, 9.0, 2.0)], "peak_gib": 9.0, "over_start_gib": 4.0},
+        "ours": {"steps": [step(1.0, 1.0, 1.0)] * 3, "peak_gib": 3.0, "over_start_gib": 1.0},
+    }
+    monkeypatch.setattr(parts, "measured", lambda task, _: results[task.contender] | {"loss": 0.5, "grad_norm": 0.25})
+    monkeypatch.setattr(parts, "matmul_peak", lambda *_: 1e9)
+    rows = {
+        row["contender"]: row for row in parts.step_part([TINY], Settings(dtypes=("fp32",), contenders=("ours", "plain")), lambda _: None)
+    }
+    assert (rows["plain"]["training_seconds"], rows["ours"]["training_seconds"]) == (6.0, 3.0)
+    assert (rows["ours"]["ratio_seconds"], rows["ours"]["ratio_memory"]) == (0.5, 0.25)
+    assert rows["ours"]["tokens_per_second"] == pytest.approx(4 / 3.0)  # one prompt of four response tokens
+    assert rows["ours"]["share_of_peak"] == pytest.approx(4660 / 3.0 / 1e9)
+
+
+def step(teacher: float, student: float, loss: float) -> dict[str, float]:
+    return {"teacher": teacher, "student": student, "loss": loss, "optimizer": 100.0}
 
 
 def test_a_peer_that_fails_is_left_out_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:

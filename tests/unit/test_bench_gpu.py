@@ -133,23 +133,19 @@ def tried(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return json.loads(out.read_text()) | {"stdout": ended.stdout}
 
 
-def test_each_variant_is_measured(tried: dict[str, Any]) -> None:
+def test_each_variant_is_measured_on_the_same_batch(tried: dict[str, Any]) -> None:
+    """Both teachers begin as the student, whose prompt alone is shorter."""
     assert [row["name"] for row in tried["variants"]] == ["tiny", "--distill.teacher ema"]
-    assert all(row["loss"] > 0 and row["loss_over_products"] > 0 and row["planned_gib"] > 0 for row in tried["variants"])
+    first, other = (row["loss"] for row in tried["variants"])
+    assert first == other > 0
 
 
-def test_the_phases_make_up_the_update(tried: dict[str, Any]) -> None:
+def test_every_phase_of_an_update_is_timed(tried: dict[str, Any]) -> None:
+    """A phase whose stopwatch nobody started has taken no time."""
     for seconds in (row["seconds"] for row in tried["variants"]):
-        phases = [seconds[name] for name in ("rollout", "teacher", "student", "loss", "optimizer")]
-        assert min(phases) > 0
-        assert max(phases) < seconds["update"]
-        assert seconds["training"] < seconds["update"]
-
-
-def test_rates_are_tokens_over_seconds(tried: dict[str, Any]) -> None:
-    for row in tried["variants"]:
-        for phase, rate in row["tokens_per_second"].items():
-            assert rate == pytest.approx(row["tokens"][phase] / row["seconds"][phase])
+        assert {name for name, value in seconds.items() if value > 0} == {
+            "rollout", "teacher", "student", "loss", "optimizer", "training", "update",
+        }  # fmt: skip
 
 
 def test_a_cpu_is_not_judged(tried: dict[str, Any]) -> None:

@@ -26,6 +26,7 @@ from megatron_atesd.config import CheckpointConfig
 from megatron_atesd.errors import CheckpointError, ConfigError, ConversionError
 from megatron_atesd.model.hf_config import read_architecture
 from tests.support.convert_models import read_tensors, save_model
+from tests.support.patience import PATIENCE
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "checkpoints_convert"
 
@@ -222,7 +223,7 @@ def test_load_model_weights_takes_both_kinds_of_folder(source: Path, tmp_path: P
 def test_a_refusal_is_one_line_and_exit_code_2_from_any_directory(tmp_path: Path, script: str, option: str):
     environment = os.environ | {"PYTHONPATH": str(SCRIPTS.parent)}
     command = [sys.executable, str(SCRIPTS / f"{script}.py"), option, "nothing", "--out", "out"]
-    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=PATIENCE)
     assert result.returncode == 2
     assert len([line for line in result.stderr.splitlines() if line.startswith("error: nothing:")]) == 1
     assert "Traceback" not in result.stderr

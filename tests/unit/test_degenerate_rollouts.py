@@ -12,9 +12,10 @@ from transformers import Qwen3ForCausalLM
 from megatron_atesd.config import load_config
 from megatron_atesd.errors import ConversionError, DataError, TrainingError
 from megatron_atesd.parallel.session import parallel_session
-from megatron_atesd.records import Problem
+from megatron_atesd.records import Problem, Rollout
 from megatron_atesd.rollout import generate
 from megatron_atesd.train.checks import check_before_work
+from megatron_atesd.train.heartbeat import Heartbeat
 from megatron_atesd.train.loop import train_step
 from megatron_atesd.train.training_run import TrainingRun
 from tests.support.small_run import arguments, save_inputs
@@ -34,11 +35,16 @@ def start(inputs: Path, *overrides: str) -> TrainingRun:
     return TrainingRun(config, check_before_work(config, 1))
 
 
+def first_update(run: TrainingRun) -> tuple[dict[str, float], list[Rollout]]:
+    with Heartbeat(run.config.parallel.timeout_minutes) as heartbeat:
+        return train_step(run, 0, heartbeat)
+
+
 def always(token: Callable[[TrainingRun], int], run: TrainingRun, monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
     """Metrics of an update whose student gives nothing but `token`."""
     assert NO_STOP not in run.renderer.stop_ids
     monkeypatch.setattr(generate, "sample_tokens", lambda logits_BV, *_: torch.full(logits_BV.shape[:1], token(run)))
-    return train_step(run, 0)[0]
+    return first_update(run)[0]
 
 
 def stop(run: TrainingRun) -> int:
@@ -71,7 +77,7 @@ def test_an_update_on_empty_responses_has_finite_metrics(inputs: Path, monkeypat
 @pytest.mark.parametrize("mode", ["fixed", "none"])
 def test_an_update_says_how_many_segments_its_teacher_saw(mode: str, inputs: Path) -> None:
     run = start(inputs, f"--exposure.mode={mode}", "--exposure.fixed=0.5", "--exposure.reveal=floor")
-    metrics = train_step(run, 0)[0]
+    metrics = first_update(run)[0]
     counts = [len(step_lines(problem)) for problem in run.sampler.batch_at(0)]  # a chain's segments are its steps
     assert metrics["exposure/segments"] == mean(counts)
     assert metrics["exposure/revealed"] == (0 if mode == "none" else mean(count // 2 for count in counts))
@@ -85,7 +91,7 @@ def test_a_student_whose_activations_are_nan_has_its_update_skipped(inputs: Path
     run = start(inputs)
     with torch.no_grad():
         run.model.head_weight()[0] = torch.nan
-    metrics, rollouts = train_step(run, 0)
+    metrics, rollouts = first_update(run)
     assert metrics["optim/skipped"] == 1.0
     assert all(rollout.response_ids for rollout in rollouts)
 
@@ -94,7 +100,7 @@ def test_a_teacher_whose_activations_are_nan_has_the_update_skipped(inputs: Path
     run = start(inputs)
     for weight in run.teacher.weights:
         weight.fill_(torch.nan)
-    assert train_step(run, 0)[0]["optim/skipped"] == 1.0
+    assert first_update(run)[0]["optim/skipped"] == 1.0
 
 
 def test_broken_weights_after_an_update_end_the_run(inputs: Path) -> None:

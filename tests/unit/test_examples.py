@@ -11,6 +11,7 @@ import pytest
 from megatron.core.optimizer import OptimizerConfig
 
 from megatron_atesd.config import ModelShape, TrainConfig, build_section, load_config, validate
+from tests.support.patience import PATIENCE
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = sorted(path for path in (ROOT / "examples").rglob("*.yaml") if path.name != "pytorchjob.yaml")
@@ -94,7 +95,7 @@ def start(command: list[str], *arguments: str, **environment: str) -> subprocess
         env=inherited | {"PYTHON": sys.executable, "PYTHONPATH": str(ROOT)} | environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE,
     )
 
 

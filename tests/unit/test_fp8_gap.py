@@ -31,7 +31,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TrainingRun]:
             for parameter in run.model.parameters():
                 parameter.add_(0.1 * torch.randn_like(parameter))
         yield run
-        run.progress.close()
 
 
 @pytest.fixture(scope="module")

@@ -71,7 +71,7 @@ def relative_error(got: Tensor, expected: Tensor) -> float:
     top_k=st.integers(0, 12),
     cache_bytes=st.sampled_from([1, 400, 2**19]),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_value_and_gradients_equal_the_definition(
     tokens: int, vocabulary: int, kind: Kind, clip: float, chunk: int, temperature: float, beta: float, top_k: int, cache_bytes: int
 ) -> None:

@@ -25,7 +25,7 @@ from megatron_atesd.model.hf_config import read_architecture
 from megatron_atesd.model.megatron_config import transformer_config
 from megatron_atesd.parallel.session import parallel_session
 from megatron_atesd.train.optimizer import build_optimization
-from tests.distributed.test_distill_parallel import DIVERGENCE, RECOMPUTE, examples, save_models
+from tests.support.distill_case import DIVERGENCE, RECOMPUTE, examples, save_models
 
 KERNEL = """
 calls = []

@@ -1,18 +1,11 @@
 """Imports go one way: every room has its own level, and imports only rooms below it."""
 
-import ast
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = {
-    "megatron_atesd": ROOT,
-    "checkpoints_convert": ROOT,
-    "benchmarks": ROOT / "tools",
-    "tools": ROOT,
-}  # and the folder that each lies in
+from tests.support.imports import PACKAGES, ROOT, imports_of, is_ours
 
 # Lowest first; a room imports those before it, so no two import each other. The longest matching prefix counts.
 ORDER = (
@@ -55,23 +48,6 @@ def is_in(module: str, room: str) -> bool:
 
 def level(module: str) -> int:
     return LEVELS[max((room for room in LEVELS if is_in(module, room)), key=len)]
-
-
-def is_ours(module: str) -> bool:
-    return module.split(".")[0] in PACKAGES
-
-
-def imports_of(source: str, package: str) -> set[str]:
-    """Absolute dotted names that a file of `package` imports; `from a import b` counts as a and a.b."""
-    found: set[str] = set()
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            parents = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
-            base = ".".join([*parents, *([node.module] if node.module else [])])
-            found |= {base} | {f"{base}.{alias.name}" for alias in node.names}
-    return found
 
 
 def broken_rules(module: str, imports: set[str]) -> Iterator[str]:

@@ -16,6 +16,7 @@ from megatron_atesd.checkpoint.name_table import name_table
 from megatron_atesd.checkpoint.tensor_parts import pack_qkv
 from megatron_atesd.model.hf_config import read_architecture
 from tests.support.convert_models import read_tensors, save_model
+from tests.support.patience import PATIENCE
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "interoperability.md"
 # Qwen3Bridge.mapping_registry() of NVIDIA-NeMo/Megatron-Bridge at 04c9ff7, without multi-token prediction.
@@ -50,7 +51,7 @@ def test_the_script_of_the_page_loads_our_weights_without_this_project(folders: 
     assert len([line for line in script.splitlines() if line]) <= 20
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     command = [sys.executable, "load.py", str(folders / "megatron"), "tensors.pt"]
-    printed = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120, check=True).stdout
+    printed = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=True).stdout
     assert "model.layers.0.mlp.up_proj.weight is (48, 32)" in printed
     loaded, source = torch.load(tmp_path / "tensors.pt"), read_tensors(folders / "hf")
     assert torch.equal(loaded["model.output_layer.weight"], source["lm_head.weight"])

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.patience import PATIENCE
+
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 LAUNCHERS = sorted(EXAMPLES.glob("*_qwen3_*.sh"))
 NODES = ("NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT", "GPUS_PER_NODE", "JOIN_MINUTES", "JOB_ID", "MAX_RESTARTS", "LOCAL_ADDR")
@@ -141,7 +143,7 @@ def queued_again(folder: Path, srun: str, *arguments: str) -> bool:
         (folder / name).write_text(f"#!/bin/bash\n{body}\n")
         (folder / name).chmod(0o755)
     environment = {"PATH": f"{folder}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"}
-    subprocess.run(["bash", str(EXAMPLES / "slurm.sbatch"), *arguments], cwd=folder, env=environment, check=True, timeout=20)
+    subprocess.run(["bash", str(EXAMPLES / "slurm.sbatch"), *arguments], cwd=folder, env=environment, check=True, timeout=PATIENCE)
     return (folder / "queued").exists() and (folder / "queued").read_text() == "requeue 7\n"
 
 

@@ -23,7 +23,7 @@ def pairs_of(lengths: list[tuple[int, int]]) -> list[Pair]:
 
 
 @given(lengths=LENGTHS, tokens=st.integers(1, 60), multiple=st.sampled_from([1, 2, 4]))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_every_pair_is_in_one_micro_batch_with_its_tokens(lengths: list[tuple[int, int]], tokens: int, multiple: int) -> None:
     pairs = pairs_of(lengths)
     batches = micro_batches(pairs, tokens, Needs(multiple))
@@ -36,7 +36,7 @@ def test_every_pair_is_in_one_micro_batch_with_its_tokens(lengths: list[tuple[in
 
 
 @given(lengths=LENGTHS, tokens=st.integers(1, 60), multiple=st.sampled_from([1, 2, 4]))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_budget_holds_unless_one_pair_alone_exceeds_it(lengths: list[tuple[int, int]], tokens: int, multiple: int) -> None:
     for batch in micro_batches(pairs_of(lengths), tokens, Needs(multiple)):
         assert batch.ids_BS.numel() <= tokens or len(batch.ids_BS) == 1
@@ -44,7 +44,7 @@ def test_the_budget_holds_unless_one_pair_alone_exceeds_it(lengths: list[tuple[i
 
 
 @given(lengths=LENGTHS, count_multiple=st.integers(1, 4))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_the_number_of_micro_batches_is_never_zero_and_a_multiple(lengths: list[tuple[int, int]], count_multiple: int) -> None:
     batches = micro_batches(pairs_of(lengths), 16, Needs(2, count=count_multiple))
     assert batches
@@ -79,7 +79,7 @@ def test_the_lengths_of_responses_are_told_apart() -> None:
 
 
 @given(lengths=LENGTHS, tokens=st.integers(1, 60), multiple=st.sampled_from([1, 4, 12]), sequence=st.sampled_from([1, 4]))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_packed_sequences_lie_between_bounds_within_the_budget(
     lengths: list[tuple[int, int]], tokens: int, multiple: int, sequence: int
 ) -> None:

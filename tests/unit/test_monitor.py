@@ -4,6 +4,7 @@ import json
 import math
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -139,6 +140,18 @@ def test_plain_output_is_one_line_an_update(tmp_path: Path, capsys: pytest.Captu
     out = capsys.readouterr().out.splitlines()
     assert [line[:12] for line in out] == ["update 1/3  ", "problem [a]:", "update 2/3  "]
     assert "\x1b" not in "".join(out)
+
+
+def test_the_time_left_follows_the_pace_since_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """Two updates since the resume in 12 seconds, six to go."""
+    now = 100.0
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now))
+    with Monitor(tmp_path, 10, PLAIN, is_main=True, start=2) as monitor:
+        now = 112.0
+        monitor.log(4, METRICS)
+    assert capsys.readouterr().out.rstrip().endswith("0:00:36 left")
 
 
 def test_a_terminal_gets_a_progress_bar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):

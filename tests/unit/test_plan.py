@@ -17,6 +17,7 @@ from megatron_atesd.plan.published import QWEN3
 from megatron_atesd.plan.search import OFFLOAD, RECOMPUTE, SHARD, best_plan, layouts, make_plan, remedies, ways_out
 from megatron_atesd.plan.speed import bubble, update_phases
 from megatron_atesd.plan.tables import suggestion_text
+from tests.support.patience import PATIENCE
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = str(ROOT / "examples" / "atesd_qwen3_8b.yaml")
@@ -98,6 +99,62 @@ def test_twice_the_response_doubles_loss_and_rollout_and_does_not_double_the_pro
     assert twice["rollout"].seconds == pytest.approx(2 * short["rollout"].seconds, rel=0.01)  # bound by launches
 
 
+def test_the_loss_is_four_products_over_a_tensor_ranks_vocabulary_and_passes_over_its_logits():
+    """On 8 GPUs at TP 4 a data rank has 16 of the 32 responses."""
+    work = workload()
+    loss = next(phase for phase in update_phases(work, H100, ASSUMED) if phase.name == "loss")
+    tokens = 16 * 1024
+    assert work.tensor == 4
+    assert loss.flops == 4 * 2 * tokens * 4096 * 151_936 / 4
+    assert loss.memory == 80 * tokens * 151_936 / 4
+    reading, computing = loss.memory / (3.35e12 * ASSUMED.bandwidth), loss.flops / (989e12 * ASSUMED.utilization)
+    sending = 2 * tokens * 4096 * 4 * 3 / 4 / (450e9 * ASSUMED.link)
+    assert loss.seconds == pytest.approx(reading + computing + sending)
+
+
+@pytest.mark.parametrize(("distributed", "sent", "moved"), [(False, 4, 38), (True, 3, 19)])
+def test_two_data_ranks_reduce_gradients_and_step(distributed: bool, sent: int, moved: int):
+    """Bytes a parameter. An all-reduce sends all 4 of the gradient; divided, half of them and half the new weight. The step reads the
+    gradient twice for its norm, then gradient, master weight and both moments, and writes the last three and the weight."""
+    work = replace(workload(), distributed=distributed)
+    assert work.replicas == 2
+    phases = {phase.name: phase for phase in update_phases(work, H100, ASSUMED)}
+    parameters = stage_parameters(work, 0)
+    gradients, step = phases["gradients over data ranks"], phases["optimizer"]
+    assert gradients.sent == sent * parameters
+    assert gradients.seconds == pytest.approx(sent * parameters / (450e9 * ASSUMED.link))
+    assert step.memory == moved * parameters
+    assert step.seconds == pytest.approx(moved * parameters / (3.35e12 * ASSUMED.bandwidth))
+
+
+def test_the_probe_scores_a_data_ranks_share_of_the_references():
+    """64 problems over two data ranks; with grounding each a second time, after the teacher's prompt."""
+    once = replace(workload(), probe=64, grounded=False, lengths=Lengths(student=100, teacher=300, response=50))
+    arch = QWEN3["8b"]
+    head = 2 * 200 * 4096 * 151_936
+    expected = [32 * (forward_flops(arch, 300) + head) / 4, 32 * (forward_flops(arch, 300) + forward_flops(arch, 500) + 2 * head) / 4]
+    found = [update_phases(work, H100, ASSUMED)[-1].flops for work in (once, replace(once, grounded=True))]
+    assert found == pytest.approx(expected)
+
+
+def test_messages_between_nodes_go_over_the_network():
+    """TP 16 does not fit in a node of 8."""
+    work = replace(workload("8b", 16), tensor=16)
+    phases = {phase.name: phase for phase in update_phases(work, H100, ASSUMED)}
+    within = {phase.name: phase for phase in update_phases(work, replace(H100, network=H100.nvlink), ASSUMED)}
+    teacher = phases["teacher forward"]
+    assert teacher.seconds - within["teacher forward"].seconds == pytest.approx(teacher.sent / ASSUMED.link * (1 / 50e9 - 1 / 450e9))
+
+
+def test_a_backward_pass_costs_two_forward_passes_and_what_is_computed_again():
+    work = workload()
+    equal = replace(work, lengths=replace(work.lengths, teacher=work.lengths.student))
+    again = replace(equal, recompute=Recompute(36, 1))
+    for one, passes in ((equal, 3), (again, 4)):
+        phases = {phase.name: phase for phase in update_phases(one, H100, ASSUMED)}
+        assert phases["student forward and backward"].flops == pytest.approx(passes * phases["teacher forward"].flops)
+
+
 def test_a_stage_reads_and_sends_its_part_of_a_rollout_which_takes_as_long():
     whole = workload("8b", 8)
     one, four = (update_phases(work, H100, ASSUMED)[0] for work in (whole, replace(whole, pipeline=4, gpus=4 * whole.gpus)))
@@ -121,7 +178,6 @@ def test_a_gpu_has_the_memory_that_cuda_reports_of_it():
     """A run that takes 75 GiB fits an H100 of "80 GB", of which torch sees 79.1 GiB."""
     work = workload("8b", 8, "--rollout.max_new_tokens=16384")
     assert 75 * 2**30 < make_plan(work, H100, ASSUMED).peak < H100.memory < 79.2 * 2**30
-    assert [gpu.memory // 2**30 for gpu in GPUS.values()] == [79, 139, 79, 178]
 
 
 def test_the_suggestion_fits_and_leaves_most_room_of_those_that_are_as_fast_as_can_be_told():
@@ -167,7 +223,7 @@ def test_a_remedy_makes_it_fit():
 
 def plan(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(ROOT / "tools" / "plan.py"), "--config", RECIPE, *arguments]
-    return subprocess.run(command, cwd=ROOT, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, cwd=ROOT, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=PATIENCE)
 
 
 def test_the_command_prints_the_plan_and_writes_it(tmp_path: Path):

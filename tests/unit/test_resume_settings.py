@@ -155,7 +155,6 @@ def begun(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Path
     with parallel_session():
         run = TrainingRun(config, check_before_work(config, 1))
         write_folder(inputs / "run" / "step_2", run.state(2), run.hf_folder)
-        run.progress.close()
         yield inputs, inputs / "run" / "step_2"
 
 
@@ -208,6 +207,5 @@ def test_weights_alone_are_no_run(begun: tuple[Path, Path], tmp_path: Path) -> N
     config, given = resumed(inputs)
     run = TrainingRun(config, given)
     write_folder(tmp_path / "model", {"model": run.model.sharded_state_dict(prefix="model.")}, run.hf_folder)
-    run.progress.close()
     with pytest.raises(CheckpointError, match="holds weights but no training state"):
         check_resumable(tmp_path / "model", replace(config), given)

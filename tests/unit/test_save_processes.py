@@ -8,6 +8,7 @@ from pathlib import Path
 import psutil
 
 from megatron_atesd.checkpoint.saving import _write_and_sum
+from tests.support.patience import PATIENCE
 
 CONTEXT = get_context("fork")  # as megatron.core starts them
 
@@ -16,14 +17,14 @@ def rank(report: Connection) -> None:
     writer = CONTEXT.Process(target=_write_and_sum, args=(start_helper, Path(), 0, report, report))
     writer.start()
     report.send(writer.pid)
-    time.sleep(60)
+    time.sleep(4 * PATIENCE)
 
 
 def start_helper(report: Connection) -> None:
-    helper = CONTEXT.Process(target=time.sleep, args=(60,))
+    helper = CONTEXT.Process(target=time.sleep, args=(4 * PATIENCE,))
     helper.start()
     report.send(helper.pid)
-    time.sleep(60)
+    time.sleep(4 * PATIENCE)
 
 
 def test_a_killed_rank_leaves_neither_writer_nor_its_helpers() -> None:
@@ -33,7 +34,7 @@ def test_a_killed_rank_leaves_neither_writer_nor_its_helpers() -> None:
     below = [psutil.Process(told.recv()) for _ in range(2)]
     job.kill()
     job.join()
-    gone, alive = psutil.wait_procs(below, timeout=10)
+    gone, alive = psutil.wait_procs(below, PATIENCE)
     for process in alive:
         process.kill()
     assert alive == []

@@ -1,4 +1,4 @@
-"""The command refuses, before the first simulation, what it could not simulate or write."""
+"""The command compares settings by what a controller reaches with them, and refuses before the work what it could not simulate or write."""
 
 import json
 import sys
@@ -60,3 +60,14 @@ def test_a_single_decision_a_policy_update_is_fine_with_the_ema_advantage(simula
     code, _, refused = simulate("--vary", "batch=1", "--vary", "advantage=ema", "--out", str(tmp_path / "rows.json"))
     assert (code, refused) == (0, "")
     assert [row["settings"] for row in json.loads((tmp_path / "rows.json").read_text())] == [{"batch": 1, "advantage": "ema"}]
+
+
+def test_settings_are_compared_by_what_the_controller_reaches_and_printed_as_written(simulate: Simulate, tmp_path: Path):
+    """Exposures are drawn around 0.5 at first, and the student's progress is fastest at 0.9: only one of the two learns that."""
+    _, said, _ = simulate("--updates", "60", "--optima", "0.9", "--vary", "lr=1e-9,0.1", "--out", str(tmp_path / "rows.json"))
+    still, learning = rows = json.loads((tmp_path / "rows.json").read_text())
+    assert [row["settings"] for row in rows] == [{"lr": 1e-9}, {"lr": 0.1}]
+    assert still["at"]["0.9"]["final_alpha"] < 0.6 < 0.75 < learning["at"]["0.9"]["final_alpha"]
+    assert learning["final_regret"] < still["final_regret"] / 2
+    figures = [(row["regret"], row["final_regret"], row["at"]["0.9"]["final_alpha"]) for row in rows]
+    assert [line.split()[:3] for line in said.splitlines()[1:]] == [[f"{figure:.2f}" for figure in row] for row in figures]

@@ -19,6 +19,7 @@ from megatron_atesd.parallel.session import parallel_session
 from megatron_atesd.records import Problem, Rollout
 from megatron_atesd.train import loop
 from megatron_atesd.train.checks import check_before_work
+from megatron_atesd.train.heartbeat import Heartbeat
 from megatron_atesd.train.training_run import TrainingRun
 from tests.support.small_run import arguments, save_inputs
 
@@ -123,8 +124,8 @@ def test_an_update_normalises_its_loss_as_the_settings_say(normalize: str, input
     monkeypatch.setattr(loop, "distill_step", seen)
     run = start(inputs, f"--distill.normalize={normalize}", "--data.batch=1", "--rollout.max_new_tokens=1")
     run.service.observe(run.probe(0, run.service.propose(0), None))
-    with pytest.raises(SeenError, match=normalize):
-        loop.train_step(run, 0)
+    with Heartbeat(1.0) as heartbeat, pytest.raises(SeenError, match=normalize):
+        loop.train_step(run, 0, heartbeat)
 
 
 def plain_grounding(run: TrainingRun, text: str, alpha: float) -> float:
@@ -189,8 +190,9 @@ def test_an_update_draws_at_its_places_in_the_stream(inputs: Path, monkeypatch: 
     rollout = run.rollout
     monkeypatch.setattr(run, "rollout", lambda problems, first: places.append(first) or rollout(problems, first))
     run.service.observe(run.probe(0, run.service.propose(0), None))
-    for update in (0, 1, 2):
-        loop.train_step(run, update)
+    with Heartbeat(run.config.parallel.timeout_minutes) as heartbeat:
+        for update in (0, 1, 2):
+            loop.train_step(run, update, heartbeat)
     assert [place for place in places if place >= 0] == [0, 4, 8]
 
 

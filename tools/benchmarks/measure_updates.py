@@ -15,7 +15,7 @@ from benchmarks.update import Measured, Updates, measure
 from benchmarks.variants import variants
 from megatron_atesd.errors import ConfigError
 from megatron_atesd.parallel.groups import is_main
-from megatron_atesd.parallel.session import processes
+from megatron_atesd.parallel.session import processes, start_minutes
 from megatron_atesd.plan.hardware import sxm_board
 
 WIDTH = 110
@@ -35,7 +35,7 @@ def run(
         raise ConfigError("torch finds no CUDA device, so there is nothing to measure; to try the path: --device cpu --shape tiny")
     check_out(out)
     wanted = variants(shape, settings, also, tokens, repeats, int(os.environ.get("WORLD_SIZE", "1")))
-    with processes(wanted[0].config.parallel.timeout_minutes):
+    with processes(start_minutes(wanted[0].config.parallel)):
         board = sxm_board(torch.cuda.get_device_name()) if device == "cuda" else None
         matmul = matmul_peak(wanted[0].config.model.dtype, device)
         rows = [figures(updates, _measured(updates), board and board.flops, matmul) for updates in wanted]
