@@ -11,7 +11,7 @@ import pytest
 from benchmarks.flops import step_flops
 from benchmarks.measure_updates import run
 from benchmarks.targets import figures, verdict
-from benchmarks.update import Measured, Updates, build
+from benchmarks.update import Measured, Updates, build, measure_rank, one_update
 from benchmarks.variants import variants
 from megatron_atesd.errors import ConfigError
 from megatron_atesd.parallel.session import session_of
@@ -89,6 +89,29 @@ def test_packed_sequences_are_measured_as_such() -> None:
     (one,) = variants("tiny", ["--parallel.packed=true", "--model.dtype=fp32"], (), TOKENS, (1, 0), world=1)
     with session_of(one.config.parallel):
         assert build(one).model.packed
+
+
+def small(*settings: str) -> Updates:
+    """Two updates after one to warm up, on one process."""
+    sizes = ("--model.dtype=fp32", "--data.batch=2", "--rollout.max_new_tokens=4")
+    (one,) = variants("tiny", [*sizes, *settings], (), TOKENS, (2, 1), world=1)
+    return one
+
+
+def test_the_updates_that_warm_up_are_not_measured() -> None:
+    one = small()
+    with session_of(one.config.parallel):
+        assert len(measure_rank(one)["steps"]) == 2
+
+
+def test_a_measured_update_moves_student_and_averaged_teacher() -> None:
+    one = small("--distill.teacher=ema", "--distill.ema_decay=0.5", "--optimizer.lr=0.01")
+    with session_of(one.config.parallel):
+        parts = build(one)
+        tensors = [*parts.model.parameters(), *parts.teacher.average]
+        before = [tensor.detach().clone() for tensor in tensors]
+        one_update(one, parts, 0)
+        assert [index for index, tensor in enumerate(tensors) if tensor.equal(before[index])] == []
 
 
 @pytest.mark.parametrize(
