@@ -18,6 +18,7 @@ from megatron_atesd.evaluate.sample import Answered, answer_problems
 from megatron_atesd.model.gpt import HiddenStateGPT, build_model
 from megatron_atesd.parallel.groups import is_main
 from megatron_atesd.parallel.session import end_start, session_of
+from megatron_atesd.rollout.training_engine import TrainingEngine
 
 
 def evaluate(task: Evaluation) -> dict[str, Any] | None:
@@ -42,8 +43,9 @@ def _answers(task: Evaluation, model: HiddenStateGPT, prepared: Prepared) -> lis
         if is_main():
             print(f"\r{done}/{total} responses", end="\n" if done == total else "", file=sys.stderr, flush=True)
 
-    parts = (prepared.model.renderer, prepared.problems, prepared.prompts)
-    return answer_problems(model, *parts, task.samples, task.settings.rollout, task.seed, progress)
+    renderer, settings = prepared.model.renderer, task.settings
+    engine = TrainingEngine(model, renderer.stop_ids, renderer.id_limit, settings.precision.rollout)
+    return answer_problems(engine, renderer, prepared.problems, prepared.prompts, task.samples, settings.rollout, task.seed, progress)
 
 
 def _report(task: Evaluation, prepared: Prepared, answered: Sequence[Answered], grader: Grader) -> dict[str, Any]:

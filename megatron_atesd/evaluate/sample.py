@@ -1,4 +1,4 @@
-"""Responses to evaluate: K samples and one greedy response a problem, from the training engine, shared out over data parallelism."""
+"""Responses to evaluate: K samples and one greedy response a problem, shared out over data parallelism."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -7,12 +7,11 @@ from megatron.core import parallel_state
 
 from megatron_atesd.config import RolloutConfig
 from megatron_atesd.data.prompts import PromptRenderer
-from megatron_atesd.model.gpt import HiddenStateGPT
 from megatron_atesd.model.micro_batches import TokenIds
 from megatron_atesd.parallel.context import context_place
 from megatron_atesd.parallel.groups import data_parallel_place, gathered
 from megatron_atesd.records import Problem
-from megatron_atesd.rollout.generate import generate
+from megatron_atesd.rollout.engine import RolloutEngine
 from megatron_atesd.rollout.sampling import sequence_seed
 
 
@@ -28,7 +27,7 @@ class Answered:
 
 
 def answer_problems(
-    model: HiddenStateGPT,
+    engine: RolloutEngine,
     renderer: PromptRenderer,
     problems: Sequence[Problem],
     prompts: Sequence[TokenIds],
@@ -52,7 +51,7 @@ def answer_problems(
     for part in (*_pieces(mine[:split], size), *_pieces(mine[split:], size)):
         seeds = [sequence_seed("evaluate", seed, problems[p].id, s) for p, s in part]
         sampling = greedy if part[0][1] < 0 else config
-        responses = generate(model, [prompts[p] for p, _ in part], seeds, renderer.stop_ids, sampling, renderer.id_limit)
+        responses = engine.generate([prompts[p] for p, _ in part], seeds, sampling)
         for (p, s), r in zip(part, responses, strict=True):
             answered.append(Answered(p, s, renderer.decode(r.ids), len(r.ids), r.truncated))
         progress(len(answered), len(mine))

@@ -25,8 +25,9 @@ from megatron_atesd.model.micro_batches import TokenIds
 from megatron_atesd.model.scaling_history import load_scaling_history, scaling_history
 from megatron_atesd.parallel.groups import data_parallel_place, from_rank_0
 from megatron_atesd.records import Exposure, Problem, Rollout, TeacherContext, UpdateStats
-from megatron_atesd.rollout.generate import generate
+from megatron_atesd.rollout.engine import RolloutEngine
 from megatron_atesd.rollout.sampling import sequence_seed
+from megatron_atesd.rollout.training_engine import TrainingEngine
 from megatron_atesd.train.checks import TrainingInputs
 from megatron_atesd.train.finite import Skipped, check_probe, check_weights
 from megatron_atesd.train.lengths import check_lengths
@@ -45,6 +46,7 @@ class TrainingRun:
         check_model_folder(folder)
         load_model_weights(self.model, folder)
         check_weights(self.model.named_parameters(), folder)
+        self.engine: RolloutEngine = TrainingEngine(self.model, self.renderer.stop_ids, self.renderer.id_limit, config.precision.rollout)
         distill = config.distill
         self.teacher = Teacher(self.model, distill.teacher, distill.ema_decay, distill.teacher_offload, config.precision.teacher)
         self.optimization = build_optimization(self.model, config.optimizer, config.ddp, config.schedule, config.run.updates)
@@ -60,8 +62,7 @@ class TrainingRun:
         """
         prompts = [self.renderer.student(problem) for problem in problems]
         seeds = [sequence_seed(self.config.run.seed, place, problem.id) for place, problem in enumerate(problems, first)]
-        with self.model.computing_in(self.config.precision.rollout):
-            responses = generate(self.model, prompts, seeds, self.renderer.stop_ids, self.config.rollout, self.renderer.id_limit)
+        responses = self.engine.generate(prompts, seeds, self.config.rollout)
         return [Rollout(p, prompt, r.ids, r.truncated) for p, prompt, r in zip(problems, prompts, responses, strict=True)]
 
     def examples(self, rollouts: Sequence[Rollout], contexts: Sequence[TeacherContext]) -> list[Example]:

@@ -13,8 +13,8 @@ from megatron_atesd.model.gpt import build_model
 from megatron_atesd.model.hf_config import read_architecture
 from megatron_atesd.model.megatron_config import transformer_config
 from megatron_atesd.parallel.session import parallel_session
-from megatron_atesd.rollout import generate as generation
-from megatron_atesd.rollout.generate import Response, generate
+from megatron_atesd.rollout import training_engine as generation
+from megatron_atesd.rollout.training_engine import Response, generate
 from tests.support.launch import run_distributed
 
 PROMPTS = [[5, 7, 9], [1], [2, 3, 4, 5, 6], [9, 9], [8, 1, 8], [30, 31], [4, 4, 4, 4], [12]]

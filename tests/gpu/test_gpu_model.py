@@ -9,7 +9,7 @@ import torch
 
 from megatron_atesd.model.kv_cache import KVCache
 from megatron_atesd.parallel.session import parallel_session
-from megatron_atesd.rollout.generate import generate
+from megatron_atesd.rollout.training_engine import generate
 from tests.support.gpu_models import built, error, layers, our_logits, save_model, their_logits, token_ids
 from tests.support.slow_generation import CONFIG, PROMPTS, STOP, slowly
 

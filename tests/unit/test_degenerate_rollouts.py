@@ -13,7 +13,7 @@ from megatron_atesd.config import load_config
 from megatron_atesd.errors import ConversionError, DataError, TrainingError
 from megatron_atesd.parallel.session import parallel_session
 from megatron_atesd.records import Problem, Rollout
-from megatron_atesd.rollout import generate
+from megatron_atesd.rollout import training_engine
 from megatron_atesd.train.checks import check_before_work
 from megatron_atesd.train.heartbeat import Heartbeat
 from megatron_atesd.train.loop import train_step
@@ -43,7 +43,7 @@ def first_update(run: TrainingRun) -> tuple[dict[str, float], list[Rollout]]:
 def always(token: Callable[[TrainingRun], int], run: TrainingRun, monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
     """Metrics of an update whose student gives nothing but `token`."""
     assert NO_STOP not in run.renderer.stop_ids
-    monkeypatch.setattr(generate, "sample_tokens", lambda logits_BV, *_: torch.full(logits_BV.shape[:1], token(run)))
+    monkeypatch.setattr(training_engine, "sample_tokens", lambda logits_BV, *_: torch.full(logits_BV.shape[:1], token(run)))
     return first_update(run)[0]
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from megatron_atesd.config import RolloutConfig
 from megatron_atesd.evaluate import sample
-from megatron_atesd.rollout.generate import Response
+from megatron_atesd.rollout.training_engine import Response
 
 
 @pytest.mark.parametrize(("ranks", "sizes"), [(1, [4, 2, 4, 2]), (2, [6, 6])])
@@ -16,15 +16,16 @@ def test_each_context_parallel_rank_generates_a_whole_batch_at_once(ranks: int, 
     """Greedy and sampled responses to six problems, rollout.batch 4."""
     asked: list[int] = []
 
-    def generate(model: Any, prompts: Sequence[Any], *_: Any) -> list[Response]:
-        asked.append(len(prompts))
-        return [Response((1,), False)] * len(prompts)
+    class Engine:
+        def generate(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], sampling: RolloutConfig) -> list[Response]:
+            asked.append(len(prompts))
+            return [Response((1,), False)] * len(prompts)
 
-    for name, stand_in in {"generate": generate, "context_place": lambda: (0, ranks), "data_parallel_place": lambda: (0, 1)}.items():
+    for name, stand_in in {"context_place": lambda: (0, ranks), "data_parallel_place": lambda: (0, 1)}.items():
         monkeypatch.setattr(sample, name, stand_in)
     monkeypatch.setattr(sample, "gathered", lambda answered, group: [answered])
     monkeypatch.setattr(sample.parallel_state, "get_data_parallel_group", lambda: None)
     renderer: Any = SimpleNamespace(stop_ids=[0], id_limit=None, decode=str)
     problems: Any = [SimpleNamespace(id=str(i)) for i in range(6)]
-    sample.answer_problems(SimpleNamespace(), renderer, problems, [[1]] * 6, 1, RolloutConfig(batch=4), 1, lambda *_: None)  # pyright: ignore[reportArgumentType]
+    sample.answer_problems(Engine(), renderer, problems, [[1]] * 6, 1, RolloutConfig(batch=4), 1, lambda *_: None)
     assert asked == sizes

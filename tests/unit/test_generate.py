@@ -14,8 +14,8 @@ from megatron_atesd.model.gpt import HiddenStateGPT, build_model
 from megatron_atesd.model.hf_config import read_architecture
 from megatron_atesd.model.megatron_config import transformer_config
 from megatron_atesd.parallel.session import parallel_session
-from megatron_atesd.rollout import generate as generation
-from megatron_atesd.rollout.generate import generate
+from megatron_atesd.rollout import training_engine as generation
+from megatron_atesd.rollout.training_engine import generate
 from tests.support.slow_generation import CONFIG, PROMPTS, STOP, slowly
 
 

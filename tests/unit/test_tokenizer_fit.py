@@ -21,7 +21,7 @@ from megatron_atesd.data.tokenizer import check_tokenizer, id_limit, load_tokeni
 from megatron_atesd.errors import ConfigError, DataError
 from megatron_atesd.model.hf_config import read_architecture
 from megatron_atesd.records import Problem
-from megatron_atesd.rollout.generate import generate
+from megatron_atesd.rollout.training_engine import generate
 from tests.support.convert_models import save_model
 
 WORDS, ROWS = 300, 320

@@ -25,7 +25,7 @@ from megatron_atesd.parallel.groups import data_parallel_place, gathered
 from megatron_atesd.parallel.session import session_of
 from megatron_atesd.plan.memory import rank_memory
 from megatron_atesd.plan.planned_update import Lengths, planned_update
-from megatron_atesd.rollout.generate import generate
+from megatron_atesd.rollout.training_engine import TrainingEngine
 from megatron_atesd.train.optimizer import Optimization, build_optimization
 
 Row = dict[str, Any]
@@ -123,8 +123,9 @@ def one_update(updates: Updates, parts: Parts, index: int) -> tuple[dict[str, fl
     """Seconds by phase, and the loss. Every response is as long as the others: there is no stop id."""
     config, watch, prompts = updates.config, Stopwatch(), parts.ids["prompts"]
     seeds = range(index * len(prompts), (index + 1) * len(prompts))
-    with watch.phase("rollout"), parts.model.computing_in(config.precision.rollout):
-        responses = generate(parts.model, prompts, seeds, (), replace(config.rollout, max_new_tokens=updates.lengths.response))
+    engine = TrainingEngine(parts.model, (), precision=config.precision.rollout)
+    with watch.phase("rollout"):
+        responses = engine.generate(prompts, seeds, replace(config.rollout, max_new_tokens=updates.lengths.response))
     asked = zip(prompts, parts.ids["references"], responses, strict=True)
     examples = [Example(prompt, [*prompt, *reference], response.ids) for prompt, reference, response in asked]
     settings = (divergence_of(config), config.parallel.micro_batch_tokens, config.distill.normalize)

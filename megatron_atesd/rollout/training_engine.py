@@ -8,7 +8,7 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from torch import Tensor
 
-from megatron_atesd.config import RolloutConfig
+from megatron_atesd.config import Precision, RolloutConfig
 from megatron_atesd.model.fp8 import token_multiple
 from megatron_atesd.model.gpt import HiddenStateGPT
 from megatron_atesd.model.kv_cache import KVCache
@@ -16,17 +16,29 @@ from megatron_atesd.model.modes import evaluation_mode
 from megatron_atesd.model.vocabulary import whole_logits
 from megatron_atesd.parallel.context import context_place
 from megatron_atesd.parallel.groups import broadcast_from_last_stage, broadcast_over_tensor_ranks, gathered
+from megatron_atesd.rollout.engine import Response
 from megatron_atesd.rollout.sampling import sample_tokens, uniforms
 
 _FILLER = -1
 
 
 @dataclass(frozen=True)
-class Response:
-    """Generated ids, ending with a stop id unless `truncated` (max_new_tokens reached)."""
+class TrainingEngine:
+    """The RolloutEngine of the model that trains: it samples from its very parameters.
 
-    ids: tuple[int, ...]
-    truncated: bool
+    id_limit: ids from it on are never sampled; models have more embedding rows than their tokenizer has ids.
+    precision: of its passes (None: model.dtype).
+    """
+
+    model: HiddenStateGPT
+    stop_ids: Sequence[int]
+    id_limit: int | None = None
+    precision: Precision | None = None
+
+    def generate(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], sampling: RolloutConfig) -> list[Response]:
+        """See RolloutEngine. A response is the same at every batch, order and layout."""
+        with self.model.computing_in(self.precision):
+            return generate(self.model, prompts, seeds, self.stop_ids, sampling, self.id_limit)
 
 
 def generate(
@@ -40,8 +52,7 @@ def generate(
     """One response a prompt, in order; called with equal arguments on every rank of a data-parallel rank's model, and equal there.
 
     Context-parallel ranks hold the same weights: each answers its share of the prompts.
-    A response depends on its own prompt and seed, not on the others of its batch. Ids from `id_limit` on are never sampled: models have
-    more embedding rows than their tokenizer has ids.
+    A response depends on its own prompt and seed, not on the others of its batch. See TrainingEngine for `id_limit`.
     """
     rank, ranks = context_place()
     mine, my_seeds = prompts[rank::ranks], seeds[rank::ranks]
