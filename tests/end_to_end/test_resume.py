@@ -112,10 +112,10 @@ def watched_rollouts() -> Iterator[dict[int, list[str]]]:
     """Ids of the problems by update, from every rank, each data-parallel share once; filled on leaving."""
     rollout, mine, everything = TrainingRun.rollout, dict[int, list[str]](), dict[int, list[str]]()
 
-    def watched(run: TrainingRun, problems: Sequence[Problem], update: int) -> list[Rollout]:
-        if update >= 0 and is_first_of_replica():
-            mine[update] = [problem.id for problem in problems]
-        return rollout(run, problems, update)
+    def watched(run: TrainingRun, problems: Sequence[Problem], first: int) -> list[Rollout]:
+        if first >= 0 and is_first_of_replica():
+            mine[first // run.config.data.batch] = [problem.id for problem in problems]
+        return rollout(run, problems, first)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(TrainingRun, "rollout", watched)
@@ -134,10 +134,10 @@ def preempted_run(inputs: Path, run_dir: Path) -> tuple[Path, str, str]:
     """Rank 1 alone gets SIGUSR1 amid update 3; then the same command again."""
     rollout, arguments = TrainingRun.rollout, (inputs, run_dir, "--checkpoint.background=true")
 
-    def signalled(run: TrainingRun, problems: Sequence[Problem], update: int) -> list[Rollout]:
-        if update == 2 and dist.get_rank() == 1:
+    def signalled(run: TrainingRun, problems: Sequence[Problem], first: int) -> list[Rollout]:
+        if first // run.config.data.batch == 2 and dist.get_rank() == 1:
             os.kill(os.getpid(), signal.SIGUSR1)
-        return rollout(run, problems, update)
+        return rollout(run, problems, first)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(TrainingRun, "rollout", signalled)

@@ -54,7 +54,7 @@ def test_a_teacher_shows_the_trajectory_that_its_response_follows() -> None:
         if 0 in example.loss_mask:
             continue
         solution = text(example.response_ids).removesuffix("<|im_end|>")
-        problem = Problem("a", question(example), solution, "")
+        problem = Problem("a", question(example), solution, str(results(example)[-1]))
         steps = len(results(example))
         assert example.prompt_ids in {RENDERER.teacher(problem, shown / steps).prompt_ids for shown in range(steps + 1)}
 

@@ -23,7 +23,7 @@ BEGAN = asdict(TrainConfig())
 MAY_CHANGE = {
     *("run.dir", "run.max_skipped", "model.path", "model.attention", "rollout.batch"),
     *("parallel.tensor", "parallel.pipeline", "parallel.virtual_pipeline", "parallel.sequence", "parallel.context", "parallel.packed"),
-    *("parallel.micro_batch_tokens", "parallel.timeout_minutes"),
+    *("parallel.micro_batch_tokens", "parallel.timeout_minutes", "parallel.start_timeout_minutes"),
     *("data.train", "data.probe", "data.probe_size", "data.on_error"),
     *("distill.chunk", "distill.compile", "distill.teacher_offload"),
     *("checkpoint.every", "checkpoint.keep", "checkpoint.keep_every", "checkpoint.resume", "checkpoint.on_error", "checkpoint.background"),
