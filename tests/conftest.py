@@ -6,6 +6,7 @@ ATESD_GPU_TESTS_DEVICE=cpu runs the tests of tests/gpu on the CPU, as far as the
 import os
 import re
 import sys
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -42,3 +43,13 @@ def cuda_is_available() -> bool:
     import torch
 
     return torch.cuda.is_available()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _no_process_groups_left() -> Iterator[None]:
+    """A refusal inside a session leaves its groups to the end of the process; the next file's tests need them gone."""
+    yield
+    if "torch.distributed" in sys.modules:
+        from tests.support.convert_models import end_process_groups
+
+        end_process_groups()
