@@ -46,6 +46,9 @@ _MORE_THAN_A_UNIT = """
     positive negative remainder r to each every with without except plus minus over under below above approx approximately about
     only undefined infinite infinitely imaginary prime impossible false wrong true correct max maximum minimum between through until
     after before both either given that by of from divided multiplied added such exactly equals
+    cannot never excluded repeating recurring repeated double doubled triple tripled twice halved gross
+    smaller larger greater higher lower ago january february march april may june july august september october november december
+    inverse reciprocal infinity pi
 """
 _NO_UNIT = frozenset(_MORE_THAN_A_UNIT.split())
 
@@ -107,9 +110,10 @@ def quantity(text: str) -> Quantity:
         if number is None:
             return Quantity(text, "")
         value, words = _written(number * _SCALES[words.pop(0)]), words
+    stated = {word.lower() for word in re.findall("[A-Za-z]+", found["unit"])}  # as written: less is no plural of les
     known = all(re.sub(r"\^.*", "", word) in _UNITS.values() for word in words)
     nouns = len(words) <= 3 and all(len(word) > 2 and word.isalpha() for word in words)
-    if any(word in _NO_UNIT for word in words) or not (known or nouns):
+    if not _NO_UNIT.isdisjoint({*stated, *words}) or not (known or nouns):
         return Quantity(text, "")
     return Quantity(value, " ".join(sorted(words)))
 

@@ -11,6 +11,7 @@ _FUNCTION_NAMES = """
 """
 FUNCTIONS = frozenset(_FUNCTION_NAMES.split())
 _WORD_OF_TWO = re.compile("[A-Za-z]{2,}")
+_COUNTED = re.compile("([0-9][0-9.]*) ([A-Za-z].*)")
 _MATH_MARKS = (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"), ("**", "**"))
 _DOTS = re.compile(r"\\(?:[lc]?dots|dots[bcimo])(?![A-Za-z])|\.\.\.+|…|⋯")
 
@@ -22,6 +23,7 @@ _CHARACTERS = str.maketrans(
         "°": r"^\circ ", "√": r"\sqrt ", "′": "'", "²": "^2", "³": "^3", "⁴": "^4",
         "π": r"\pi ", "θ": r"\theta ", "α": r"\alpha ", "β": r"\beta ", "γ": r"\gamma ", "λ": r"\lambda ", "φ": r"\phi ", "ω": r"\omega ",
         "½": r"\frac{1}{2}", "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}", "⅓": r"\frac{1}{3}", "⅔": r"\frac{2}{3}",
+        **{chr(full): chr(full - 0xFEE0) for full in range(0xFF01, 0xFF5F) if full != 0xFF04}, "、": ",",  # in Chinese and Japanese
         "\u2009": r"\,", "\u202f": r"\,", "\u00a0": r"\,", "\u2062": "",
     }
 )  # fmt: skip
@@ -37,7 +39,8 @@ _SPELLINGS = [
     (re.compile(pattern), replacement)
     for pattern, replacement in (
         (r"\\(?:left|right|[bB]igg?[lrm]?)(?![A-Za-z])\s*\.?(?=\W|$)", ""),
-        (r"\\(?:displaystyle|textstyle|limits|nolimits|hfill)(?![A-Za-z])|\\!", ""),
+        (r"\\(?:displaystyle|textstyle|limits|nolimits|hfill|small|large|Large|LARGE|huge|Huge|underline)(?![A-Za-z])|\\!", ""),
+        (r"\\(?:text)?color\s*\{[A-Za-z]+\}", ""),
         (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
         (r"\\[dt]binom(?![A-Za-z])", r"\\binom"),
         (r"(?<!\\)\\(?:[,;:> ]|(?:thinspace|quad|qquad|enspace)(?![A-Za-z]))|~", " "),
@@ -96,6 +99,8 @@ def _without_style(found: re.Match[str]) -> str:
         return f"\\{words} "
     if words in ("e", "i") or (len(words) == 1 and command in ("mathbf", "mathit", "textbf", "textit", "bm", "boldsymbol")):
         return f" {words}"  # \pi\mathrm{i} is not \pii
+    if counted := _COUNTED.fullmatch(words):
+        return f" {counted[1]} \\text{{{counted[2]}}}"  # \text{3 cm} is 3 \text{cm}
     if not re.search("[A-Za-z]", words.replace(r"\circ", "")):
         return f" {words} "
     return f"\\text{{{words if len(words) == 1 else _WORD_OF_TWO.sub(lambda word: word[0].lower(), words)}}}"

@@ -76,6 +76,7 @@ class _Reader:
             self._tokens.append(found[1])
             place = found.end()
         self._at = 0
+        self._behind_exponent = -1  # where a product may go on with a number: 2^{3}5^{2}
         self._bars = 0  # how many |…| are open: a bar behind a value closes one if there is one
 
     def whole(self) -> Expr:
@@ -133,7 +134,7 @@ class _Reader:
             return False
         if token == "|":
             return self._bars == 0
-        if (token[0].isdigit() or token[0] == ".") and self._peek(-1) not in (")", "!"):
+        if (token[0].isdigit() or token[0] == ".") and self._peek(-1) not in (")", "!") and self._at != self._behind_exponent:
             self._fail()
         return True
 
@@ -156,6 +157,7 @@ class _Reader:
             elif self._peek() == "^" and not raised:
                 self._at += 1
                 base, raised = base ** self._exponent(), True
+                self._behind_exponent = self._at if self._peek(-1) == "}" else -1
             elif self._peek() == "^":
                 self._fail()  # a^b^c without braces
             else:

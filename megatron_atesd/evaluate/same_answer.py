@@ -27,6 +27,8 @@ from megatron_atesd.evaluate.same_value import same_value
 _FUNCTION = re.compile(r"\\(?:" + "|".join(sorted(FUNCTIONS)) + ")(?![A-Za-z])")
 _MATRIX = re.compile(r"[(\[]?\s*\\begin\{([pbBvV]?matrix|array)\}(?:\{[^}]*\})?(.*)\\end\{\1\}\s*[)\]]?")
 
+_LETTERS = re.compile(r"[A-Z](?:\s*[A-Z])+|[ivx]{2,}")  # HTH, ABDC, IX, iv: their order counts, no product
+
 
 def same_answer(answer: str, gold: str) -> bool:
     """Whether the two answers, as they were written, mean the same."""
@@ -40,6 +42,8 @@ def _same(answer: str, gold: str) -> bool:
         return True
     if r"\dots" in answer or r"\dots" in gold:
         return False
+    if _LETTERS.fullmatch(answer) and _LETTERS.fullmatch(gold):
+        return "".join(answer.split()) == "".join(gold.split())
     answer, gold = (without_approximation(with_words_as_signs(text)) for text in (answer, gold))
     for view in (_choices, _numbers, _bases, _congruences, _ratios, _quantities, _matrices, _sets, _lists, _brackets, _relations):
         verdict = view(answer, gold)
