@@ -59,6 +59,7 @@ class Heartbeat:
     def _stop(self) -> None:
         if self.timer is not None:
             self.timer.cancel()
+            self.timer.join()  # it may be showing a stack just now
 
 
 def who_is_late() -> str:

@@ -92,7 +92,6 @@ def test_no_timer_outlives_the_heartbeat(error: type[BaseException] | None) -> N
                 raise error
     except (RuntimeError, SystemExit):
         pass
-    timer_of(heartbeat).join(60)
     assert [thread for thread in threading.enumerate() if isinstance(thread, threading.Timer)] == []
 
 
