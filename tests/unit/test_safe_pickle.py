@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch.distributed.checkpoint.metadata import BytesStorageMetadata
+from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING, BytesStorageMetadata, Metadata
 
 from checkpoints_convert import hf_to_megatron, megatron_to_hf
 from checkpoints_convert.command import single_process, whole_model
@@ -90,6 +90,33 @@ def test_a_dotted_name_does_not_reach_behind_an_allowed_one(tmp_path: Path) -> N
     (tmp_path / ".metadata").write_bytes(b"\x80\x04\x8c\x05torch\x8c\x10Size.__reduce__.\x93.")
     with pytest.raises(CheckpointError):
         check_metadata(tmp_path)
+
+
+class Got:
+    """Unpickled, it is what getattr gives."""
+
+    def __init__(self, *arguments: Any) -> None:
+        self.arguments = arguments
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return getattr, self.arguments
+
+
+def test_a_member_of_an_enum_by_its_name_passes(folder: Path) -> None:
+    """As Python 3.11.2 pickles it."""
+    member = _MEM_FORMAT_ENCODING.TORCH_CONTIGUOUS_FORMAT
+    edit_metadata(folder, lambda metadata: setattr(metadata, "planner_data", Got(_MEM_FORMAT_ENCODING, member.name)))
+    check_metadata(folder / "weights")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [(_MEM_FORMAT_ENCODING, "__class__"), (Metadata, "__init__"), (_MEM_FORMAT_ENCODING, "mro"), (torch.Size, "count")],
+    ids=str,
+)
+def test_an_attribute_of_anything_else(folder: Path, arguments: tuple[Any, str]) -> None:
+    edit_metadata(folder, lambda metadata: setattr(metadata, "planner_data", Got(*arguments)))
+    assert "asks for builtins.getattr, which has no place in a checkpoint" in refusal(folder)
 
 
 def test_code_in_common(folder: Path) -> None:
