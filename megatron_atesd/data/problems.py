@@ -4,15 +4,14 @@ A line that cannot be used is named as `file:line: reason`; nothing is repaired 
 """
 
 import json
-import os
 import re
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from megatron_atesd.data.notice import warn
 from megatron_atesd.data.problem_record import problem_from_record
 from megatron_atesd.errors import DataError
 from megatron_atesd.records import Problem
@@ -64,7 +63,8 @@ def checked_problems(
         first_number[problem.id] = number
         problems.append(problem)
     skipped = [*reasons[:_SHOWN_REASONS], f"{path}: {len(reasons)} bad {unit}s skipped, {len(problems)} problems kept"] if reasons else []
-    _tell([*skipped, *map(_first_of, warnings.values())])
+    for said in (*skipped, *map(_first_of, warnings.values())):
+        warn(said)
     return problems
 
 
@@ -105,13 +105,6 @@ def refuse_half_characters(text: str, decoded: Any) -> Any:
 
 def _first_of(warnings: Sequence[str]) -> str:
     return warnings[0] + (f" (and {len(warnings) - 1} more)" if len(warnings) > 1 else "")
-
-
-def _tell(warnings: Iterable[str]) -> None:
-    """Each as a line on stderr; every rank of a job reads the same files, and the first one speaks."""
-    if os.environ.get("RANK", "0") == "0":
-        for warning in warnings:
-            print(f"warning: {warning}", file=sys.stderr, flush=True)
 
 
 def save_problems(problems: Sequence[Problem], path: str | Path) -> None:
