@@ -175,7 +175,9 @@ class DistillConfig:
     Args:
         divergence: forward_kl = KL(teacher‖student) [paper], reverse_kl = KL(student‖teacher), jsd = generalised Jensen-Shannon.
         jsd_beta: Weight of the teacher in the JSD mixture, in (0, 1).
-        clip: Upper bound of each vocabulary entry's term (0 = none). [paper: OPSD 0.05, 0.06 at 8B]
+        clip: Bound τ of clip_mode, nats (0 = none). [paper: OPSD 0.05, 0.06 at 8B]
+        clip_mode: What the bound cuts: entry = each vocabulary entry's term [paper: OPSD v3], which lowers the very tokens that the teacher
+            wants most; token = the divergence D of each response token, by a weight min(1, clip / D) that has no gradient. [ours]
         temperature: Divides both logits before softmax; None takes rollout.temperature.
         normalize: token = sum / global count of response tokens; sequence = mean over sequences of per-sequence means.
         teacher: Teacher weights: initial = copy of the start, ema = moving average, live = the student itself.
@@ -193,6 +195,7 @@ class DistillConfig:
     divergence: Literal["forward_kl", "reverse_kl", "jsd"] = "forward_kl"
     jsd_beta: float = 0.5
     clip: float = 0.05
+    clip_mode: Literal["entry", "token"] = "entry"
     temperature: float | None = None
     normalize: Literal["token", "sequence"] = "token"
     teacher: Literal["initial", "ema", "live"] = "initial"
@@ -208,8 +211,9 @@ class ExposureConfig:
     """Reveal ratio α and its controller.
 
     Args:
-        mode: learned = Beta-policy controller [paper]; fixed; linear and cosine schedules from start to end; random = uniform a window;
-            none = teacher sees the student prompt.
+        mode: learned = Beta-policy controller [paper]; aligned = each window the α whose distillation gradient agrees best with that of the
+            progress loss [ours]; posterior = Bayesian regression of progress on exposure [ours]; fixed; linear and cosine schedules from
+            start to end; random = uniform a window; none = teacher sees the student prompt.
         fixed: α of mode fixed (1 = OPSD).
         start: First α of the schedules.
         end: Last α of the schedules.
@@ -232,14 +236,24 @@ class ExposureConfig:
         clip_low: Lowest α used. [ours]
         clip_high: Highest α used. [ours]
         ema_decay: Decay of the state statistics. [ours]
-        progress: Progress signal ℓ: probe_nll, probe_kl or train_kl (depends on α: biased). [ours]
-        grounding: Text whose log-probability grounds the teacher: the solution or the boxed answer. [ours]
+        progress: Progress signal ℓ. probe_nll: NLL of the probe problems' references (can prefer the worst exposure). probe_own: NLL of the
+            start model's own correct responses to the probe problems. probe_margin: that less wrong_weight times the NLL of its own wrong
+            ones. probe_accuracy: of fresh rollouts on the probe problems. train_accuracy: of the update's rollouts, free. probe_kl: KL at one
+            fixed exposure. train_kl: KL of the update (depends on α: biased). [ours]
+        grounding: Text whose log-probability grounds the teacher of mode learned: the reference solution, the start model's own correct
+            responses, the boxed answer, or off. [ours]
+        probe_every: Updates between two measurements of the probe (null = each update where the controller needs it, else every 10). [ours]
+        probe_samples: Responses of the start model to each probe problem, of which probe_own and probe_margin take theirs. [ours]
+        wrong_weight: Share of the wrong responses' NLL in probe_margin. [ours]
+        grid: Number of exposures that mode aligned compares, evenly spaced from clip_low to clip_high. [ours]
+        score_step: Root mean square of the step along the progress gradient by which mode aligned scores exposures. [ours]
+        score_decay: Weight of the earlier windows' scores in mode aligned. [ours]
         warmup_exposure: α of the updates before the first decision. [ours]
         warmup_updates: Updates before the first decision. [ours]
         probe_exposure: Fixed α of the probe_kl signal. [ours]
     """
 
-    mode: Literal["learned", "fixed", "linear", "cosine", "random", "none"] = "learned"
+    mode: Literal["learned", "aligned", "posterior", "fixed", "linear", "cosine", "random", "none"] = "learned"
     fixed: float = 1.0
     start: float = 0.0
     end: float = 1.0
@@ -262,8 +276,14 @@ class ExposureConfig:
     clip_low: float = 0.0
     clip_high: float = 1.0
     ema_decay: float = 0.9
-    progress: Literal["probe_nll", "probe_kl", "train_kl"] = "probe_nll"
-    grounding: Literal["solution", "answer"] = "solution"
+    progress: Literal["probe_nll", "probe_own", "probe_margin", "probe_accuracy", "train_accuracy", "probe_kl", "train_kl"] = "probe_nll"
+    grounding: Literal["solution", "own", "answer", "off"] = "solution"
+    probe_every: int | None = None
+    probe_samples: int = 12
+    wrong_weight: float = 0.1
+    grid: int = 5
+    score_step: float = 2e-4
+    score_decay: float = 0.6
     warmup_exposure: float = 1.0
     warmup_updates: int = 0
     probe_exposure: float = 0.5

@@ -1,6 +1,7 @@
 """Log-likelihood of given responses: the learning-progress probe and the grounding of the exposed teacher."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -13,6 +14,23 @@ from megatron_atesd.model.vocabulary import token_nll, vocabulary_shard
 from megatron_atesd.parallel.groups import data_parallel_place
 
 CHUNK = 512
+
+
+@dataclass(frozen=True)
+class ScoredText:
+    """A response after a prompt, whose summed NLL counts `weight` times (weights may be negative)."""
+
+    prompt: TokenIds
+    response: TokenIds
+    weight: float
+
+
+def weighted_nll(model: HiddenStateGPT, texts: Sequence[ScoredText], micro_batch_tokens: int) -> float:
+    """Σ weight · NLL of the response (nats, summed over its tokens, temperature 1); the same texts are given on every rank.
+
+    Each data-parallel rank scores its share. Collective over all ranks.
+    """
+    raise NotImplementedError
 
 
 def mean_nll(model: HiddenStateGPT, pairs: Sequence[tuple[TokenIds, TokenIds]], micro_batch_tokens: int) -> float:
