@@ -41,7 +41,7 @@ rm -rf "$OUT"/summary.json "$OUT"/report.png
 
 if [ ! -d "$CACHE/base-hf" ]; then
     say "data: chains of arithmetic modulo 23, three splits that share no problem"
-    "$PYTHON" tools/prepare_data.py chain --out "$CACHE/data" --test "$TEST_PROBLEMS" --seed "$SEED"
+    "$PYTHON" tools/prepare_data.py chain --out "$CACHE/data" --test "$TEST_PROBLEMS" --seed "$SEED" --references det
     say "warm start: a base model with a bad habit, from random weights (cached afterwards)"
     two -m examples.quickstart.warm_start --data "$CACHE/data" --out "$CACHE/warm" --seed "$SEED" --updates "$WARM_UPDATES"
     say "export the base to Hugging Face"
