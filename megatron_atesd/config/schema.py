@@ -176,8 +176,9 @@ class DistillConfig:
         divergence: forward_kl = KL(teacher‖student) [paper], reverse_kl = KL(student‖teacher), jsd = generalised Jensen-Shannon.
         jsd_beta: Weight of the teacher in the JSD mixture, in (0, 1).
         clip: Bound τ of clip_mode, nats (0 = none). [paper: OPSD 0.05, 0.06 at 8B]
-        clip_mode: What the bound cuts: entry = each vocabulary entry's term [paper: OPSD v3], which lowers the very tokens that the teacher
-            wants most; token = the divergence D of each response token, by a weight min(1, clip / D) that has no gradient. [ours]
+        clip_mode: What the bound cuts: entry = each vocabulary entry's term [paper: OPSD v3], which can lower the very tokens that the
+            teacher wants most; token = the divergence D of each response token, by a weight min(1, clip / D) that has no gradient:
+            the direction stays. [ours]
         temperature: Divides both logits before softmax; None takes rollout.temperature.
         normalize: token = sum / global count of response tokens; sequence = mean over sequences of per-sequence means.
         teacher: Teacher weights: initial = copy of the start, ema = moving average, live = the student itself.

@@ -28,7 +28,16 @@ def divergence_of(config: TrainConfig) -> Divergence:
     """The divergence of a run, at the rollouts' temperature unless it has one of its own."""
     distill = config.distill
     temperature = distill.temperature or config.rollout.temperature
-    return Divergence(distill.divergence, distill.jsd_beta, distill.clip, temperature, distill.chunk, distill.top_k, distill.compile)
+    return Divergence(
+        distill.divergence,
+        distill.jsd_beta,
+        distill.clip,
+        temperature,
+        distill.chunk,
+        distill.top_k,
+        distill.compile,
+        distill.clip_mode,
+    )
 
 
 @dataclass(frozen=True)
@@ -43,7 +52,8 @@ class Example:
 @dataclass(frozen=True)
 class StepResult:
     """Over all ranks: means a response token (the loss: a token or a sequence, as normalised; entropies and KL in nats), their count,
-    the share of computed tokens that was padding, and this rank's seconds of both passes."""
+    the share of them, and of their summed KL, that the clip touches, the share of computed tokens that was padding, and this rank's
+    seconds of both passes."""
 
     loss: float
     kl: float
@@ -51,6 +61,8 @@ class StepResult:
     confidence: float
     teacher_entropy: float
     student_entropy: float
+    clipped_tokens: float
+    clipped_kl: float
     tokens: int
     padding: float
     teacher_seconds: float
@@ -121,10 +133,10 @@ def _both_passes(
     last_stage = _student_loss(model, teacher, teacher_hidden, divergence, normalize, loss_function)
     sums = run_schedule(wrapped, student_batches, last_stage, forward_only)
     padded = [a + b for a, b in zip(padded, padding_share(student_batches, pairs), strict=True)]
-    loss, count, tokens, *totals = sum_over_ranks(sums, 8)
+    loss, count, tokens, clipped_kl, kl_sum, *totals = sum_over_ranks(sums, 10)
     padding, slots = sum_over_ranks([torch.tensor(padded, dtype=torch.float64, device=torch.cuda.current_device())], 2)
     finished = time.perf_counter()
-    kl, disagreement, confidence, teacher_entropy, student_entropy = (total / max(tokens, 1) for total in totals)
+    kl, disagreement, confidence, teacher_entropy, student_entropy, clipped = (total / max(tokens, 1) for total in (kl_sum, *totals))
     return StepResult(
         loss=loss / max(count, 1),
         kl=kl,
@@ -132,6 +144,8 @@ def _both_passes(
         confidence=confidence,
         teacher_entropy=teacher_entropy,
         student_entropy=student_entropy,
+        clipped_tokens=clipped,
+        clipped_kl=clipped_kl / kl_sum if kl_sum else 0.0,
         tokens=int(tokens),
         padding=padding / slots,
         teacher_seconds=middle - started,
@@ -167,7 +181,7 @@ def _student_loss(
     normalize: Normalize,
     loss_function: Loss,
 ) -> LastStage:
-    """What the last stage does with the student's hidden states; keeps the sums [8]: loss, its count, tokens, five statistics."""
+    """What the last stage does with the student's hidden states; keeps the sums [10]: loss, its count, tokens, clipped KL, statistics."""
     shard = vocabulary_shard(model)
     teacher_head_VH = teacher.head_weight() if model.post_process else torch.empty(0)
 
@@ -178,7 +192,15 @@ def _student_loss(
         loss, stats = loss_function(
             hidden_TH, model.head_weight(), teacher_TH, teacher_head_VH, token_weight_T, divergence, shard.valid, shard.group
         )
-        statistics = (stats.kl_T, stats.disagreement_T, stats.confidence_T, stats.teacher_entropy_T, stats.student_entropy_T)
+        statistics = (
+            stats.clipped_T * stats.kl_T,
+            stats.kl_T,
+            stats.disagreement_T,
+            stats.confidence_T,
+            stats.teacher_entropy_T,
+            stats.student_entropy_T,
+            stats.clipped_T,
+        )
         sums = (loss.detach(), count, torch.tensor(len(hidden_TH)), *(statistic_T.sum() for statistic_T in statistics))
         return loss, count, torch.stack([s.to(loss.device, torch.float64) for s in sums])
 

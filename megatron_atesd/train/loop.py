@@ -20,7 +20,7 @@ from megatron_atesd.records import Rollout
 from megatron_atesd.report.monitor import Monitor
 from megatron_atesd.train.checks import check_before_work
 from megatron_atesd.train.heartbeat import Heartbeat
-from megatron_atesd.train.metrics import describe_sample, peak_memory_gib, rollout_metrics, write_summary
+from megatron_atesd.train.metrics import describe_sample, entry_clip_warning, peak_memory_gib, rollout_metrics, write_summary
 from megatron_atesd.train.preemption import StopRequest
 from megatron_atesd.train.resume import check_resumable
 from megatron_atesd.train.training_run import TrainingRun
@@ -56,6 +56,8 @@ def train(config: TrainConfig) -> None:
         ):
             if is_main():
                 monitor.message(segments_account(inputs.problems))
+                if warning := entry_clip_warning(config.distill):
+                    monitor.message(warning)
             if chosen.folder is not None:
                 monitor.message(f"resumed from {chosen.folder} after {start} updates ({chosen.why})")
             else:
@@ -127,6 +129,8 @@ def train_step(run: TrainingRun, update: int, heartbeat: Heartbeat) -> tuple[dic
         "distill/loss": result.loss,
         "distill/kl": result.kl,
         "distill/top1_disagreement": result.disagreement,
+        "distill/clipped_tokens": result.clipped_tokens,
+        "distill/clipped_kl": result.clipped_kl,
         "distill/teacher_entropy": result.teacher_entropy,
         "student/entropy": result.student_entropy,
         "student/confidence": result.confidence,

@@ -47,12 +47,12 @@ OTHER_LAYOUTS = {
 }
 # The names that every run with a learned exposure has; perf/mfu needs a known device, eval/* an evaluation.
 METRICS = {
-    *("distill/loss", "distill/kl", "distill/top1_disagreement"),
+    *("distill/loss", "distill/kl", "distill/top1_disagreement", "distill/clipped_tokens", "distill/clipped_kl"),
     *("exposure/alpha", "exposure/a", "exposure/b", "exposure/mean", "exposure/entropy"),
     *("exposure/revealed", "exposure/segments"),
     *("controller/reward", "controller/learning_progress", "controller/grounding", "controller/advantage", "controller/updates"),
     *("probe/nll", "student/confidence", "student/entropy", "distill/teacher_entropy", "perf/padding"),
-    *("rollout/length", "rollout/truncated", "rollout/empty", "rollout/accuracy"),
+    *("rollout/length", "rollout/truncated", "rollout/loops", "rollout/empty", "rollout/accuracy"),
     *("optim/lr", "optim/grad_norm", "optim/skipped"),
     *("time/rollout", "time/teacher", "time/student", "time/probe", "time/step"),
     *("perf/tokens_per_second", "memory/peak_gib"),
@@ -254,6 +254,10 @@ def test_tensorboard_of_a_killed_run_reads_as_of_an_unbroken_one(killed: Killed)
 
 def test_metrics_jsonl_has_every_metric(undisturbed: Undisturbed) -> None:
     assert {name for line in metrics(undisturbed.run_dir) for name in line} == METRICS | {"update"}
+
+
+def test_the_start_warns_once_of_the_clip_by_entry(undisturbed: Undisturbed) -> None:
+    assert undisturbed.said.count("warning: distill.clip_mode entry") == 1
 
 
 def test_tensorboard_has_every_metric(undisturbed: Undisturbed) -> None:

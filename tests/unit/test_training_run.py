@@ -87,9 +87,27 @@ def test_the_divergence_takes_the_rollouts_temperature_unless_it_has_its_own(
 
 def test_the_divergence_is_what_the_settings_say(inputs: Path) -> None:
     settings = {"divergence": "jsd", "jsd_beta": 0.3, "clip": 0.7, "temperature": 1.4, "chunk": 9, "top_k": 5, "compile": True}
-    assert start(inputs, *(f"--distill.{name}={value}" for name, value in settings.items())).divergence == Divergence(
-        "jsd", beta=0.3, clip=0.7, temperature=1.4, chunk=9, top_k=5, compile=True
-    )
+    run = start(inputs, "--distill.clip_mode=token", *(f"--distill.{name}={value}" for name, value in settings.items()))
+    assert run.divergence == Divergence("jsd", beta=0.3, clip=0.7, temperature=1.4, chunk=9, top_k=5, compile=True, clip_mode="token")
+
+
+def test_the_shares_that_the_clip_touches_are_of_all_tokens_and_of_the_whole_kl(run: TrainingRun) -> None:
+    """The first token of each micro-batch is clipped, with a KL of 3 nats; each other has 1 nat."""
+    calls: list[int] = []
+
+    def first_clipped(hidden_TH: torch.Tensor, *rest: Any) -> Any:
+        loss, statistics = distill_loss(hidden_TH, *rest)
+        calls.append(len(hidden_TH))
+        first_T = (torch.arange(len(hidden_TH)) == 0).float()
+        return loss, replace(statistics, clipped_T=first_T, kl_T=1 + 2 * first_T)
+
+    run.optimization.zero_grad()
+    examples = run.examples(rollouts(run), run.contexts(rollouts(run), ALPHA))
+    step = distill_step(run.optimization.wrapped, run.model, run.teacher, examples, DIVERGENCE, 128, loss=first_clipped)
+    batches, tokens = len(calls), sum(calls)
+    assert 1 < batches < tokens
+    assert step.clipped_tokens == pytest.approx(batches / tokens)
+    assert step.clipped_kl == pytest.approx(3 * batches / (tokens + 2 * batches))
 
 
 def gradient_of(parameter: Any) -> torch.Tensor:
