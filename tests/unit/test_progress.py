@@ -1,6 +1,6 @@
 """What each progress signal measures, on a real TrainingRun: likelihoods by transformers, weights by hand, responses by their seeds."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -15,7 +15,7 @@ from megatron_atesd.records import Exposure, Problem, Rollout
 from megatron_atesd.train import training_run
 from megatron_atesd.train.checks import check_before_work
 from megatron_atesd.train.own_responses import OwnResponses, weighted
-from megatron_atesd.train.progress import Finished, OwnNLL
+from megatron_atesd.train.progress import Finished, OwnNLL, ReferenceNLL
 from megatron_atesd.train.training_run import TrainingRun
 from tests.support.small_run import arguments, save_inputs
 
@@ -104,12 +104,17 @@ def test_a_response_that_was_cut_is_not_right(inputs: Path) -> None:
     assert any(is_even(r) and r.truncated for r in run.own.rollouts)
 
 
+def texts_of(run: TrainingRun) -> list[ScoredText]:
+    assert isinstance(run.progress, ReferenceNLL | OwnNLL)
+    return run.progress.texts()
+
+
 @pytest.mark.usefixtures("half_right")
 @pytest.mark.parametrize("progress", ["probe_nll", "probe_own", "probe_margin"])
 def test_progress_is_the_weighted_nll_of_its_texts(progress: str, inputs: Path) -> None:
     run = start(inputs, progress, "--rollout.max_new_tokens=48")
     run.gather()
     stats, metrics = run.probe(Finished(0), Exposure(1.0, -1))
-    expected = sum(text.weight * plain_nll(run, text.prompt, text.response) for text in run.progress.texts())
+    expected = sum(text.weight * plain_nll(run, text.prompt, text.response) for text in texts_of(run))
     assert stats.progress == pytest.approx(expected, rel=1e-4)
     assert metrics["probe/progress"] == stats.progress
