@@ -10,6 +10,7 @@ from typing import Any
 from megatron_atesd.config.bounds import BOUNDS
 from megatron_atesd.config.fields import spell
 from megatron_atesd.config.schema import OPTIMIZER_DEFAULTS, ExposureConfig, ParallelConfig, RunConfig, TrainConfig
+from megatron_atesd.config.signals import FREE, WITH_GRADIENT, needs_each_probe
 from megatron_atesd.errors import ConfigError
 
 
@@ -193,8 +194,25 @@ def method_problems(config: TrainConfig) -> Iterator[str]:
             f"exposure.entropy_floor is {exposure.entropy_floor}, must be below exposure.entropy_target_end {exposure.entropy_target_end}, "
             "or the two penalties pull against each other; lower the floor"
         )
+    yield from _signal_problems(exposure)
     if exposure.mode == "learned" and exposure.warmup_updates >= updates:
         yield f"exposure.warmup_updates is {exposure.warmup_updates}, must be below run.updates {updates} for any decision to be taken"
+
+
+def _signal_problems(exposure: ExposureConfig) -> Iterator[str]:
+    every = exposure.probe_every
+    if every is not None and every > 1 and needs_each_probe(exposure):
+        free = " or ".join(FREE)
+        also = ", and exposure.grounding to off" if exposure.mode == "learned" and exposure.grounding != "off" else ""
+        yield (
+            f"exposure.probe_every is {every}, but exposure.mode {exposure.mode} judges every update; set it to 1 or null, or "
+            f"exposure.progress to {free}{also}"
+        )
+    if exposure.mode == "aligned" and exposure.progress not in WITH_GRADIENT:
+        yield (
+            f"exposure.progress is {exposure.progress}, which has no gradient for exposure.mode aligned to follow; choose "
+            f"{', '.join(WITH_GRADIENT[:-1])} or {WITH_GRADIENT[-1]}"
+        )
 
 
 def _schedule_problems(config: TrainConfig) -> Iterator[str]:

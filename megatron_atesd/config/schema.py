@@ -237,13 +237,14 @@ class ExposureConfig:
         clip_low: Lowest α used. [ours]
         clip_high: Highest α used. [ours]
         ema_decay: Decay of the state statistics. [ours]
-        progress: Progress signal ℓ. probe_nll: NLL of the probe problems' references (can prefer the worst exposure). probe_own: NLL of the
-            start model's own correct responses to the probe problems. probe_margin: that less wrong_weight times the NLL of its own wrong
-            ones. probe_accuracy: of fresh rollouts on the probe problems. train_accuracy: of the update's rollouts, free. probe_kl: KL at one
-            fixed exposure. train_kl: KL of the update (depends on α: biased). [ours]
+        progress: Progress signal ℓ, see docs/exposure.md. probe_nll: NLL of the probe problems' references [paper] (can prefer the worst
+            exposure). probe_own: NLL of the start model's own correct responses to the probe problems. probe_margin: that less
+            wrong_weight times the NLL of its own wrong ones. probe_accuracy: of fresh responses to the probe problems. train_accuracy: of
+            the update's rollouts, free. probe_kl: KL at one fixed exposure. train_kl: KL of the update (depends on α: biased). [ours]
         grounding: Text whose log-probability grounds the teacher of mode learned: the reference solution, the start model's own correct
-            responses, the boxed answer, or off. [ours]
-        probe_every: Updates between two measurements of the probe (null = each update where the controller needs it, else every 10). [ours]
+            responses, the boxed answer, or off: the reward is then learning progress alone. [ours]
+        probe_every: Updates between two measurements of the probe, besides the start and the last update (null = each update where the
+            controller needs it, else every 10). [ours]
         probe_samples: Responses of the start model to each probe problem, of which probe_own and probe_margin take theirs. [ours]
         wrong_weight: Share of the wrong responses' NLL in probe_margin. [ours]
         grid: Number of exposures that mode aligned compares, evenly spaced from clip_low to clip_high. [ours]

@@ -38,12 +38,12 @@ def make_mode(config: ExposureConfig, updates: int, seed: int) -> Mode:
 
 def highest_exposure(config: ExposureConfig) -> float:
     """No α of a run is above this (of learned and random: the highest that they may draw)."""
-    if config.mode in ("fixed", "none"):
-        return config.fixed if config.mode == "fixed" else 0.0
-    highest = max(config.start, config.end) if config.mode in ("linear", "cosine") else config.clip_high
-    also = [config.warmup_exposure] if config.warmup_updates else []
-    also += [config.probe_exposure] if config.mode == "learned" and config.progress == "probe_kl" else []
-    return max([highest, *also])
+    if config.mode == "none":
+        return 0.0
+    named = {"fixed": config.fixed, "linear": max(config.start, config.end), "cosine": max(config.start, config.end)}
+    also = [config.warmup_exposure] if config.warmup_updates and config.mode != "fixed" else []
+    also += [config.probe_exposure] if config.progress == "probe_kl" else []
+    return max([named.get(config.mode, config.clip_high), *also])
 
 
 def scheduled(mode: str, start: float, end: float, share: float) -> float:

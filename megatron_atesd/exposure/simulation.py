@@ -64,7 +64,7 @@ def simulate(mode: Mode, student: StudentModel, updates: int, seed: int) -> Simu
     """Train a simulated student for `updates` updates under `mode`; `seed` draws the noise of the student, not of the mode."""
     generator = torch.Generator().manual_seed(seed)
     run, excess = SimulatedRun([], []), student.start
-    mode.observe(_measure(student, 0, mode.propose(0), excess, generator))
+    mode.observe(_measure(student, 0, Exposure(0.0, -1), excess, generator))
     for step in range(updates):
         exposure = mode.propose(step)
         excess -= (student.drop(exposure.alpha) + student.training_noise * _normal(generator)) * excess / student.start
@@ -120,13 +120,15 @@ def _row(
 
 def _measure(student: StudentModel, update: int, exposure: Exposure, excess: float, generator: torch.Generator) -> UpdateStats:
     """Statistics as a run would report them: KL, mismatch and the teacher's log-probability of the reference all rise with α."""
+    nll = 0.2 + excess + student.probe_noise * _normal(generator)
     return UpdateStats(
         update=update,
         exposure=exposure,
         kl=0.003 + 0.05 * exposure.alpha**2,
         disagreement=0.016 * exposure.alpha,
         confidence=0.85,
-        probe_nll=0.2 + excess + student.probe_noise * _normal(generator),
+        progress=nll,
+        probe_nll=nll,
         grounding=-0.3 * (1 - exposure.alpha) - 0.1,
     )
 

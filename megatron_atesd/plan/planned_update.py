@@ -1,13 +1,17 @@
 """What is planned: a model, how it is divided, and the tokens of an update."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
-from megatron_atesd.config import DataConfig, TrainConfig, fp8_recipe
+from megatron_atesd.config import DataConfig, ExposureConfig, TrainConfig, fp8_recipe
+from megatron_atesd.config.signals import probe_interval
 from megatron_atesd.data.problems import load_problems
 from megatron_atesd.errors import ConfigError
 from megatron_atesd.model.architecture import Architecture
+from megatron_atesd.train.own_responses import KEPT
 
 
 @dataclass(frozen=True)
@@ -34,12 +38,21 @@ class Recompute:
 
 
 @dataclass(frozen=True)
+class Scored:
+    """Texts of each probe problem that one forward pass scores after the role's prompt: as long as references, or as responses."""
+
+    role: Literal["student", "teacher"]
+    text: Literal["reference", "response"]
+    count: int
+
+
+@dataclass(frozen=True)
 class PlannedUpdate:
     """One update of a run on `gpus` processes.
 
     size: bytes of a parameter. ring: keys and values go round context-parallel ranks, as in Transformer Engine, instead of being gathered
-    on each. probe: problems that are scored after it; grounded: by the teacher as well (learned exposure). fp8: the passes in FP8, by their
-    names in section precision. The other names are the settings'.
+    on each. probe: problems that are measured every probe_every updates; scored: what is scored of each of them then; probe_answers:
+    responses that each gets then. fp8: the passes in FP8, by their names in section precision. The other names are the settings'.
     """
 
     arch: Architecture
@@ -60,7 +73,9 @@ class PlannedUpdate:
     distributed: bool
     recompute: Recompute
     probe: int
-    grounded: bool
+    probe_every: int
+    scored: tuple[Scored, ...]
+    probe_answers: int
     lengths: Lengths
     fp8: tuple[str, ...] = ()
 
@@ -134,10 +149,23 @@ def planned_update(config: TrainConfig, arch: Architecture, gpus: int, lengths: 
         distributed=bool(config.optimizer.get("use_distributed_optimizer", False)),
         recompute=_recompute(config, chunk_layers),
         probe=_probe_problems(config.data),
-        grounded=config.exposure.mode == "learned",
+        probe_every=probe_interval(config.exposure),
+        scored=tuple(_scored(config.exposure)),
+        probe_answers=int(config.exposure.progress == "probe_accuracy"),
         lengths=lengths,
         fp8=tuple(role for role, precision in asdict(config.precision).items() if fp8_recipe(precision)),
     )
+
+
+def _scored(exposure: ExposureConfig) -> Iterator[Scored]:
+    """The references' NLL, the progress signal and the grounding; of own responses as many as may be kept."""
+    yield Scored("student", "reference", 1)
+    if exposure.progress in ("probe_own", "probe_margin"):
+        yield Scored("student", "response", KEPT * (1 + (exposure.progress == "probe_margin")))
+    if exposure.progress == "probe_kl":
+        yield from (Scored("teacher", "response", 1), Scored("student", "response", 1))
+    if exposure.mode == "learned" and exposure.grounding != "off":
+        yield Scored("teacher", "response", KEPT) if exposure.grounding == "own" else Scored("teacher", "reference", 1)
 
 
 def _probe_problems(data: DataConfig) -> int:

@@ -101,7 +101,12 @@ def trailing_mean(values: NDArray[np.float64], window: int) -> NDArray[np.float6
 
 
 def draw_series(axes: Axes, updates: NDArray[np.float64], values: NDArray[np.float64], colour: str, label: str, window: int = 1) -> None:
-    """One metric over updates; window > 1 draws the trailing mean strongly over the pale values, for noisy metrics."""
+    """One metric over updates; window > 1 draws the trailing mean strongly over the pale values, for noisy metrics.
+
+    NaN where an update did not measure it: the line goes from one measurement to the next.
+    """
+    known = np.isfinite(values)
+    updates, values = updates[known], values[known]
     if window > 1:
         axes.plot(updates, values, color=colour, linewidth=0.7, alpha=0.25)
         values = trailing_mean(values, window)

@@ -16,12 +16,13 @@ from megatron_atesd.doctor.examine import examined_processes
 from megatron_atesd.parallel.agreement import on_rank_0
 from megatron_atesd.parallel.groups import is_main
 from megatron_atesd.parallel.session import end_start, session_of, start_minutes
-from megatron_atesd.records import Rollout
+from megatron_atesd.records import Exposure, Rollout
 from megatron_atesd.report.monitor import Monitor
 from megatron_atesd.train.checks import check_before_work
 from megatron_atesd.train.heartbeat import Heartbeat
 from megatron_atesd.train.metrics import describe_sample, entry_clip_warning, peak_memory_gib, rollout_metrics, write_summary
 from megatron_atesd.train.preemption import StopRequest
+from megatron_atesd.train.progress import Finished
 from megatron_atesd.train.resume import check_resumable
 from megatron_atesd.train.training_run import TrainingRun
 
@@ -58,10 +59,13 @@ def train(config: TrainConfig) -> None:
                 monitor.message(segments_account(inputs.problems))
                 if warning := entry_clip_warning(config.distill):
                     monitor.message(warning)
+            if gathered := run.gather():
+                monitor.message(gathered)
             if chosen.folder is not None:
                 monitor.message(f"resumed from {chosen.folder} after {start} updates ({chosen.why})")
             else:
-                run.service.observe(run.probe(0, run.service.propose(0), None))
+                stats, _ = run.probe(Finished(0), Exposure(config.exposure.warmup_exposure, -1))
+                run.service.observe(stats)
             end_start(config.parallel)
             for update in range(start, config.run.updates):
                 metrics, rollouts = train_step(run, update, heartbeat)
@@ -122,8 +126,10 @@ def train_step(run: TrainingRun, update: int, heartbeat: Heartbeat) -> tuple[dic
 
     heartbeat.enter(f"the probe of update {update + 1}")
     # Of a skipped update the controller hears nothing: it drops the decisions whose look-ahead needs it.
-    stats = None if skipped else run.probe(update + 1, exposure, result)
-    controller = {} if stats is None else run.service.observe(stats)
+    measured: dict[str, float] = {}
+    if not skipped:
+        stats, measured = run.probe(Finished(update + 1, result, rollouts), exposure)
+        measured |= run.service.observe(stats)
     finished = time.perf_counter()
     metrics = {
         "distill/loss": result.loss,
@@ -134,7 +140,6 @@ def train_step(run: TrainingRun, update: int, heartbeat: Heartbeat) -> tuple[dic
         "distill/teacher_entropy": result.teacher_entropy,
         "student/entropy": result.student_entropy,
         "student/confidence": result.confidence,
-        "probe/nll": math.nan if stats is None else stats.probe_nll,
         "exposure/alpha": exposure.alpha,
         "optim/lr": lr,
         "optim/grad_norm": grad_norm,
@@ -148,4 +153,4 @@ def train_step(run: TrainingRun, update: int, heartbeat: Heartbeat) -> tuple[dic
         "perf/padding": result.padding,
         "memory/peak_gib": peak_memory_gib(),
     }
-    return metrics | rollout_metrics(rollouts, contexts, run.answered) | controller, rollouts
+    return metrics | rollout_metrics(rollouts, contexts, run.answered) | measured, rollouts

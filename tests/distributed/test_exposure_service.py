@@ -17,7 +17,7 @@ UPDATES = 30
 
 
 def stats(update: int, exposure: Exposure) -> UpdateStats:
-    return UpdateStats(update, exposure, 0.02, 0.1, 0.8, 2.0 - 0.01 * update, -1.0)
+    return UpdateStats(update, exposure, 0.02, 0.1, 0.8, 2.0 - 0.01 * update, 2.0 - 0.01 * update, -1.0)
 
 
 def drive(service: ExposureService | Controller, first: int, last: int) -> tuple[list[Exposure], list[dict[str, float]]]:

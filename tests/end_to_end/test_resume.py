@@ -51,7 +51,7 @@ METRICS = {
     *("exposure/alpha", "exposure/a", "exposure/b", "exposure/mean", "exposure/entropy"),
     *("exposure/revealed", "exposure/segments"),
     *("controller/reward", "controller/learning_progress", "controller/grounding", "controller/advantage", "controller/updates"),
-    *("probe/nll", "student/confidence", "student/entropy", "distill/teacher_entropy", "perf/padding"),
+    *("probe/nll", "probe/progress", "student/confidence", "student/entropy", "distill/teacher_entropy", "perf/padding"),
     *("rollout/length", "rollout/truncated", "rollout/loops", "rollout/empty", "rollout/accuracy"),
     *("optim/lr", "optim/grad_norm", "optim/skipped"),
     *("time/rollout", "time/teacher", "time/student", "time/probe", "time/step"),

@@ -18,6 +18,7 @@ from megatron_atesd.train.checks import check_before_work
 from megatron_atesd.train.heartbeat import Heartbeat
 from megatron_atesd.train.loop import train_step
 from megatron_atesd.train.metrics import rollout_metrics
+from megatron_atesd.train.progress import Finished
 from megatron_atesd.train.training_run import TrainingRun
 from tests.support.small_run import arguments, save_inputs
 
@@ -126,7 +127,7 @@ def test_broken_weights_after_an_update_end_the_run(inputs: Path) -> None:
     with torch.no_grad():
         run.model.head_weight()[0] = torch.nan
     with pytest.raises(TrainingError, match="the probe's NLL is nan after 1 updates"):
-        run.probe(1, exposure, None)
+        run.probe(Finished(1), exposure)
 
 
 def test_a_model_with_nan_weights_is_refused_at_the_start(inputs: Path, tmp_path: Path) -> None:

@@ -16,14 +16,16 @@ from megatron_atesd.distill.fused import distill_loss
 from megatron_atesd.distill.step import distill_step, measure_step
 from megatron_atesd.model.chunk import ModelChunk
 from megatron_atesd.parallel.session import parallel_session
-from megatron_atesd.records import Problem, Rollout
+from megatron_atesd.records import Exposure, Problem, Rollout
 from megatron_atesd.train import loop
 from megatron_atesd.train.checks import check_before_work
 from megatron_atesd.train.heartbeat import Heartbeat
+from megatron_atesd.train.progress import Finished
 from megatron_atesd.train.training_run import TrainingRun
 from tests.support.small_run import arguments, save_inputs
 
 ALPHA = 0.3
+START = Exposure(1.0, -1)
 DIVERGENCE = Divergence()
 
 
@@ -141,7 +143,7 @@ def test_an_update_normalises_its_loss_as_the_settings_say(normalize: str, input
 
     monkeypatch.setattr(loop, "distill_step", seen)
     run = start(inputs, f"--distill.normalize={normalize}", "--data.batch=1", "--rollout.max_new_tokens=1")
-    run.service.observe(run.probe(0, run.service.propose(0), None))
+    run.service.observe(run.probe(Finished(0), START)[0])
     with Heartbeat(1.0) as heartbeat, pytest.raises(SeenError, match=normalize):
         loop.train_step(run, 0, heartbeat)
 
@@ -207,7 +209,7 @@ def test_an_update_draws_at_its_places_in_the_stream(inputs: Path, monkeypatch: 
     run, places = start(inputs, "--data.batch=4", "--rollout.max_new_tokens=1"), list[int]()
     rollout = run.rollout
     monkeypatch.setattr(run, "rollout", lambda problems, first: places.append(first) or rollout(problems, first))
-    run.service.observe(run.probe(0, run.service.propose(0), None))
+    run.service.observe(run.probe(Finished(0), START)[0])
     with Heartbeat(run.config.parallel.timeout_minutes) as heartbeat:
         for update in (0, 1, 2):
             loop.train_step(run, update, heartbeat)
@@ -216,7 +218,7 @@ def test_an_update_draws_at_its_places_in_the_stream(inputs: Path, monkeypatch: 
 
 PASSES: dict[str, Callable[[TrainingRun], object]] = {
     "a rollout": lambda run: run.rollout(run.probe_problems, 0),
-    "the probe": lambda run: run.probe(0, run.service.propose(0), None),
+    "the probe": lambda run: run.probe(Finished(0), START),
     "a measurement": lambda run: measure_step(
         run.model, run.teacher, run.examples(rollouts(run), run.contexts(rollouts(run), ALPHA)), run.divergence, 64
     ),
