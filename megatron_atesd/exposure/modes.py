@@ -7,6 +7,7 @@ import torch
 
 from megatron_atesd.config import ExposureConfig
 from megatron_atesd.exposure.controller import Controller, check_mode, seeded_generator
+from megatron_atesd.exposure.posterior import PosteriorExposure
 from megatron_atesd.exposure.windows import hold_window
 from megatron_atesd.records import Exposure, UpdateStats
 
@@ -33,11 +34,13 @@ class Mode(Protocol):
 
 def make_mode(config: ExposureConfig, updates: int, seed: int) -> Mode:
     """The decider of config.mode for a training of `updates` updates."""
+    if config.mode == "posterior":
+        return PosteriorExposure(config, updates, seed)
     return Controller(config, updates, seed) if config.mode == "learned" else RuleBasedExposure(config, updates, seed)
 
 
 def highest_exposure(config: ExposureConfig) -> float:
-    """No α of a run is above this (of learned and random: the highest that they may draw)."""
+    """No α of a run is above this (of the modes that draw or choose: the highest that they may)."""
     if config.mode == "none":
         return 0.0
     named = {"fixed": config.fixed, "linear": max(config.start, config.end), "cosine": max(config.start, config.end)}

@@ -31,6 +31,7 @@ class StudentModel:
     best: drop of the probe NLL at the optimum. worst: drop at the exposure furthest from it.
     probe_noise: SD of one measurement. training_noise: SD of one update's true drop.
     start: NLL above its floor; the drop shrinks in proportion to what is left of it.
+    momentum: share of an update's motion that the next one keeps, as an optimizer does; 0: exposure acts at once, and never later.
     """
 
     optimum: float = 0.8
@@ -39,6 +40,7 @@ class StudentModel:
     probe_noise: float = 5e-4
     training_noise: float = 8e-4
     start: float = 0.2
+    momentum: float = 0.0
 
     def drop(self, alpha: float) -> float:
         """Expected drop of the probe NLL of one update at full distance from the floor."""
@@ -63,11 +65,13 @@ class SimulatedRun:
 def simulate(mode: Mode, student: StudentModel, updates: int, seed: int) -> SimulatedRun:
     """Train a simulated student for `updates` updates under `mode`; `seed` draws the noise of the student, not of the mode."""
     generator = torch.Generator().manual_seed(seed)
-    run, excess = SimulatedRun([], []), student.start
+    run, excess, velocity = SimulatedRun([], []), student.start, 0.0
     mode.observe(_measure(student, 0, Exposure(0.0, -1), excess, generator))
     for step in range(updates):
         exposure = mode.propose(step)
-        excess -= (student.drop(exposure.alpha) + student.training_noise * _normal(generator)) * excess / student.start
+        push = (student.drop(exposure.alpha) + student.training_noise * _normal(generator)) * excess / student.start
+        velocity = student.momentum * velocity + (1 - student.momentum) * push
+        excess -= velocity
         metrics = mode.observe(_measure(student, step + 1, exposure, excess, generator))
         run.alphas.append(exposure.alpha)
         if "exposure/mean" in metrics:

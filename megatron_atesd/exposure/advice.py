@@ -1,0 +1,1 @@
+def enough_to_explore(config, updates): return updates >= 50
