@@ -1,5 +1,6 @@
 """Where ranks agree on the exposure: rank 0 decides and learns, one broadcast a hold window tells the others."""
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -26,11 +27,15 @@ class ExposureService:
         self.exposure = Exposure(config.warmup_exposure, -1)
         self.broadcasts = 0
 
-    def propose(self, step: int) -> Exposure:
-        """The exposure for update step + 1, after `step` finished updates. Every rank must call it with the same step."""
+    def propose(self, step: int, score: Callable[[], Sequence[float] | None] = lambda: None) -> Exposure:
+        """The exposure for update step + 1, after `step` finished updates. Every rank must call it with the same step.
+
+        score: measures the exposures of mode aligned's grid, on all ranks; called at the start of each of its windows.
+        """
         window = hold_window(self.config, step)
         if window != self.window:
-            decided = self.mode.propose(step) if self.mode else self.exposure
+            scores = score() if self.config.mode == "aligned" and window >= 0 else None
+            decided = self.mode.propose(step, scores) if self.mode else self.exposure
             self.exposure = self._agree(decided) if self.distributed else decided
             self.window = window
         return self.exposure
