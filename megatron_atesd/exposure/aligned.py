@@ -1,6 +1,6 @@
 """Exposure by alignment: each window the α whose distillation gradient agrees best with the gradient of the progress loss.
 
-Nothing is tried out on the student: every exposure is scored on the same rollouts (distill/alignment.py), so no window is spent on a bad one.
+Nothing is tried out on the student: every exposure is scored on the same rollouts (distill/alignment.py). No window goes to a bad one.
 """
 
 from collections.abc import Sequence
@@ -48,7 +48,13 @@ class AlignedExposure:
 
     def state_dict(self) -> dict[str, Any]:
         """See Mode."""
-        return {"mode": "aligned", "grid": self.grid, "scores": self.scores, "alpha": self.current.alpha, "decision": self.current.decision_id}
+        return {
+            "mode": "aligned",
+            "grid": self.grid,
+            "scores": self.scores,
+            "alpha": self.current.alpha,
+            "decision": self.current.decision_id,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """See Mode."""
