@@ -28,7 +28,7 @@ def trial_step(optimization: Optimization, rms: float) -> Iterator[bool]:
     """Inside, the weights are θ − s·g / (√v + δ), a step of root mean square `rms`; g is the accumulated gradient, and is lost.
 
     v is Adam's second moment, and g² while it is 0 everywhere (before the first update, with SGD); δ is DAMPING times the root mean square
-    of √v. Weights in bf16 are rounded at random, up or down, so that a step smaller than their resolution moves them by its mean.
+    of √v. Means are over the weights whose gradient is not 0. Weights in bf16 are rounded at random, up or down, so that a step smaller than their resolution moves them by its mean.
     Yields False and moves nothing when g is 0 or not finite. Collective over all ranks.
     """
     optimization.part.prepare_grads()
@@ -74,12 +74,15 @@ def _own_square(part: Any, weight: Any) -> Tensor:
 
 
 def _mean(part: Any, values: Callable[[Any, Any], Tensor]) -> float:
-    """Mean of values(part, weight) over the elements of all weights of the model, each counted once. Collective."""
+    """Mean of values(part, weight) over the weights that have a gradient, each counted once. Collective.
+
+    Without those whose gradient is 0: rows that pad the vocabulary are more or fewer at another layout.
+    """
     total = torch.zeros(2, dtype=torch.float64, device=torch.cuda.current_device())
     for weight in _weights(part):
         if param_is_not_shared(weight) and param_is_not_tensor_parallel_duplicate(weight, getattr(part, "tp_group", None)):
             total[0] += values(part, weight).sum(dtype=torch.float64)
-            total[1] += weight.numel()
+            total[1] += weight.grad.count_nonzero()
     dist.all_reduce(total, group=part.get_grad_stats_parallel_group())
     summed, count = total.tolist()
     return summed / max(count, 1.0)
