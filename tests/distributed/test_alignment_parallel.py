@@ -61,8 +61,8 @@ def scores_at(folder: Path, layout: Layout, updates: int, dtype: str = "fp32", r
     """After `updates` updates on the first exposure."""
     with parallel_session(layout.tensor, layout.pipeline, virtual_pipeline=layout.virtual, context=layout.context):
         architecture = read_architecture(folder / "student")
-        config = transformer_config(architecture, layout.tensor, layout.pipeline, layout.sequence, "fp32")
-        config.virtual_pipeline_model_parallel_size = layout.virtual if layout.virtual > 1 else None
+        sizes = (layout.tensor, layout.pipeline, layout.sequence)
+        config = transformer_config(architecture, *sizes, "fp32", virtual_pipeline=layout.virtual, context=layout.context)
         model = build_model(architecture, config, layout.packed)
         if dtype == "fp64":
             config.params_dtype = torch.float64
@@ -125,7 +125,7 @@ LAYOUTS = [
     Layout(distributed=True),
     Layout(tensor=2, distributed=True),
 ]
-LARGER = 1e-4  # a step for fp32: loss differences well above its resolution
+LARGER = 1e-2  # in fp32 a fall of the loss must stand above the resolution of the loss
 
 
 def on_one(folder: Path) -> dict[str, Any]:
