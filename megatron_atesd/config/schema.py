@@ -238,8 +238,8 @@ class ExposureConfig:
         ema_decay: Decay of the state statistics. [ours]
         progress: Progress signal ℓ. probe_nll: NLL of the probe problems' references (can prefer the worst exposure). probe_own: NLL of the
             start model's own correct responses to the probe problems. probe_margin: that less wrong_weight times the NLL of its own wrong
-            ones. probe_accuracy: of fresh rollouts on the probe problems. train_accuracy: of the update's rollouts, free. probe_kl: KL at one
-            fixed exposure. train_kl: KL of the update (depends on α: biased). [ours]
+            ones. probe_accuracy: of fresh rollouts on the probe problems. train_accuracy: of the update's rollouts, free. probe_kl: KL at
+            one fixed exposure. train_kl: KL of the update (depends on α: biased). [ours]
         grounding: Text whose log-probability grounds the teacher of mode learned: the reference solution, the start model's own correct
             responses, the boxed answer, or off. [ours]
         probe_every: Updates between two measurements of the probe (null = each update where the controller needs it, else every 10). [ours]

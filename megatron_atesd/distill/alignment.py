@@ -26,7 +26,7 @@ from megatron_atesd.parallel.groups import data_parallel_place
 
 
 def add_progress_gradient(wrapped: torch.nn.Module, model: HiddenStateGPT, texts: Sequence[ScoredText], micro_batch_tokens: int) -> None:
-    """Accumulate the gradient of Σ weight · NLL in `wrapped` (DistributedDataParallel around the chunks of `model`), up to a positive factor.
+    """Accumulate the gradient of Σ weight · NLL, up to a positive factor, in `wrapped`: DistributedDataParallel around `model`'s chunks.
 
     The same texts are given on every rank, and each data-parallel rank takes its share. In evaluation mode. Collective over all ranks.
     """

@@ -28,7 +28,8 @@ def trial_step(optimization: Optimization, rms: float) -> Iterator[bool]:
     """Inside, the weights are θ − s·g / (√v + δ), a step of root mean square `rms`; g is the accumulated gradient, and is lost.
 
     v is Adam's second moment, and g² while it is 0 everywhere (before the first update, with SGD); δ is DAMPING times the root mean square
-    of √v. Means are over the weights whose gradient is not 0. Weights in bf16 are rounded at random, up or down, so that a step smaller than their resolution moves them by its mean.
+    of √v. Means are over the weights whose gradient is not 0. Weights in bf16 are rounded at random, up or down: a step smaller than their
+    resolution moves them by its mean.
     Yields False and moves nothing when g is 0 or not finite. Collective over all ranks.
     """
     optimization.part.prepare_grads()
