@@ -103,7 +103,7 @@ def example_losses(
 
     Collective over the ranks of one model; data-parallel ranks learn nothing of each other's.
     """
-    teacher_hidden, _ = _teacher_pass(model, teacher, examples, 1)
+    teacher_hidden, _ = teacher_pass(model, teacher, examples, 1)
     batches = model_batches(model, [(e.student_prompt, e.response) for e in examples], 1)
     last_stage = _student_loss(model, teacher, teacher_hidden, divergence, "token", loss)
     sums = run_schedule(model, batches, last_stage, forward_only=True)
@@ -125,7 +125,7 @@ def _both_passes(
     forward_only: bool,
 ) -> StepResult:
     started = time.perf_counter()
-    teacher_hidden, padded = _teacher_pass(model, teacher, examples, micro_batch_tokens)
+    teacher_hidden, padded = teacher_pass(model, teacher, examples, micro_batch_tokens)
     torch.cuda.synchronize()  # a GPU may still work on it: the seconds of the two passes are told apart
     middle = time.perf_counter()
     pairs = [(e.student_prompt, e.response) for e in examples]
@@ -153,7 +153,7 @@ def _both_passes(
     )
 
 
-def _teacher_pass(
+def teacher_pass(
     model: HiddenStateGPT, teacher: Teacher, examples: Sequence[Example], micro_batch_tokens: int
 ) -> tuple[dict[int, Tensor], tuple[int, int]]:
     """The teacher's hidden states [t, H] of each example's response, on the last stage; the loss forms logits, chunk by chunk.

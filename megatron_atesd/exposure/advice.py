@@ -1,1 +1,2 @@
-def enough_to_explore(config, updates): return updates >= 50
+def enough_to_explore(config, updates):
+    return updates >= 50

@@ -5,6 +5,7 @@ one whose look-ahead does not finish, or whose ℓ_t0 was not observed, is dropp
 """
 
 import hashlib
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -61,7 +62,7 @@ class Controller:
         self.fresh = 0  # judged decisions that no policy update has seen
         self.signals: dict[int, tuple[float, float | None]] = {}  # t → (ℓ_t, g_t), the last L + 1
 
-    def propose(self, step: int) -> Exposure:
+    def propose(self, step: int, scores: Sequence[float] | None = None) -> Exposure:
         """The exposure for update step + 1; a new decision at each window start, the same answer within a window.
 
         step: finished updates. Before warmup_updates: the warm-up exposure with decision_id −1.

@@ -1,11 +1,13 @@
 """Exposure without a learned policy: fixed, schedules, random, none; the same verbs as the controller."""
 
 import math
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
 
 from megatron_atesd.config import ExposureConfig
+from megatron_atesd.exposure.aligned import AlignedExposure
 from megatron_atesd.exposure.controller import Controller, check_mode, seeded_generator
 from megatron_atesd.exposure.posterior import PosteriorExposure
 from megatron_atesd.exposure.windows import hold_window
@@ -15,8 +17,11 @@ from megatron_atesd.records import Exposure, UpdateStats
 class Mode(Protocol):
     """What decides the exposure of each update."""
 
-    def propose(self, step: int) -> Exposure:
-        """The exposure for update step + 1, after `step` finished updates."""
+    def propose(self, step: int, scores: Sequence[float] | None = None) -> Exposure:
+        """The exposure for update step + 1, after `step` finished updates.
+
+        scores: of mode aligned's grid, on that update's rollouts; the other modes do without, and None tells nothing.
+        """
         ...
 
     def observe(self, stats: UpdateStats) -> dict[str, float]:
@@ -36,6 +41,8 @@ def make_mode(config: ExposureConfig, updates: int, seed: int) -> Mode:
     """The decider of config.mode for a training of `updates` updates."""
     if config.mode == "posterior":
         return PosteriorExposure(config, updates, seed)
+    if config.mode == "aligned":
+        return AlignedExposure(config)
     return Controller(config, updates, seed) if config.mode == "learned" else RuleBasedExposure(config, updates, seed)
 
 
@@ -44,7 +51,7 @@ def highest_exposure(config: ExposureConfig) -> float:
     if config.mode == "none":
         return 0.0
     named = {"fixed": config.fixed, "linear": max(config.start, config.end), "cosine": max(config.start, config.end)}
-    also = [config.warmup_exposure] if config.warmup_updates and config.mode != "fixed" else []
+    also = [config.warmup_exposure] if config.mode == "aligned" or (config.warmup_updates and config.mode != "fixed") else []
     also += [config.probe_exposure] if config.progress == "probe_kl" else []
     return max([named.get(config.mode, config.clip_high), *also])
 
@@ -68,7 +75,7 @@ class RuleBasedExposure:
         self.generator = seeded_generator(seed)
         self.current = Exposure(config.warmup_exposure, -1)
 
-    def propose(self, step: int) -> Exposure:
+    def propose(self, step: int, scores: Sequence[float] | None = None) -> Exposure:
         """See Mode."""
         window = hold_window(self.config, step)
         if self.config.mode in ("fixed", "none"):

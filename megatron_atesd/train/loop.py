@@ -95,9 +95,12 @@ def train_step(run: TrainingRun, update: int, heartbeat: Heartbeat) -> tuple[dic
     started = time.perf_counter()
     heartbeat.enter(f"the rollout of update {update + 1}")
     problems = run.sampler.batch_at(update)
-    exposure = run.service.propose(update)
     rollouts = run.rollout(problems, run.sampler.place_at(update))
     rolled = time.perf_counter()
+
+    heartbeat.enter(f"the choice of exposure for update {update + 1}")
+    exposure = run.service.propose(update, lambda: run.alignment(rollouts))
+    chosen = time.perf_counter()
 
     heartbeat.enter(f"the student's step of update {update + 1}")
     run.optimization.zero_grad()
@@ -145,6 +148,7 @@ def train_step(run: TrainingRun, update: int, heartbeat: Heartbeat) -> tuple[dic
         "optim/grad_norm": grad_norm,
         "optim/skipped": float(skipped),
         "time/rollout": rolled - started,
+        "time/exposure": chosen - rolled,
         "time/teacher": result.teacher_seconds,
         "time/student": result.student_seconds,
         "time/probe": finished - stepped,

@@ -50,31 +50,31 @@ class Optimization:
     def sharded_state_dict(self, model: Mapping[str, Any], loading: bool) -> dict[str, Any]:
         """megatron.core sharded state beside the sharded state of the `model`, loadable at any TP × PP × DP. Collective when saving."""
         self.weights_ready()
-        if is_adam(self._part.optimizer):
-            start_moments(self._part)
+        if is_adam(self.part.optimizer):
+            start_moments(self.part)
         return self.optimizer.sharded_state_dict(cast("Any", model), loading, metadata=_ANY_LAYOUT)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over a loaded state."""
         whole, steps = dict(state), 0
-        if is_adam(self._part.optimizer):
-            steps = translate_steps(whole.get("optimizer", whole), self._part.optimizer)
-        if isinstance(self._part, DistributedOptimizer):
+        if is_adam(self.part.optimizer):
+            steps = translate_steps(whole.get("optimizer", whole), self.part.optimizer)
+        if isinstance(self.part, DistributedOptimizer):
             self._load_distributed(whole, steps)
         else:
             self.optimizer.load_state_dict(whole)
-        fuse(self._part.optimizer)
+        fuse(self.part.optimizer)
 
     def _load_distributed(self, state: dict[str, Any], steps: int) -> None:
-        moments, adam = state.pop("param_state"), self._part.optimizer
-        self._part.load_state_dict(state)
+        moments, adam = state.pop("param_state"), self.part.optimizer
+        self.part.load_state_dict(state)
         for of_parameter in adam.state.values():
             of_parameter.pop("step", None)  # torch's counter, on which megatron.core's loader of moments fails
-        self._part.load_parameter_state_from_fully_reshardable(moments)
+        self.part.load_parameter_state_from_fully_reshardable(moments)
         set_steps(adam, steps)
 
     @property
-    def _part(self) -> Any:
+    def part(self) -> Any:
         """The one optimizer in megatron.core's chain, which has one a kind of parameter: a dense model has one kind."""
         (part,) = cast("Any", self.optimizer).chained_optimizers
         return part

@@ -16,9 +16,11 @@ from megatron_atesd.config import TrainConfig
 from megatron_atesd.config.signals import needs_own, probe_interval
 from megatron_atesd.data.boxes import last_boxed
 from megatron_atesd.data.sampler import ProblemSampler, fingerprint
+from megatron_atesd.distill.alignment import add_progress_gradient, alignment_scores
 from megatron_atesd.distill.likelihood import ScoredText, mean_nll, weighted_nll
 from megatron_atesd.distill.step import Example, divergence_of, example_losses, measure_step
 from megatron_atesd.distill.teacher import Teacher
+from megatron_atesd.exposure.aligned import exposure_grid
 from megatron_atesd.exposure.service import ExposureService
 from megatron_atesd.model.gpt import build_model
 from megatron_atesd.model.micro_batches import Pair
@@ -44,6 +46,7 @@ from megatron_atesd.train.progress import (
     TrainKL,
     warn_of_bias,
 )
+from megatron_atesd.train.trial_step import trial_step
 
 
 class TrainingRun:
@@ -185,6 +188,22 @@ class TrainingRun:
         """A response to each probe problem after `update` updates, at places that neither the stream nor the start's responses have."""
         blocks = self.config.exposure.probe_samples + 1 + update
         return self.shared_rollout(self.probe_problems, first=-blocks * len(self.probe_problems))
+
+    def alignment(self, rollouts: Sequence[Rollout]) -> list[float] | None:
+        """How well each exposure of mode aligned's grid agrees with progress, on the rollouts of the update that begins. Collective."""
+        config, tokens = self.config, self.config.parallel.micro_batch_tokens
+        self.optimization.zero_grad()
+        add_progress_gradient(self.optimization.wrapped, self.model, self.progress.texts(), tokens)
+        examples_of = [self.examples(rollouts, self.contexts(rollouts, alpha)) for alpha in exposure_grid(config.exposure)]
+        return alignment_scores(
+            self.model,
+            self.teacher,
+            examples_of,
+            self.divergence,
+            tokens,
+            config.distill.normalize,
+            lambda: trial_step(self.optimization, config.exposure.score_step),
+        )
 
     def keep_batch(self, update: int, exposure: Exposure, rollouts: Sequence[Rollout]) -> None:
         """Write the batch of a skipped update for inspection. Collective over the ranks of one model."""
