@@ -110,7 +110,8 @@ class PosteriorExposure:
         worth = SHARE * PERIODS * max(0.0, 1 - step / self.updates) if self.explores else 0.0
         place = best_place(mean_N, covariance_NN, worth, self.generator)
         a, b = beta_around(self._alpha(place))
-        drawn = policy.sample(*torch.tensor([[a], [b]], dtype=torch.float64), self.generator).item()
+        a_N, b_N = torch.tensor([[a], [b]], dtype=torch.float64)
+        drawn = policy.sample(a_N, b_N, self.generator).item()
         self.decided = {"exposure/a": a, "exposure/b": b, "exposure/mean": a / (a + b)} | self._describe(mean_N, covariance_NN)
         return min(self.config.clip_high, max(self.config.clip_low, drawn))
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch.distributed as dist
 from megatron.core import parallel_state
@@ -37,6 +37,7 @@ from megatron_atesd.train.optimizer import build_optimization
 from megatron_atesd.train.own_responses import OwnResponses, graded
 from megatron_atesd.train.progress import (
     Finished,
+    GradientSignal,
     OwnNLL,
     ProbeAccuracy,
     ProbeKL,
@@ -184,6 +185,11 @@ class TrainingRun:
             case "train_kl":
                 return TrainKL()
 
+    @property
+    def gradient_signal(self) -> GradientSignal:
+        """The configured signal, where mode aligned may follow it."""
+        return cast("GradientSignal", self.progress)
+
     def _fresh_rollouts(self, update: int) -> list[Rollout]:
         """A response to each probe problem after `update` updates, at places that neither the stream nor the start's responses have."""
         blocks = self.config.exposure.probe_samples + 1 + update
@@ -193,7 +199,7 @@ class TrainingRun:
         """How well each exposure of mode aligned's grid agrees with progress, on the rollouts of the update that begins. Collective."""
         config, tokens = self.config, self.config.parallel.micro_batch_tokens
         self.optimization.zero_grad()
-        add_progress_gradient(self.optimization.wrapped, self.model, self.progress.texts(), tokens)
+        add_progress_gradient(self.optimization.wrapped, self.model, self.gradient_signal.texts(rollouts), tokens)
         examples_of = [self.examples(rollouts, self.contexts(rollouts, alpha)) for alpha in exposure_grid(config.exposure)]
         return alignment_scores(
             self.model,
