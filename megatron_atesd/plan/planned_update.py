@@ -52,8 +52,9 @@ class PlannedUpdate:
 
     size: bytes of a parameter. ring: keys and values go round context-parallel ranks, as in Transformer Engine, instead of being gathered
     on each. probe: problems that are measured every probe_every updates; scored: what is scored of each of them then; probe_answers:
-    responses that each gets then. compared: exposures that mode aligned scores once in `hold` updates (0: another mode), with a gradient
-    over `texts` texts (0: the update's responses). fp8: the passes in FP8, by their names in section precision. The other names are the settings'.
+    responses that each gets then. compared: exposures that mode aligned scores once in `hold` updates (0: another mode), with the gradient
+    of `texts` texts (0: of the update's responses). fp8: the passes in FP8, by their names in section precision. The other names are the
+    settings'.
     """
 
     arch: Architecture

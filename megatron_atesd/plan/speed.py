@@ -153,8 +153,9 @@ def _optimizer(work: PlannedUpdate, gpu: Gpu, assume: Assumptions) -> Phase:
 def _exposure(work: PlannedUpdate, gpu: Gpu, assume: Assumptions) -> Phase:
     """An update's share of a choice by alignment, made once a hold window on its first update's responses.
 
-    A pass with gradients over the progress texts, the gradients' way over the data ranks, the trial step and back, two passes of the student,
-    and for each exposure one of the teacher and, in both of the student's, the forward half of the loss.
+    A pass with gradients over the progress texts, the gradients' way over the data ranks, the trial step and back, two passes of the
+    student, and for each exposure one of the teacher (that of the chosen one is the update's own) and, in both of the student's, the
+    forward half of the loss.
     """
     student = ("student", work, gpu, assume, work.lengths.student)
     texts = replace(work, batch=work.texts) if work.texts else work
@@ -163,7 +164,7 @@ def _exposure(work: PlannedUpdate, gpu: Gpu, assume: Assumptions) -> Phase:
         (_gradients(work, gpu, assume), 1.0),
         (_optimizer(work, gpu, assume), 2.0),
         (_layers("student", *student, 1, 4), 2.0),
-        (_layers("teacher", "teacher", work, gpu, assume, work.lengths.teacher, 1, 4), work.compared),
+        (_layers("teacher", "teacher", work, gpu, assume, work.lengths.teacher, 1, 4), work.compared - 1.0),
         (_loss(work, gpu, assume), float(work.compared)),
     ]
     sums = (sum(times * getattr(part, what) for part, times in parts) / work.hold for what in ("flops", "memory", "sent", "seconds"))

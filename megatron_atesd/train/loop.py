@@ -115,6 +115,7 @@ def train_step(run: TrainingRun, update: int, heartbeat: Heartbeat) -> tuple[dic
         run.divergence,
         run.config.parallel.micro_batch_tokens,
         distill.normalize,
+        seen=run.take_seen(exposure.alpha),
     )
     grad_norm, lr = run.optimization.step(result.loss + result.kl)
     skipped = math.isnan(grad_norm)

@@ -111,7 +111,7 @@ def test_a_response_that_was_cut_is_not_right(inputs: Path) -> None:
 
 def texts_of(run: TrainingRun) -> list[ScoredText]:
     assert isinstance(run.progress, ReferenceNLL | OwnNLL)
-    return run.progress.texts()
+    return run.gradient_signal.texts([])
 
 
 @pytest.mark.usefixtures("half_right")
@@ -204,7 +204,7 @@ def test_the_probe_is_due_every_so_often_at_the_start_and_at_the_end(
         ({"probe_every": 2}, "set it to 1 or null, or exposure.progress to train_accuracy or train_kl, and exposure.grounding to off"),
         ({"probe_every": 2, "progress": "train_accuracy"}, "exposure.grounding to off"),
         ({"probe_every": 2, "mode": "posterior"}, "set it to 1 or null, or exposure.progress to train_accuracy or train_kl"),
-        ({"mode": "aligned", "progress": "probe_accuracy"}, "choose probe_nll, probe_own or probe_margin"),
+        ({"mode": "aligned", "progress": "probe_accuracy"}, "choose probe_nll, probe_own, probe_margin or train_accuracy"),
         ({"probe_every": 2, "progress": "train_accuracy", "grounding": "off"}, ""),
         ({"probe_every": 2, "progress": "train_kl", "mode": "posterior"}, ""),
         ({"probe_every": 20, "mode": "random"}, ""),
