@@ -92,8 +92,8 @@ class ParallelConfig:
         micro_batch_tokens: Tokens, padding included, in one forward pass of a data-parallel rank (of its CP ranks together); a longer
             sequence has a pass for itself.
         timeout_minutes: A collective that waits longer than this ends the job, once updates (or the evaluation's rollouts) have begun.
-        start_timeout_minutes: The same before that: while ranks come together, build and load the model and measure the first probe. It
-            is at least timeout_minutes.
+        start_timeout_minutes: The same before that: while ranks come together, build and load the model, gather the start model's
+            responses and measure the first probe. It is at least timeout_minutes.
     """
 
     tensor: int = 1
@@ -113,7 +113,7 @@ class DataConfig:
 
     Args:
         train: Problems to learn from.
-        probe: Small held-out file whose reference NLL is the learning-progress signal.
+        probe: Small held-out file, on which learning progress is measured (exposure.progress).
         probe_size: Use the first so many probe problems (0 = all).
         batch: Problems (one rollout each) in an update, over all data-parallel ranks.
         on_error: What a bad line does: end the run, or be counted, reported and left out.

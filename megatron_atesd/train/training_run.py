@@ -128,6 +128,8 @@ class TrainingRun:
         """
         settings, result, update = self.config.exposure, finished.result, finished.update
         due = update % probe_interval(settings) == 0 or update == self.config.run.updates
+        if not due:  # no pass is sure to follow on every rank, that could hide the gather of the weights
+            self.optimization.weights_ready()
         nll = self.references.measure(finished)[0] if due else None
         progress, metrics = nll, dict[str, float]()
         if self.progress is not self.references:

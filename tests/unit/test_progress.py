@@ -198,6 +198,16 @@ def test_the_probe_is_due_every_so_often_at_the_start_and_at_the_end(
     assert [update for update in range(26) if run.probe(Finished(update), Exposure(1.0, -1))[0].progress == 1.0] == measured
 
 
+def test_weights_are_whole_after_an_update_that_no_probe_follows(inputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next pass may be a rollout in which a rank has no prompt, or a save."""
+    run, events = start(inputs, "probe_nll", "--exposure.mode=fixed"), list[str]()
+    monkeypatch.setattr(type(run.optimization), "weights_ready", lambda self: events.append("whole"))
+    monkeypatch.setattr(run.references, "mean", lambda pairs: events.append("pass") or 1.0)
+    for update in (0, 1):
+        run.probe(Finished(update), Exposure(1.0, -1))
+    assert events == ["pass", "whole"]
+
+
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
