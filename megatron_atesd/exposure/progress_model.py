@@ -7,7 +7,8 @@
 
 f is known at the nodes and linear between them. An update without a measurement moves the state and tells nothing. Momentum m and relative
 measurement noise r are not known: one filter for each of DYNAMICS, weighted by how well it foretold the measurements. Everything is in
-units of σ, which the data tell: the filter's gains do not depend on it, and each mean is a part for the data plus σ times a part for the prior.
+units of σ, which the data tell: the filter's gains do not depend on it, and each mean is a part for the data plus σ times a part for the
+prior.
 """
 
 import math

@@ -167,8 +167,10 @@ def _exposure(work: PlannedUpdate, gpu: Gpu, assume: Assumptions) -> Phase:
         (_layers("teacher", "teacher", work, gpu, assume, work.lengths.teacher, 1, 4), work.compared - 1.0),
         (_loss(work, gpu, assume), float(work.compared)),
     ]
-    sums = (sum(times * getattr(part, what) for part, times in parts) / work.hold for what in ("flops", "memory", "sent", "seconds"))
-    return Phase("exposure", *sums, max(parts, key=lambda part: part[1] * part[0].seconds)[0].bound)
+    flops, memory, sent, seconds = (
+        sum(times * getattr(part, what) for part, times in parts) / work.hold for what in ("flops", "memory", "sent", "seconds")
+    )
+    return Phase("exposure", flops, memory, sent, seconds, max(parts, key=lambda part: part[1] * part[0].seconds)[0].bound)
 
 
 def _probe(work: PlannedUpdate, gpu: Gpu, assume: Assumptions) -> Phase:

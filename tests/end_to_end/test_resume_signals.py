@@ -29,6 +29,7 @@ SETTINGS = {
     "probe_own": ["--exposure.grounding=own"],
     "probe_margin": ["--exposure.mode=fixed", "--exposure.probe_every=3"],
     "probe_accuracy": ["--exposure.grounding=off"],
+    "train_accuracy": ["--exposure.mode=aligned", "--exposure.hold=3", "--exposure.grid=3"],  # the second window begins after the resume
 }
 
 
@@ -111,6 +112,12 @@ def test_a_resumed_run_gathers_nothing_again(progress: str, runs: dict[str, Runs
     """Fresh responses alone are drawn: of eight problems after updates 3 and 4, beyond the places of three samples and of update 0."""
     fresh = {-8 * (3 + 1 + update) + share for update in (3, 4) for share in (0, 4)} if progress == "probe_accuracy" else set()
     assert {place for place in runs[progress].places if place < 0} <= fresh
+
+
+def test_exposures_are_compared_at_the_start_of_each_window(runs: dict[str, Runs]) -> None:
+    scores = [[line[f"controller/score/{alpha}"] for alpha in ("0", "0.5", "1")] for line in metrics(runs["train_accuracy"].unbroken)]
+    assert len({tuple(line) for line in scores}) == 2  # windows of three updates in four
+    assert all(len(set(line)) == 3 for line in scores)
 
 
 @pytest.mark.parametrize("progress", ["probe_own", "probe_margin"])

@@ -20,7 +20,7 @@ from megatron_atesd.records import Exposure, Problem, Rollout
 from megatron_atesd.train import training_run
 from megatron_atesd.train.checks import check_before_work
 from megatron_atesd.train.own_responses import OwnResponses, weighted
-from megatron_atesd.train.progress import Finished, OwnNLL, ReferenceNLL, warn_of_bias
+from megatron_atesd.train.progress import Finished, OwnNLL, ReferenceNLL, TrainAccuracy, warn_of_bias
 from megatron_atesd.train.training_run import TrainingRun
 from tests.support.small_run import arguments, save_inputs
 
@@ -244,3 +244,21 @@ def test_a_controller_that_follows_the_references_is_warned_once(
     for _ in range(2):
         warn_of_bias(ExposureConfig(mode=mode, progress=progress))
     assert capsys.readouterr().err.count("falls fastest at the worst exposure") == warned
+
+
+def test_the_gradient_of_training_accuracy_is_the_policy_gradient() -> None:
+    """Advantages against the batch's mean, over the responses of all data ranks; one that was cut earns nothing."""
+    theirs = [rollout("a", (1,)), rollout("b", (2,)), replace(rollout("c", (3,)), truncated=True), rollout("d", (4,))]
+    signal = TrainAccuracy(gather=lambda mine: [*mine, *theirs[2:]], grade=lambda every: [True, False, True, False])
+    texts = signal.texts(theirs[:2])
+    assert [(text.prompt, text.response, text.weight) for text in texts] == [
+        ((1,), (1,), 0.75 / 4),
+        ((1,), (2,), -0.25 / 4),
+        ((1,), (3,), -0.25 / 4),
+        ((1,), (4,), -0.25 / 4),
+    ]
+
+
+def test_where_all_are_right_the_policy_gradient_is_zero() -> None:
+    signal = TrainAccuracy(gather=list, grade=lambda every: [True] * len(every))
+    assert {text.weight for text in signal.texts([rollout("a", (1,)), rollout("b", (2,))])} == {0.0}
