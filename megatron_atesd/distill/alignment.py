@@ -62,8 +62,8 @@ def alignment_scores(
 ) -> list[float] | None:
     """By how much each exposure's loss falls within `trial()`, a token or sequence as normalised; None when the trial moves nothing.
 
-    rollouts: this data-parallel rank's, each with the student's prompt. seen: what the teacher makes of them at each exposure. The bound of a
-    token's loss (clip_mode token) is held where it was before the trial, as in the gradient. The same on every rank. Collective over all
+    rollouts: this data-parallel rank's, each with the student's prompt. seen: what the teacher makes of them at each exposure. The bound of
+    a token's loss (clip_mode token) is held where it was before the trial, as in the gradient. The same on every rank. Collective over all
     ranks.
     """
     head_VH = teacher.head_weight() if model.post_process else torch.empty(0)
