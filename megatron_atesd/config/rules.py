@@ -193,7 +193,7 @@ def method_problems(config: TrainConfig) -> Iterator[str]:
             f"exposure.entropy_floor is {exposure.entropy_floor}, must be below exposure.entropy_target_end {exposure.entropy_target_end}, "
             "or the two penalties pull against each other; lower the floor"
         )
-    if exposure.mode == "learned" and exposure.warmup_updates >= updates:
+    if exposure.mode in ("learned", "aligned", "posterior") and exposure.warmup_updates >= updates:
         yield f"exposure.warmup_updates is {exposure.warmup_updates}, must be below run.updates {updates} for any decision to be taken"
 
 

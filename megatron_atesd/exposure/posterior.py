@@ -1,6 +1,7 @@
 """Exposure by Bayesian regression of progress: each window plays what it is best to try, given what there is left to gain from knowing.
 
-The knowledge gradient, not REINFORCE: a run has too few updates to learn a policy from rewards, enough to learn one curve (docs/exposure.md).
+The knowledge gradient, not REINFORCE: a run has too few updates to learn a policy from rewards, but enough to learn one curve
+(docs/exposure.md).
 """
 
 from collections.abc import Sequence
