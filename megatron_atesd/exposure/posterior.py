@@ -22,8 +22,8 @@ from megatron_atesd.records import Exposure, UpdateStats
 SPREAD = 0.05  # SD of the Beta that a window's α is drawn from
 LOWEST_MEAN = 0.053  # there, and at its mirror, the Beta of that SD has a, b ≥ 1: no density grows without bound at an edge
 DRAWS = 64
-# Half the value of knowing counts for each twelfth of the training that is left. A twelfth is the window advised for this mode. It is a share
-# of the training, not a number of windows, so that a shorter window does not explore more.
+# Half the value of knowing counts for each twelfth of the training that is left. A twelfth is the window advised for this mode.
+# It is a share of the training, not a number of windows, so that a shorter window does not explore more.
 PERIODS = 12
 SHARE = 0.5
 
