@@ -195,7 +195,7 @@ def method_problems(config: TrainConfig) -> Iterator[str]:
             "or the two penalties pull against each other; lower the floor"
         )
     yield from _signal_problems(exposure)
-    if exposure.mode == "learned" and exposure.warmup_updates >= updates:
+    if exposure.mode in ("learned", "aligned", "posterior") and exposure.warmup_updates >= updates:
         yield f"exposure.warmup_updates is {exposure.warmup_updates}, must be below run.updates {updates} for any decision to be taken"
 
 

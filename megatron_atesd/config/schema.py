@@ -219,7 +219,7 @@ class ExposureConfig:
         start: First α of the schedules.
         end: Last α of the schedules.
         reveal: Reference segments shown: floor(α·m) [paper] or nearest floor(α·m + ½) [ours].
-        hold: H, updates that one decision is held. [ours]
+        hold: H, updates that one decision is held; a twelfth of the updates, 4 at least, suits mode posterior. [ours]
         lookahead: L, updates after a decision that its reward looks at. [ours]
         discount: γ of the look-ahead reward. [ours]
         grounding_weight: λ_gt, weight of the grounding term. [ours]

@@ -124,7 +124,8 @@ def depends_on_updates(config: Mapping[str, Any]) -> str:
     decay, mode = config["schedule"]["decay"], config["exposure"]["mode"]
     if decay != "constant":
         return f", and schedule.decay {decay} depends on it"
-    if mode in ("linear", "cosine", "learned"):  # of learned the progress that the policy sees, and its entropy target
+    # Of learned the progress that the policy sees, and its entropy target; of posterior what knowing an exposure is still worth.
+    if mode in ("linear", "cosine", "learned", "posterior"):
         return f", and exposure.mode {mode} depends on it"
     return ""
 

@@ -139,10 +139,11 @@ def test_all_changes_are_named_at_once() -> None:
 
 
 @pytest.mark.parametrize("decay", ["constant", "linear", "cosine", "wsd"])
-@pytest.mark.parametrize("mode", ["fixed", "none", "random", "linear", "cosine", "learned"])
+@pytest.mark.parametrize("mode", ["fixed", "none", "random", "aligned", "linear", "cosine", "learned", "posterior"])
 def test_more_updates_only_where_nothing_follows_their_number(mode: str, decay: str) -> None:
     old = changed("exposure.mode", mode, changed("schedule.decay", decay))
-    cause = f"schedule.decay {decay}" if decay != "constant" else f"exposure.mode {mode}" if mode not in ("fixed", "none", "random") else ""
+    follows = mode not in ("fixed", "none", "random", "aligned")
+    cause = f"schedule.decay {decay}" if decay != "constant" else f"exposure.mode {mode}" if follows else ""
     expected = f"run.updates is 999, but the run began with 100, and {cause} depends on it: set it back, or choose another run.dir"
     assert refusal(old, changed("run.updates", 999, old)) == (expected if cause else "")
 
