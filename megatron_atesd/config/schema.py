@@ -248,7 +248,8 @@ class ExposureConfig:
         probe_samples: Responses of the start model to each probe problem, of which probe_own and probe_margin take theirs. [ours]
         wrong_weight: Share of the wrong responses' NLL in probe_margin. [ours]
         grid: Number of exposures that mode aligned compares, evenly spaced from clip_low to clip_high. [ours]
-        score_step: Root mean square of the step along the progress gradient by which mode aligned scores exposures. [ours]
+        score_step: Root mean square of the step along the progress gradient by which mode aligned scores exposures, in units of
+            optimizer.lr: an update of Adam moves weights by at most about 1. [ours]
         score_decay: Weight of the earlier windows' scores in mode aligned. [ours]
         warmup_exposure: α of the updates before the first decision. [ours]
         warmup_updates: Updates before the first decision. [ours]
@@ -284,7 +285,7 @@ class ExposureConfig:
     probe_samples: int = 12
     wrong_weight: float = 0.1
     grid: int = 5
-    score_step: float = 2e-4
+    score_step: float = 0.4
     score_decay: float = 0.6
     warmup_exposure: float = 1.0
     warmup_updates: int = 0

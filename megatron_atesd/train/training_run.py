@@ -213,7 +213,7 @@ class TrainingRun:
             self.divergence,
             tokens,
             config.distill.normalize,
-            lambda: trial_step(self.optimization, config.exposure.score_step),
+            lambda: trial_step(self.optimization, config.exposure.score_step * self.optimization.peak_lr),
         )
 
     def take_seen(self, alpha: float) -> TeacherStates | None:
