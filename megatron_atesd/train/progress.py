@@ -131,11 +131,14 @@ class TrainAccuracy:
     free: bool = True
 
     def texts(self, rollouts: Sequence[Rollout]) -> list[ScoredText]:
-        """See GradientSignal: each response by its advantage, which is 0 for all where all are right, or none is."""
-        every = self.gather(rollouts)
-        rewards = [float(right and not r.truncated) for right, r in zip(self.grade(every), every, strict=True)]
-        mean = fmean(rewards)
-        return [ScoredText(r.prompt_ids, r.response_ids, (reward - mean) / len(every)) for r, reward in zip(every, rewards, strict=True)]
+        """See GradientSignal: each response that ended by its advantage, which is 0 for all where all are right, or none is.
+
+        One that was cut at the limit might still have been right: it counts neither way.
+        """
+        ended = [rollout for rollout in self.gather(rollouts) if not rollout.truncated]
+        rights = self.grade(ended)
+        mean = fmean(rights or [0.0])
+        return [ScoredText(r.prompt_ids, r.response_ids, (right - mean) / len(ended)) for r, right in zip(ended, rights, strict=True)]
 
     def measure(self, finished: Finished) -> Measured:
         """See ProgressSignal; nothing at the start, which has no rollouts."""

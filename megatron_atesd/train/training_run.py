@@ -199,10 +199,16 @@ class TrainingRun:
         return self.shared_rollout(self.probe_problems, first=-blocks * len(self.probe_problems))
 
     def alignment(self, rollouts: Sequence[Rollout]) -> list[float] | None:
-        """How well each exposure of mode aligned's grid agrees with progress, on the rollouts of the update that begins. Collective."""
+        """How well each exposure of mode aligned's grid agrees with progress, on the rollouts of the update that begins. Collective.
+
+        None when the progress signal has no gradient now.
+        """
         config, tokens = self.config, self.config.parallel.micro_batch_tokens
+        texts = self.gradient_signal.texts(rollouts)
+        if not any(text.weight for text in texts):
+            return None
         self.optimization.zero_grad()
-        add_progress_gradient(self.optimization.wrapped, self.model, self.gradient_signal.texts(rollouts), tokens)
+        add_progress_gradient(self.optimization.wrapped, self.model, texts, tokens)
         for alpha in exposure_grid(config.exposure):
             self.seen[alpha] = teacher_pass(self.model, self.teacher, self.examples(rollouts, self.contexts(rollouts, alpha)), tokens)
         return alignment_scores(

@@ -247,9 +247,9 @@ def test_a_controller_that_follows_the_references_is_warned_once(
 
 
 def test_the_gradient_of_training_accuracy_is_the_policy_gradient() -> None:
-    """Advantages against the batch's mean, over the responses of all data ranks; one that was cut earns nothing."""
-    theirs = [rollout("a", (1,)), rollout("b", (2,)), replace(rollout("c", (3,)), truncated=True), rollout("d", (4,))]
-    signal = TrainAccuracy(gather=lambda mine: [*mine, *theirs[2:]], grade=lambda every: [True, False, True, False])
+    """Advantages against the batch's mean, over the responses of all data ranks; one that was cut is left out."""
+    theirs = [rollout("a", (1,)), rollout("b", (2,)), replace(rollout("x", (9,)), truncated=True), rollout("c", (3,)), rollout("d", (4,))]
+    signal = TrainAccuracy(gather=lambda mine: [*mine, *theirs[2:]], grade=lambda ended: [True, False, False, False])
     texts = signal.texts(theirs[:2])
     assert [(text.prompt, text.response, text.weight) for text in texts] == [
         ((1,), (1,), 0.75 / 4),
@@ -260,5 +260,5 @@ def test_the_gradient_of_training_accuracy_is_the_policy_gradient() -> None:
 
 
 def test_where_all_are_right_the_policy_gradient_is_zero() -> None:
-    signal = TrainAccuracy(gather=list, grade=lambda every: [True] * len(every))
+    signal = TrainAccuracy(gather=list, grade=lambda ended: [True] * len(ended))
     assert {text.weight for text in signal.texts([rollout("a", (1,)), rollout("b", (2,))])} == {0.0}
