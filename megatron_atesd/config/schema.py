@@ -196,7 +196,7 @@ class DistillConfig:
     divergence: Literal["forward_kl", "reverse_kl", "jsd"] = "forward_kl"
     jsd_beta: float = 0.5
     clip: float = 0.05
-    clip_mode: Literal["entry", "token"] = "entry"
+    clip_mode: Literal["entry", "token"] = "token"
     temperature: float | None = None
     normalize: Literal["token", "sequence"] = "token"
     teacher: Literal["initial", "ema", "live"] = "initial"
@@ -286,7 +286,7 @@ class ExposureConfig:
     wrong_weight: float = 0.1
     grid: int = 5
     score_step: float = 0.4
-    score_decay: float = 0.6
+    score_decay: float = 0.8
     warmup_exposure: float = 1.0
     warmup_updates: int = 0
     probe_exposure: float = 0.5
