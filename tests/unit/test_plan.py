@@ -31,6 +31,16 @@ def workload(size: str = "8b", gpus: int = 8, *settings: str) -> PlannedUpdate:
     return planned_update(config, QWEN3[size], gpus, Lengths.of(config))
 
 
+def test_a_choice_by_alignment_costs_at_most_a_twentieth_of_the_8b_recipes_update():
+    """At the recipe's hold; held twice as long, half."""
+    work = workload("8b", 8, "--exposure.mode=aligned", "--exposure.progress=train_accuracy", "--exposure.hold=5")
+    phases = {phase.name: phase.seconds for phase in update_phases(work, H100, ASSUMED)}
+    assert 0 < phases["exposure"] <= 0.05 * (sum(phases.values()) - phases["exposure"])
+    longer = update_phases(replace(work, hold=10), H100, ASSUMED)
+    assert {phase.name: phase.seconds for phase in longer}["exposure"] == pytest.approx(phases["exposure"] / 2)
+    assert "exposure" not in {phase.name for phase in update_phases(workload(), H100, ASSUMED)}
+
+
 @pytest.mark.parametrize("size", PUBLISHED)
 def test_parameters_are_the_published_ones(size: str):
     assert stage_parameters(workload(size, 1, "--parallel.tensor=1", "--parallel.sequence=false"), 0) == PUBLISHED[size]
