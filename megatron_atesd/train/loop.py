@@ -16,6 +16,7 @@ from megatron_atesd.parallel.groups import is_main
 from megatron_atesd.parallel.session import end_start, session_of, start_minutes
 from megatron_atesd.records import Exposure, Rollout
 from megatron_atesd.report.monitor import Monitor
+from megatron_atesd.train.bias_check import check_bias, cost, save_record
 from megatron_atesd.train.checks import check_before_work
 from megatron_atesd.train.heartbeat import Heartbeat
 from megatron_atesd.train.metrics import describe_sample, entry_clip_warning, peak_memory_gib, rollout_metrics, write_summary
@@ -63,6 +64,8 @@ def train(config: TrainConfig) -> None:
             if chosen.folder is not None:
                 monitor.message(f"resumed from {chosen.folder} after {start} updates ({chosen.why})")
             else:
+                if config.exposure.bias_check:
+                    tell_bias(run, monitor, heartbeat, stop)
                 stats, _ = run.probe(Finished(0), Exposure(config.exposure.warmup_exposure, -1))
                 run.service.observe(stats)
             end_start(config.parallel)
@@ -87,6 +90,18 @@ def train(config: TrainConfig) -> None:
                     return
         if is_main():
             write_summary(run_dir, config)
+
+
+def tell_bias(run: TrainingRun, monitor: Monitor, heartbeat: Heartbeat, stop: StopRequest) -> None:
+    """Check the progress signals, which changes nothing of the run, and say what was found, also in <run.dir>/bias_check.json."""
+    monitor.message(cost(run))
+    check = check_bias(run, heartbeat, stop.agreed)
+    if check is None:
+        monitor.message("the bias check was stopped")
+    else:
+        monitor.message("\n".join(check.lines()))
+        save_record(check, Path(run.config.run.dir) / "bias_check.json")
+    heartbeat.enter("the start", start_minutes(run.config.parallel))
 
 
 def train_step(run: TrainingRun, update: int, heartbeat: Heartbeat) -> tuple[dict[str, float], list[Rollout]]:
