@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
 
 from megatron_atesd.config import load_config
 from megatron_atesd.records import Exposure
@@ -22,6 +23,8 @@ def start(inputs: Path, *overrides: str, world_size: int = 1) -> TrainingRun:
     """Before its first update; on one tensor rank unless told otherwise."""
     given = ("--parallel.tensor=1", *SETTINGS, "--optimizer.weight_decay=0.1", *overrides)
     config = load_config(arguments(inputs, inputs / "run", *given))
+    model_parallel_cuda_manual_seed(config.run.seed, force_reset_rng=True)  # as in a process of its own
+    torch.manual_seed(config.run.seed)
     return TrainingRun(config, check_before_work(config, world_size))
 
 

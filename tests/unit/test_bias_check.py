@@ -1,18 +1,17 @@
 """A bias check leaves a run as it was, bit for bit, and measures each exposure from the same state."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
-from megatron_atesd.config import TrainConfig, load_config
+from megatron_atesd.config import TrainConfig, load_config, validate
 from megatron_atesd.errors import ConfigError
 from megatron_atesd.exposure.modes import highest_exposure
 from megatron_atesd.parallel.session import parallel_session
 from megatron_atesd.records import Rollout
-from megatron_atesd.train import loop, training_run
+from megatron_atesd.train import training_run
+from megatron_atesd.train.bias import BiasCheck
 from megatron_atesd.train.bias_check import EXPOSURES, SAMPLES, check_bias
 from megatron_atesd.train.heartbeat import Heartbeat
 from megatron_atesd.train.student_step import student_step
@@ -36,7 +35,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
-def check(run: TrainingRun, stopped: object = None) -> object:
+def check(run: TrainingRun, stopped: object = None) -> BiasCheck | None:
     with Heartbeat(1.0) as heartbeat:
         return check_bias(run, heartbeat, lambda: stopped)
 
@@ -92,18 +91,19 @@ def test_each_exposure_is_measured_after_its_own_updates(inputs: Path, monkeypat
     # Grading that depends on the response alone tells which weights it was drawn from.
     monkeypatch.setattr("megatron_atesd.train.bias_check.graded", lambda rollouts, renderer: [is_even(r) for r in rollouts])
     found = check(run := start(inputs))
+    assert found is not None
     again = start(inputs)
     for alpha in EXPOSURES:
         fresh = start(inputs)
         for update in range(run.config.exposure.bias_check):
             student_step(fresh, fresh.rollout(fresh.sampler.batch_at(update), fresh.sampler.place_at(update)), alpha)
-        assert found.after[alpha].losses["probe_nll"] == fresh._mean(fresh.references.pairs)  # pyright: ignore[reportAttributeAccessIssue]
+        assert found.after[alpha].losses["probe_nll"] == fresh._mean(fresh.references.pairs)
         expected = [0.0] * len(fresh.probe_problems)
         for response in fresh.probe_rollouts(SAMPLES, earlier=fresh.config.exposure.probe_samples + fresh.config.run.updates + 1):
             place = [p.id for p in fresh.probe_problems].index(response.problem.id)
             expected[place] += is_even(response) / SAMPLES
-        assert list(found.after[alpha].accuracy_N) == expected  # pyright: ignore[reportAttributeAccessIssue]
-    assert found.before.losses["probe_nll"] == again._mean(again.references.pairs)  # pyright: ignore[reportAttributeAccessIssue]
+        assert list(found.after[alpha].accuracy_N) == expected
+    assert found.before.losses["probe_nll"] == again._mean(again.references.pairs)
 
 
 def is_even(rollout: Rollout) -> bool:
@@ -119,8 +119,6 @@ def is_even(rollout: Rollout) -> bool:
     ],
 )
 def test_a_check_that_cannot_be_is_refused(given: tuple[str, ...], rule: str, inputs: Path) -> None:
-    from megatron_atesd.config import validate
-
     with pytest.raises(ConfigError, match=rule):
         validate(load_config(arguments(inputs, inputs / "run", "--parallel.tensor=1", *given)))
 
@@ -133,30 +131,3 @@ def test_prompts_must_fit_the_exposures_of_the_check(inputs: Path) -> None:
 
 def settings(inputs: Path, *given: str) -> TrainConfig:
     return load_config(arguments(inputs, inputs / "run", *given))
-
-
-def test_a_run_checks_once_before_its_first_update(inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    given = (
-        "--parallel.tensor=1",
-        "--exposure.bias_check=1",
-        "--exposure.probe_samples=1",
-        "--run.updates=1",
-        "--monitor.tensorboard=false",
-    )
-    loop.train(load_config(arguments(inputs, tmp_path / "run", *given)))
-    printed = capsys.readouterr().out
-    assert printed.index("bias check: change after 1 updates") < printed.index("update 1/1")
-    assert json.loads((tmp_path / "run" / "bias_check.json").read_text())["verdict"] in printed
-    loop.train(load_config(arguments(inputs, tmp_path / "run", *given)))
-    assert "bias check" not in capsys.readouterr().out
-
-
-def test_a_check_changes_no_number_of_the_run(inputs: Path, tmp_path: Path) -> None:
-    lines = []
-    for name, updates in (("with", 2), ("without", 0)):
-        given = ("--parallel.tensor=1", f"--exposure.bias_check={updates}", "--exposure.probe_samples=1", "--run.updates=2")
-        loop.train(load_config(arguments(inputs, tmp_path / name, *given, "--monitor.tensorboard=false")))
-        metrics = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
-        lines.append([{k: v for k, v in line.items() if not k.startswith(("time/", "perf/", "memory/"))} for line in metrics])
-    assert lines[0] == lines[1]
-    assert torch.isfinite(torch.tensor(lines[0][1]["distill/loss"]))
