@@ -114,8 +114,8 @@ class BiasCheck:
         """The table and the verdict, for a person."""
         problems, plural = len(self.before.accuracy_N), "" if self.updates == 1 else "s"
         yield (
-            f"bias check: change after {self.updates} update{plural} at each exposure, from the same state; accuracy in points "
-            f"± standard error, of {self.samples} responses to each of {problems} probe problems ({100 * np.mean(self.before.accuracy_N):.1f} % before)"
+            f"bias check: change after {self.updates} update{plural} at each exposure, from the same state; accuracy in points ± standard "
+            f"error, of {self.samples} responses to each of {problems} probe problems, {100 * np.mean(self.before.accuracy_N):.1f} % before"
         )
         yield f"{'α':>6}" + "".join(f"{name:>14}" for name in self.likelihoods) + f"{'accuracy':>18}"
         for alpha in self.after:

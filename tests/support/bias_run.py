@@ -40,7 +40,7 @@ def state_of(run: TrainingRun) -> dict[str, Any]:
             {name: _bytes(value) for name, value in sorted(part.optimizer.state.get(p, {}).items()) if isinstance(value, torch.Tensor)}
             for p in part.get_parameters()
         ],
-        "rates": [(group["lr"], group["weight_decay"], group.get("step")) for group in part.optimizer.param_groups],
+        "rates": [(group["lr"], group["weight_decay"], group.get("step") or 0) for group in part.optimizer.param_groups],
         "rest": repr({name: run_state[name] for name in ("scheduler", "sampler", "exposure", "scaling_history", "skipped_in_a_row")}),
         "own": (run_state["probe_responses"], run_state["probe_right"]),
         "rng": [{name: _bytes(value) for name, value in rank.items() if name == "torch"} for rank in run_state["rng"]],
