@@ -25,6 +25,7 @@ LAYOUTS = {
     "bf16": ("--model.dtype=bf16",),
     "bf16 distributed": ("--model.dtype=bf16", "--optimizer.use_distributed_optimizer=true"),
     "sgd": ("--optimizer.optimizer=sgd",),
+    "bf16 sgd": ("--model.dtype=bf16", "--optimizer.optimizer=sgd", "--optimizer.sgd_momentum=0.5"),
 }
 
 
