@@ -199,7 +199,7 @@ def method_problems(config: TrainConfig) -> Iterator[str]:
         yield f"exposure.bias_check is {exposure.bias_check}, must not exceed run.updates {updates}, for which the learning rate is planned"
     if exposure.bias_check and exposure.mode == "none":
         yield "exposure.bias_check compares exposures, but exposure.mode none has none; set it to 0, or choose another mode"
-    if exposure.mode == "learned" and exposure.warmup_updates >= updates:
+    if exposure.mode in ("learned", "aligned", "posterior") and exposure.warmup_updates >= updates:
         yield f"exposure.warmup_updates is {exposure.warmup_updates}, must be below run.updates {updates} for any decision to be taken"
 
 

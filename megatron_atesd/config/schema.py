@@ -92,8 +92,8 @@ class ParallelConfig:
         micro_batch_tokens: Tokens, padding included, in one forward pass of a data-parallel rank (of its CP ranks together); a longer
             sequence has a pass for itself.
         timeout_minutes: A collective that waits longer than this ends the job, once updates (or the evaluation's rollouts) have begun.
-        start_timeout_minutes: The same before that: while ranks come together, build and load the model and measure the first probe. It
-            is at least timeout_minutes.
+        start_timeout_minutes: The same before that: while ranks come together, build and load the model, gather the start model's
+            responses and measure the first probe. It is at least timeout_minutes.
     """
 
     tensor: int = 1
@@ -113,7 +113,7 @@ class DataConfig:
 
     Args:
         train: Problems to learn from.
-        probe: Small held-out file whose reference NLL is the learning-progress signal.
+        probe: Small held-out file, on which learning progress is measured (exposure.progress).
         probe_size: Use the first so many probe problems (0 = all).
         batch: Problems (one rollout each) in an update, over all data-parallel ranks.
         on_error: What a bad line does: end the run, or be counted, reported and left out.
@@ -196,7 +196,7 @@ class DistillConfig:
     divergence: Literal["forward_kl", "reverse_kl", "jsd"] = "forward_kl"
     jsd_beta: float = 0.5
     clip: float = 0.05
-    clip_mode: Literal["entry", "token"] = "entry"
+    clip_mode: Literal["entry", "token"] = "token"
     temperature: float | None = None
     normalize: Literal["token", "sequence"] = "token"
     teacher: Literal["initial", "ema", "live"] = "initial"
@@ -219,7 +219,7 @@ class ExposureConfig:
         start: First α of the schedules.
         end: Last α of the schedules.
         reveal: Reference segments shown: floor(α·m) [paper] or nearest floor(α·m + ½) [ours].
-        hold: H, updates that one decision is held. [ours]
+        hold: H, updates that one decision is held; a twelfth of the updates, 4 at least, suits mode posterior. [ours]
         lookahead: L, updates after a decision that its reward looks at. [ours]
         discount: γ of the look-ahead reward. [ours]
         grounding_weight: λ_gt, weight of the grounding term. [ours]
@@ -248,7 +248,8 @@ class ExposureConfig:
         probe_samples: Responses of the start model to each probe problem, of which probe_own and probe_margin take theirs. [ours]
         wrong_weight: Share of the wrong responses' NLL in probe_margin. [ours]
         grid: Number of exposures that mode aligned compares, evenly spaced from clip_low to clip_high. [ours]
-        score_step: Root mean square of the step along the progress gradient by which mode aligned scores exposures. [ours]
+        score_step: Root mean square of the step along the progress gradient by which mode aligned scores exposures, in units of
+            optimizer.lr: an update of Adam moves weights by at most about 1. [ours]
         score_decay: Weight of the earlier windows' scores in mode aligned. [ours]
         warmup_exposure: α of the updates before the first decision. [ours]
         warmup_updates: Updates before the first decision. [ours]
@@ -287,8 +288,8 @@ class ExposureConfig:
     probe_samples: int = 12
     wrong_weight: float = 0.1
     grid: int = 5
-    score_step: float = 2e-4
-    score_decay: float = 0.6
+    score_step: float = 0.4
+    score_decay: float = 0.8
     warmup_exposure: float = 1.0
     warmup_updates: int = 0
     probe_exposure: float = 0.5

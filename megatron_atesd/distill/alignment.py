@@ -15,10 +15,10 @@ from torch.utils.checkpoint import checkpoint
 from megatron_atesd.distill.divergence import Divergence, bound_weights
 from megatron_atesd.distill.fused import distill_loss
 from megatron_atesd.distill.likelihood import CHUNK, ScoredText
-from megatron_atesd.distill.step import Example, Normalize, teacher_pass, token_weights
+from megatron_atesd.distill.step import Normalize, TeacherStates, token_weights
 from megatron_atesd.distill.teacher import Teacher
 from megatron_atesd.model.gpt import HiddenStateGPT
-from megatron_atesd.model.micro_batches import MicroBatch
+from megatron_atesd.model.micro_batches import MicroBatch, Pair
 from megatron_atesd.model.modes import evaluation_mode
 from megatron_atesd.model.schedule import LastStage, model_batches, run_schedule, sum_over_ranks
 from megatron_atesd.model.vocabulary import token_nll, vocabulary_shard
@@ -53,7 +53,8 @@ def add_progress_gradient(wrapped: torch.nn.Module, model: HiddenStateGPT, texts
 def alignment_scores(
     model: HiddenStateGPT,
     teacher: Teacher,
-    examples_of: Sequence[Sequence[Example]],
+    rollouts: Sequence[Pair],
+    seen: Sequence[TeacherStates],
     divergence: Divergence,
     micro_batch_tokens: int,
     normalize: Normalize,
@@ -61,10 +62,10 @@ def alignment_scores(
 ) -> list[float] | None:
     """By how much each exposure's loss falls within `trial()`, a token or sequence as normalised; None when the trial moves nothing.
 
-    examples_of: this data-parallel rank's rollouts, once for each exposure. The bound of a token's loss (clip_mode token) is held where it
-    was before the trial, as in the gradient. The same on every rank. Collective over all ranks.
+    rollouts: this data-parallel rank's, each with the student's prompt. seen: what the teacher makes of them at each exposure. The bound of
+    a token's loss (clip_mode token) is held where it was before the trial, as in the gradient. The same on every rank. Collective over all
+    ranks.
     """
-    states = [teacher_pass(model, teacher, examples, micro_batch_tokens)[0] for examples in examples_of]
     head_VH = teacher.head_weight() if model.post_process else torch.empty(0)
     shard = vocabulary_shard(model)
 
@@ -73,7 +74,7 @@ def alignment_scores(
         hidden_TH = batch.response_hidden(hidden_BSH)
         weight_T = torch.ones(len(hidden_TH), device=hidden_TH.device)
         empty_0H = hidden_TH.new_empty(0, hidden_TH.shape[1])
-        teachers = (torch.cat([empty_0H, *(of[member] for member in batch.members)]) for of in states)
+        teachers = (torch.cat([empty_0H, *(states.hidden[member] for member in batch.members)]) for states in seen)
         found = (
             distill_loss(hidden_TH, model.head_weight(), teacher_TH, head_VH, weight_T, divergence, shard.valid, shard.group)
             for teacher_TH in teachers
@@ -94,10 +95,10 @@ def alignment_scores(
         fall_AT = (before_AT - divergences(batch, hidden_BSH)).double() * bound_weights(before_AT, divergence) * token_T
         return fall_AT.sum(), count, torch.cat((fall_AT.sum(dim=1), count.double()[None]))
 
-    batches = model_batches(model, [(e.student_prompt, e.response) for e in examples_of[0]], micro_batch_tokens)
+    batches = model_batches(model, rollouts, micro_batch_tokens)
     kept: Iterator[Tensor] = iter(of_pass(keep))
     with trial() as moved:
         if not moved:
             return None
-        *falls, count = sum_over_ranks(of_pass(compare), len(examples_of) + 1)
+        *falls, count = sum_over_ranks(of_pass(compare), len(seen) + 1)
     return [fall / max(count, 1) for fall in falls]

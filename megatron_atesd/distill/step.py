@@ -69,6 +69,14 @@ class StepResult:
     student_seconds: float
 
 
+@dataclass(frozen=True)
+class TeacherStates:
+    """What a teacher pass leaves: hidden states [t, H] of each example's response (last stage only), and its (padding, all) tokens."""
+
+    hidden: Mapping[int, Tensor]
+    padded: tuple[int, int]
+
+
 def distill_step(
     wrapped: torch.nn.Module,
     model: HiddenStateGPT,
@@ -78,13 +86,15 @@ def distill_step(
     micro_batch_tokens: int,
     normalize: Normalize = "token",
     loss: Loss = distill_loss,
+    seen: TeacherStates | None = None,
 ) -> StepResult:
     """Loss and gradients of this data-parallel rank's examples; gradients end in `wrapped` (DistributedDataParallel around `model`).
 
-    loss: of the last pipeline stage, given both roles' hidden states. Collective over all ranks. Data-parallel ranks may have different
+    loss: of the last pipeline stage, given both roles' hidden states. seen: what a `teacher_pass` over these examples with the present
+    teacher has left, on all ranks; None makes the pass. Collective over all ranks. Data-parallel ranks may have different
     numbers of examples, also none.
     """
-    return _both_passes(wrapped, model, teacher, examples, divergence, micro_batch_tokens, normalize, loss, forward_only=False)
+    return _both_passes(wrapped, model, teacher, examples, divergence, micro_batch_tokens, normalize, loss, False, seen)
 
 
 def measure_step(
@@ -92,7 +102,7 @@ def measure_step(
 ) -> StepResult:
     """The same without gradients, in evaluation mode."""
     with torch.no_grad(), evaluation_mode(model):
-        return _both_passes(model, model, teacher, examples, divergence, micro_batch_tokens, "token", distill_loss, forward_only=True)
+        return _both_passes(model, model, teacher, examples, divergence, micro_batch_tokens, "token", distill_loss, True)
 
 
 @torch.no_grad()
@@ -103,9 +113,9 @@ def example_losses(
 
     Collective over the ranks of one model; data-parallel ranks learn nothing of each other's.
     """
-    teacher_hidden, _ = teacher_pass(model, teacher, examples, 1)
+    states = teacher_pass(model, teacher, examples, 1)
     batches = model_batches(model, [(e.student_prompt, e.response) for e in examples], 1)
-    last_stage = _student_loss(model, teacher, teacher_hidden, divergence, "token", loss)
+    last_stage = _student_loss(model, teacher, states.hidden, divergence, "token", loss)
     sums = run_schedule(model, batches, last_stage, forward_only=True)
     for total in sums:
         dist.all_reduce(total, group=parallel_state.get_context_parallel_group())
@@ -123,16 +133,17 @@ def _both_passes(
     normalize: Normalize,
     loss_function: Loss,
     forward_only: bool,
+    seen: TeacherStates | None = None,
 ) -> StepResult:
     started = time.perf_counter()
-    teacher_hidden, padded = teacher_pass(model, teacher, examples, micro_batch_tokens)
+    states = seen or teacher_pass(model, teacher, examples, micro_batch_tokens)
     torch.cuda.synchronize()  # a GPU may still work on it: the seconds of the two passes are told apart
     middle = time.perf_counter()
     pairs = [(e.student_prompt, e.response) for e in examples]
     student_batches = model_batches(model, pairs, micro_batch_tokens)
-    last_stage = _student_loss(model, teacher, teacher_hidden, divergence, normalize, loss_function)
+    last_stage = _student_loss(model, teacher, states.hidden, divergence, normalize, loss_function)
     sums = run_schedule(wrapped, student_batches, last_stage, forward_only)
-    padded = [a + b for a, b in zip(padded, padding_share(student_batches, pairs), strict=True)]
+    padded = [a + b for a, b in zip(states.padded, padding_share(student_batches, pairs), strict=True)]
     loss, count, tokens, clipped_kl, kl_sum, *totals = sum_over_ranks(sums, 10)
     padding, slots = sum_over_ranks([torch.tensor(padded, dtype=torch.float64, device=torch.cuda.current_device())], 2)
     finished = time.perf_counter()
@@ -153,13 +164,8 @@ def _both_passes(
     )
 
 
-def teacher_pass(
-    model: HiddenStateGPT, teacher: Teacher, examples: Sequence[Example], micro_batch_tokens: int
-) -> tuple[dict[int, Tensor], tuple[int, int]]:
-    """The teacher's hidden states [t, H] of each example's response, on the last stage; the loss forms logits, chunk by chunk.
-
-    Besides, on all ranks, the (padding, all) tokens of the pass.
-    """
+def teacher_pass(model: HiddenStateGPT, teacher: Teacher, examples: Sequence[Example], micro_batch_tokens: int) -> TeacherStates:
+    """The teacher's final hidden states of this data-parallel rank's examples; the loss forms logits, chunk by chunk. Collective."""
     pairs = [(e.teacher_prompt, e.response) for e in examples]
 
     def last_stage(batch: MicroBatch, hidden_BSH: Tensor) -> tuple[Tensor, Tensor, list[tuple[int, Tensor]]]:
@@ -170,7 +176,7 @@ def teacher_pass(
     with torch.no_grad(), evaluation_mode(model), teacher.applied():
         batches = model_batches(model, pairs, micro_batch_tokens)
         hidden = run_schedule(model, batches, last_stage, forward_only=True)
-    return {member: part for batch in hidden for member, part in batch}, padding_share(batches, pairs)
+    return TeacherStates({member: part for batch in hidden for member, part in batch}, padding_share(batches, pairs))
 
 
 def _student_loss(

@@ -1,4 +1,4 @@
-"""Exposure without a learned policy: fixed, schedules, random, none; the same verbs as the controller."""
+"""Every exposure mode by its name, and those that learn nothing: fixed, schedules, random, none; the same verbs as the controller."""
 
 import math
 from collections.abc import Sequence

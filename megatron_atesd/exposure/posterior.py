@@ -1,6 +1,7 @@
 """Exposure by Bayesian regression of progress: each window plays what it is best to try, given what there is left to gain from knowing.
 
-The knowledge gradient, not REINFORCE: a run has too few updates to learn a policy from rewards, enough to learn one curve (docs/exposure.md).
+The knowledge gradient, not REINFORCE: a run has too few updates to learn a policy from rewards, but enough to learn one curve
+(docs/exposure.md).
 """
 
 from collections.abc import Sequence
@@ -21,8 +22,8 @@ from megatron_atesd.records import Exposure, UpdateStats
 SPREAD = 0.05  # SD of the Beta that a window's α is drawn from
 LOWEST_MEAN = 0.053  # there, and at its mirror, the Beta of that SD has a, b ≥ 1: no density grows without bound at an edge
 DRAWS = 64
-# The value of knowing counts once for each two twelfths of the training left. A twelfth is the window advised for this mode; a share of the
-# training, not a number of windows, so that a shorter window does not explore more.
+# Half the value of knowing counts for each twelfth of the training that is left. A twelfth is the window advised for this mode.
+# It is a share of the training, not a number of windows, so that a shorter window does not explore more.
 PERIODS = 12
 SHARE = 0.5
 
@@ -110,7 +111,8 @@ class PosteriorExposure:
         worth = SHARE * PERIODS * max(0.0, 1 - step / self.updates) if self.explores else 0.0
         place = best_place(mean_N, covariance_NN, worth, self.generator)
         a, b = beta_around(self._alpha(place))
-        drawn = policy.sample(*torch.tensor([[a], [b]], dtype=torch.float64), self.generator).item()
+        a_N, b_N = torch.tensor([[a], [b]], dtype=torch.float64).unbind()
+        drawn = policy.sample(a_N, b_N, self.generator).item()
         self.decided = {"exposure/a": a, "exposure/b": b, "exposure/mean": a / (a + b)} | self._describe(mean_N, covariance_NN)
         return min(self.config.clip_high, max(self.config.clip_low, drawn))
 

@@ -5,9 +5,10 @@
     level_t = level_{t−1} − v_t               the true progress signal, lower is better
     ℓ_t = level_t + r·σ·ε'                    what was measured
 
-f is known at the nodes and linear between them. An update without a measurement moves the state and tells nothing. Momentum m and relative
-measurement noise r are not known: one filter for each of DYNAMICS, weighted by how well it foretold the measurements. Everything is in
-units of σ, which the data tell: the filter's gains do not depend on it, and each mean is a part for the data plus σ times a part for the prior.
+f is given by its values at the nodes, linear between them. An update without a measurement moves the state and tells nothing. Momentum m
+and relative measurement noise r are not known: there is one filter for each of DYNAMICS, weighted by how well it foretold the measurements.
+Variances are in units of σ², so that gains do not depend on σ. A mean is its part for the data plus σ times its part for the prior, and σ
+is the one of greatest likelihood.
 """
 
 import math

@@ -52,7 +52,9 @@ class PlannedUpdate:
 
     size: bytes of a parameter. ring: keys and values go round context-parallel ranks, as in Transformer Engine, instead of being gathered
     on each. probe: problems that are measured every probe_every updates; scored: what is scored of each of them then; probe_answers:
-    responses that each gets then. fp8: the passes in FP8, by their names in section precision. The other names are the settings'.
+    responses that each gets then. compared: exposures that mode aligned scores once in `hold` updates (0: another mode), with the gradient
+    of `texts` texts (0: of the update's responses). fp8: the passes in FP8, by their names in section precision. The other names are the
+    settings'.
     """
 
     arch: Architecture
@@ -76,6 +78,9 @@ class PlannedUpdate:
     probe_every: int
     scored: tuple[Scored, ...]
     probe_answers: int
+    compared: int
+    hold: int
+    texts: int
     lengths: Lengths
     fp8: tuple[str, ...] = ()
 
@@ -152,6 +157,9 @@ def planned_update(config: TrainConfig, arch: Architecture, gpus: int, lengths: 
         probe_every=probe_interval(config.exposure),
         scored=tuple(_scored(config.exposure)),
         probe_answers=int(config.exposure.progress == "probe_accuracy"),
+        compared=config.exposure.grid if config.exposure.mode == "aligned" else 0,
+        hold=config.exposure.hold,
+        texts=_progress_texts(config),
         lengths=lengths,
         fp8=tuple(role for role, precision in asdict(config.precision).items() if fp8_recipe(precision)),
     )
@@ -166,6 +174,12 @@ def _scored(exposure: ExposureConfig) -> Iterator[Scored]:
         yield from (Scored("teacher", "response", 1), Scored("student", "response", 1))
     if exposure.mode == "learned" and exposure.grounding != "off":
         yield Scored("teacher", "response", KEPT) if exposure.grounding == "own" else Scored("teacher", "reference", 1)
+
+
+def _progress_texts(config: TrainConfig) -> int:
+    """Texts whose gradient mode aligned follows; 0 for the update's own responses."""
+    a_problem = {"probe_nll": 1, "probe_own": KEPT, "probe_margin": 2 * KEPT}.get(config.exposure.progress, 0)
+    return a_problem * _probe_problems(config.data) if config.exposure.mode == "aligned" else 0
 
 
 def _probe_problems(data: DataConfig) -> int:

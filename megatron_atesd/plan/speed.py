@@ -62,6 +62,7 @@ def update_phases(work: PlannedUpdate, gpu: Gpu, assume: Assumptions) -> list[Ph
         _gradients(work, gpu, assume),
         _optimizer(work, gpu, assume),
         _probe(work, gpu, assume),
+        *([_exposure(work, gpu, assume)] if work.compared else []),
     ]
 
 
@@ -147,6 +148,29 @@ def _optimizer(work: PlannedUpdate, gpu: Gpu, assume: Assumptions) -> Phase:
     each = 2 * 4 + 4 + 2 * (4 + 8) + work.size
     memory = _busiest(work) * each / (work.replicas if work.distributed else 1)
     return Phase("optimizer", 0.0, float(memory), 0.0, memory / (gpu.bandwidth * assume.bandwidth), "memory")
+
+
+def _exposure(work: PlannedUpdate, gpu: Gpu, assume: Assumptions) -> Phase:
+    """An update's share of a choice by alignment, made once a hold window on its first update's responses.
+
+    A pass with gradients over the progress texts, the gradients' way over the data ranks, the trial step and back, two passes of the
+    student, and for each exposure one of the teacher (that of the chosen one is the update's own) and, in both of the student's, the
+    forward half of the loss.
+    """
+    student = ("student", work, gpu, assume, work.lengths.student)
+    texts = replace(work, batch=work.texts) if work.texts else work
+    parts = [
+        (_layers("progress", "student", texts, gpu, assume, work.lengths.student, *_student_passes(texts)), 1.0),
+        (_gradients(work, gpu, assume), 1.0),
+        (_optimizer(work, gpu, assume), 2.0),
+        (_layers("student", *student, 1, 4), 2.0),
+        (_layers("teacher", "teacher", work, gpu, assume, work.lengths.teacher, 1, 4), work.compared - 1.0),
+        (_loss(work, gpu, assume), float(work.compared)),
+    ]
+    flops, memory, sent, seconds = (
+        sum(times * getattr(part, what) for part, times in parts) / work.hold for what in ("flops", "memory", "sent", "seconds")
+    )
+    return Phase("exposure", flops, memory, sent, seconds, max(parts, key=lambda part: part[1] * part[0].seconds)[0].bound)
 
 
 def _probe(work: PlannedUpdate, gpu: Gpu, assume: Assumptions) -> Phase:

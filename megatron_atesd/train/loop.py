@@ -11,6 +11,7 @@ from megatron_atesd.checkpoint.run_checkpoints import Saver, check_fresh, set_as
 from megatron_atesd.config import TrainConfig, save_config
 from megatron_atesd.data.summary import segments_account
 from megatron_atesd.doctor.examine import examined_processes
+from megatron_atesd.exposure.advice import advice
 from megatron_atesd.parallel.agreement import on_rank_0
 from megatron_atesd.parallel.groups import is_main
 from megatron_atesd.parallel.session import end_start, session_of, start_minutes
@@ -59,6 +60,8 @@ def train(config: TrainConfig) -> None:
                 monitor.message(segments_account(inputs.problems))
                 if warning := entry_clip_warning(config.distill):
                     monitor.message(warning)
+            if too_short := advice(config.exposure, config.run.updates):
+                monitor.message(too_short)
             if gathered := run.gather():
                 monitor.message(gathered)
             if chosen.folder is not None:

@@ -15,7 +15,7 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron_atesd.config import OPTIMIZER_DEFAULTS, ScheduleConfig, build_section
 from megatron_atesd.errors import ConfigError
 from megatron_atesd.model.gpt import HiddenStateGPT
-from megatron_atesd.train.adam import fuse, is_adam, set_steps, start_momentum, start_moments, translate_steps
+from megatron_atesd.train.adam import fuse, is_adam, set_steps, start_moments, start_momentum, translate_steps
 from megatron_atesd.train.learning_rate import learning_rate_scheduler
 from megatron_atesd.train.param_gather import finish_gather, prepare_gather, start_gather
 
@@ -30,6 +30,7 @@ class Optimization:
     wrapped: torch.nn.ModuleList
     optimizer: MegatronOptimizer
     scheduler: OptimizerParamScheduler
+    peak_lr: float
 
     def zero_grad(self) -> None:
         """Before the passes of an update."""
@@ -124,7 +125,8 @@ def build_optimization(
     pauses: Any = [chunk.no_sync for chunk in wrapped]  # ddp.overlap_grad_reduce must wait for the last micro-batch
     model.config.no_sync_func = pauses if len(wrapped) > 1 else pauses[0]
     scheduler = learning_rate_scheduler(megatron_optimizer, config, schedule, updates)
-    return Optimization(torch.nn.ModuleList(wrapped), megatron_optimizer, scheduler)
+    assert config.lr is not None
+    return Optimization(torch.nn.ModuleList(wrapped), megatron_optimizer, scheduler, config.lr)
 
 
 def optimizer_settings(

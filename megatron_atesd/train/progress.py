@@ -42,11 +42,11 @@ class ProgressSignal(Protocol):
         ...
 
 
-class TextSignal(ProgressSignal, Protocol):
-    """A signal that is a likelihood of given texts, and so has a gradient: ℓ = Σ weight · NLL."""
+class GradientSignal(ProgressSignal, Protocol):
+    """A signal whose gradient is that of a likelihood: ∇ℓ = ∇ Σ weight · NLL of some texts."""
 
-    def texts(self) -> list[ScoredText]:
-        """The texts after the student's prompts, the same at every update and on every rank."""
+    def texts(self, rollouts: Sequence[Rollout]) -> list[ScoredText]:
+        """The texts, the same on every rank; rollouts: this data-parallel rank's of the update that begins. Collective over all ranks."""
         ...
 
 
@@ -62,8 +62,8 @@ class ReferenceNLL:
     mean: Callable[[Sequence[Pair]], float]  # mean_nll of the student
     free: bool = False
 
-    def texts(self) -> list[ScoredText]:
-        """See TextSignal: each token counts alike."""
+    def texts(self, rollouts: Sequence[Rollout]) -> list[ScoredText]:
+        """See GradientSignal: each token of the references counts alike."""
         share = 1 / sum(len(reference) for _, reference in self.pairs)
         return [ScoredText(prompt, reference, share) for prompt, reference in self.pairs]
 
@@ -87,8 +87,8 @@ class OwnNLL:
     wrong_weight: float = 0.0
     free: bool = False
 
-    def texts(self) -> list[ScoredText]:
-        """See TextSignal."""
+    def texts(self, rollouts: Sequence[Rollout]) -> list[ScoredText]:
+        """See GradientSignal: the own responses."""
         return margin_texts(self.own, self.wrong_weight)
 
     def measure(self, finished: Finished) -> Measured:
@@ -122,12 +122,23 @@ class ProbeAccuracy:
 class TrainAccuracy:
     """train_accuracy: less the share of the update's own rollouts that are right, graded by meaning.
 
-    No pass; grading alone. Other problems each time, so its noise is that of a sample of data.batch.
+    No pass; grading alone. Other problems each time, so its noise is that of a sample of data.batch. Its gradient is the policy gradient
+    of the expected accuracy (REINFORCE, with the accuracy of the others as baseline), from the very rollouts that are there.
     """
 
     gather: Callable[[Sequence[Rollout]], list[Rollout]]  # of all data-parallel ranks
     grade: Callable[[Sequence[Rollout]], list[bool]]
     free: bool = True
+
+    def texts(self, rollouts: Sequence[Rollout]) -> list[ScoredText]:
+        """See GradientSignal: each response that ended by its advantage, which is 0 for all where all are right, or none is.
+
+        One that was cut at the limit might still have been right: it counts neither way.
+        """
+        ended = [rollout for rollout in self.gather(rollouts) if not rollout.truncated]
+        rights = self.grade(ended)
+        mean = fmean(rights or [0.0])
+        return [ScoredText(r.prompt_ids, r.response_ids, (right - mean) / len(ended)) for r, right in zip(ended, rights, strict=True)]
 
     def measure(self, finished: Finished) -> Measured:
         """See ProgressSignal; nothing at the start, which has no rollouts."""

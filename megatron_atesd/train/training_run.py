@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch.distributed as dist
 from megatron.core import parallel_state
@@ -18,7 +18,7 @@ from megatron_atesd.data.boxes import last_boxed
 from megatron_atesd.data.sampler import ProblemSampler, fingerprint
 from megatron_atesd.distill.alignment import add_progress_gradient, alignment_scores
 from megatron_atesd.distill.likelihood import ScoredText, mean_nll, weighted_nll
-from megatron_atesd.distill.step import Example, divergence_of, example_losses, measure_step
+from megatron_atesd.distill.step import Example, TeacherStates, divergence_of, example_losses, measure_step, teacher_pass
 from megatron_atesd.distill.teacher import Teacher
 from megatron_atesd.exposure.aligned import exposure_grid
 from megatron_atesd.exposure.service import ExposureService
@@ -37,6 +37,7 @@ from megatron_atesd.train.optimizer import build_optimization
 from megatron_atesd.train.own_responses import OwnResponses, graded
 from megatron_atesd.train.progress import (
     Finished,
+    GradientSignal,
     OwnNLL,
     ProbeAccuracy,
     ProbeKL,
@@ -70,6 +71,7 @@ class TrainingRun:
         self.own = OwnResponses()
         self.references = ReferenceNLL([(self.renderer.student(p), self.renderer.reference(p)) for p in self.probe_problems], self._mean)
         self.progress = self._progress_signal()
+        self.seen: dict[float, TeacherStates] = {}  # by exposure, from the choice of one to the step with it
         self.skipped = Skipped(Path(config.run.dir) / "skipped", config.run.max_skipped)
 
     def rollout(self, problems: Sequence[Problem], first: int) -> list[Rollout]:
@@ -140,6 +142,8 @@ class TrainingRun:
         """
         settings, result, update = self.config.exposure, finished.result, finished.update
         due = update % probe_interval(settings) == 0 or update == self.config.run.updates
+        if not due:  # no pass is sure to follow on every rank, that could hide the gather of the weights
+            self.optimization.weights_ready()
         nll = self.references.measure(finished)[0] if due else None
         progress, metrics = nll, dict[str, float]()
         if self.progress is not self.references:
@@ -198,25 +202,43 @@ class TrainingRun:
             case "train_kl":
                 return TrainKL()
 
+    @property
+    def gradient_signal(self) -> GradientSignal:
+        """The configured signal, where mode aligned may follow it."""
+        return cast("GradientSignal", self.progress)
+
     def _fresh_rollouts(self, update: int) -> list[Rollout]:
         """A response to each probe problem after `update` updates, at places that neither the stream nor the start's responses have."""
         return self.probe_rollouts(1, earlier=self.config.exposure.probe_samples + update)
 
     def alignment(self, rollouts: Sequence[Rollout]) -> list[float] | None:
-        """How well each exposure of mode aligned's grid agrees with progress, on the rollouts of the update that begins. Collective."""
+        """How well each exposure of mode aligned's grid agrees with progress, on the rollouts of the update that begins. Collective.
+
+        None when the progress signal has no gradient now.
+        """
         config, tokens = self.config, self.config.parallel.micro_batch_tokens
+        texts = self.gradient_signal.texts(rollouts)
+        if not any(text.weight for text in texts):
+            return None
         self.optimization.zero_grad()
-        add_progress_gradient(self.optimization.wrapped, self.model, self.progress.texts(), tokens)
-        examples_of = [self.examples(rollouts, self.contexts(rollouts, alpha)) for alpha in exposure_grid(config.exposure)]
+        add_progress_gradient(self.optimization.wrapped, self.model, texts, tokens)
+        for alpha in exposure_grid(config.exposure):
+            self.seen[alpha] = teacher_pass(self.model, self.teacher, self.examples(rollouts, self.contexts(rollouts, alpha)), tokens)
         return alignment_scores(
             self.model,
             self.teacher,
-            examples_of,
+            [(r.prompt_ids, r.response_ids) for r in rollouts],
+            list(self.seen.values()),
             self.divergence,
             tokens,
             config.distill.normalize,
-            lambda: trial_step(self.optimization, config.exposure.score_step),
+            lambda: trial_step(self.optimization, config.exposure.score_step * self.optimization.peak_lr),
         )
+
+    def take_seen(self, alpha: float) -> TeacherStates | None:
+        """What `alignment` has seen of this update's rollouts at the exposure that was chosen, if it was asked; the rest is let go."""
+        seen, self.seen = self.seen.get(alpha), {}
+        return seen
 
     def keep_batch(self, update: int, exposure: Exposure, rollouts: Sequence[Rollout]) -> None:
         """Write the batch of a skipped update for inspection. Collective over the ranks of one model."""

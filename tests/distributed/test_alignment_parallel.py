@@ -15,7 +15,7 @@ from megatron_atesd.config import ScheduleConfig
 from megatron_atesd.distill.alignment import add_progress_gradient, alignment_scores
 from megatron_atesd.distill.divergence import Divergence, divergence
 from megatron_atesd.distill.likelihood import ScoredText
-from megatron_atesd.distill.step import Example, distill_step
+from megatron_atesd.distill.step import Example, distill_step, teacher_pass
 from megatron_atesd.distill.teacher import Teacher
 from megatron_atesd.model.gpt import build_model
 from megatron_atesd.model.hf_config import read_architecture
@@ -80,7 +80,9 @@ def scores_at(folder: Path, layout: Layout, updates: int, dtype: str = "fp32", r
             optimization.step()
         optimization.zero_grad()
         add_progress_gradient(optimization.wrapped, model, texts(), 1)
-        return alignment_scores(model, teacher, mine, BOUNDED, 1, "token", lambda: trial_step(optimization, rms))
+        seen = [teacher_pass(model, teacher, of, 1) for of in mine]
+        rollouts = [(e.student_prompt, e.response) for e in mine[0]]
+        return alignment_scores(model, teacher, rollouts, seen, BOUNDED, 1, "token", lambda: trial_step(optimization, rms))
 
 
 def inner_products(folder: Path) -> list[float]:
@@ -91,9 +93,8 @@ def inner_products(folder: Path) -> list[float]:
         logits = model(torch.tensor([[*prompt, *response]])).logits[0, len(prompt) - 1 : -1]
         return torch.log_softmax(logits / temperature, dim=-1)
 
-    progress = sum(
-        -t.weight * log_probs(student, t.prompt, t.response, 1.0).gather(1, torch.tensor(t.response)[:, None]).sum() for t in texts()
-    )
+    picked = [log_probs(student, t.prompt, t.response, 1.0).gather(1, torch.tensor(t.response)[:, None]).sum() for t in texts()]
+    progress = -torch.stack([t.weight * total for t, total in zip(texts(), picked, strict=True)]).sum()
     direction = preconditioned(torch.autograd.grad(progress, list(student.parameters())))
     found = []
     for of in exposures():
@@ -104,15 +105,19 @@ def inner_products(folder: Path) -> list[float]:
             d_T = divergence(p_TV, log_probs(student, e.student_prompt, e.response, BOUNDED.temperature), "forward_kl")
             losses.append(d_T * (BOUNDED.clip / d_T.detach()).clamp(max=1))
         gradient = torch.autograd.grad(torch.cat(losses).mean(), list(student.parameters()))
-        found.append(float(sum((d * g).sum() for d, g in zip(direction, gradient, strict=True))))
+        found.append(float(torch.stack([(d * g).sum() for d, g in zip(direction, gradient, strict=True)]).sum()))
     return found
 
 
 def preconditioned(gradients: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    count = sum(g.count_nonzero() for g in gradients)
-    root = torch.sqrt(sum(g.square().sum() for g in gradients) / count)
-    steps = [g / (g.abs() + DAMPING * root) for g in gradients]
-    return [step * RMS / torch.sqrt(sum(s.square().sum() for s in steps) / count) for step in steps]
+    flat = torch.cat([g.flatten() for g in gradients])
+    flat = flat / (flat.abs() + DAMPING * root_mean_square(flat))
+    steps = flat * RMS / root_mean_square(flat)
+    return [step.view_as(g) for step, g in zip(steps.split([g.numel() for g in gradients]), gradients, strict=True)]
+
+
+def root_mean_square(flat: torch.Tensor) -> torch.Tensor:
+    return flat[flat != 0].square().mean().sqrt()
 
 
 LAYOUTS = [

@@ -1,21 +1,26 @@
 """What each progress signal measures, on a real TrainingRun: likelihoods by transformers, weights by hand, responses by their seeds."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from transformers import Qwen3ForCausalLM
 
-from megatron_atesd.config import load_config
+from megatron_atesd.config import ExposureConfig, load_config, validate_exposure
+from megatron_atesd.data.notice import warn_once
 from megatron_atesd.distill.likelihood import ScoredText, mean_nll, weighted_nll
-from megatron_atesd.errors import DataError
+from megatron_atesd.distill.step import measure_step
+from megatron_atesd.errors import ConfigError, DataError
 from megatron_atesd.parallel.session import parallel_session
 from megatron_atesd.records import Exposure, Problem, Rollout
 from megatron_atesd.train import training_run
 from megatron_atesd.train.checks import check_before_work
 from megatron_atesd.train.own_responses import OwnResponses, weighted
-from megatron_atesd.train.progress import Finished, OwnNLL, ReferenceNLL
+from megatron_atesd.train.progress import Finished, OwnNLL, ReferenceNLL, TrainAccuracy, warn_of_bias
 from megatron_atesd.train.training_run import TrainingRun
 from tests.support.small_run import arguments, save_inputs
 
@@ -106,7 +111,7 @@ def test_a_response_that_was_cut_is_not_right(inputs: Path) -> None:
 
 def texts_of(run: TrainingRun) -> list[ScoredText]:
     assert isinstance(run.progress, ReferenceNLL | OwnNLL)
-    return run.progress.texts()
+    return run.gradient_signal.texts([])
 
 
 @pytest.mark.usefixtures("half_right")
@@ -118,3 +123,142 @@ def test_progress_is_the_weighted_nll_of_its_texts(progress: str, inputs: Path) 
     expected = sum(text.weight * plain_nll(run, text.prompt, text.response) for text in texts_of(run))
     assert stats.progress == pytest.approx(expected, rel=1e-4)
     assert metrics["probe/progress"] == stats.progress
+
+
+@pytest.mark.usefixtures("half_right")
+def test_the_margin_is_own_less_a_share_of_wrong(inputs: Path) -> None:
+    run = start(inputs, "probe_margin", "--rollout.max_new_tokens=48", "--exposure.wrong_weight=0.25")
+    run.gather()
+    stats, metrics = run.probe(Finished(0), Exposure(1.0, -1))
+    assert stats.progress == pytest.approx(metrics["probe/own_nll"] - 0.25 * metrics["probe/wrong_nll"])
+    assert metrics["probe/own_nll"] == pytest.approx(start_with(run, 0.0).measure(Finished(0))[0])
+    assert sum(text.weight * len(text.response) for text in texts_of(run)) == pytest.approx(1 - 0.25)  # both are means over tokens
+
+
+def start_with(run: TrainingRun, wrong_weight: float) -> OwnNLL:
+    return OwnNLL(run.own, run.score, wrong_weight)
+
+
+@pytest.mark.usefixtures("half_right")
+def test_grounding_on_own_responses_reads_them_after_the_exposed_teachers_prompt(inputs: Path) -> None:
+    run = start(inputs, "probe_nll", "--exposure.grounding=own", "--rollout.max_new_tokens=48")
+    run.gather()
+    prompts = {p.id: run.renderer.teacher(p, 0.4).prompt_ids for p in run.probe_problems}
+    expected = -sum(weight * plain_nll(run, prompts[r.problem.id], r.response_ids) for r, weight in run.own.correct())
+    assert run._grounding(0.4) == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.usefixtures("half_right")
+def test_probe_accuracy_draws_anew_after_each_update_and_alike_at_the_same(inputs: Path) -> None:
+    run = start(inputs, "probe_accuracy")
+    drawn = [[r.response_ids for r in run._fresh_rollouts(update)] for update in (1, 2, 1)]
+    assert drawn[0] == drawn[2]
+    assert all(one != other for one, other in zip(drawn[0], drawn[1], strict=True))
+    stats, metrics = run.probe(Finished(1), Exposure(1.0, 0))
+    assert metrics["probe/accuracy"] == -(stats.progress or 0) == sum(is_even(r) for r in run._fresh_rollouts(1)) / 8
+
+
+def test_fresh_responses_have_places_of_their_own(inputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, places = start(inputs, "probe_accuracy", "--rollout.max_new_tokens=48", "--exposure.grounding=own"), list[int]()
+    rollout = run.rollout
+    monkeypatch.setattr(training_run, "graded", lambda rollouts, renderer: [True] * len(rollouts))
+    monkeypatch.setattr(
+        run, "rollout", lambda problems, first: places.extend(range(first, first + len(problems))) or rollout(problems, first)
+    )
+    run.gather()
+    for update in (0, 1, 2):
+        run._fresh_rollouts(update)
+    assert len(set(places)) == len(places) == 8 * (SAMPLES + 3)
+    assert max(places) < 0
+
+
+def test_train_accuracy_is_of_the_updates_rollouts_at_each_update(inputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of four, three have the reference's answer, one of them in other words; the probe itself is not due."""
+    run = start(inputs, "train_accuracy", "--exposure.mode=fixed")
+    right = [Rollout(p, run.renderer.student(p), run.renderer.reference(p), False) for p in run.probe_problems[:4]]
+    wrong_answer = replace(right[0].problem, answer="no number")
+    rollouts = [replace(right[0], problem=wrong_answer), *right[1:3], replace(right[3], problem=spelled_out(right[3].problem))]
+    result = measure_step(run.model, run.teacher, run.examples(rollouts, run.contexts(rollouts, 1.0)), run.divergence, 64)
+    stats, metrics = run.probe(Finished(1, result, rollouts), Exposure(1.0, -1))
+    assert stats.progress == metrics["probe/progress"] == -0.75
+    assert stats.probe_nll is None
+    assert "probe/nll" not in metrics
+
+
+def spelled_out(problem: Problem) -> Problem:
+    return replace(problem, answer=f"{problem.answer}.0")
+
+
+@pytest.mark.parametrize(("every", "measured"), [("null", [0, 10, 20, 25]), ("4", [0, 4, 8, 12, 16, 20, 24, 25]), ("1", [*range(26)])])
+def test_the_probe_is_due_every_so_often_at_the_start_and_at_the_end(
+    every: str, measured: list[int], inputs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = start(inputs, "probe_nll", "--exposure.mode=fixed", "--run.updates=25", f"--exposure.probe_every={every}")
+    monkeypatch.setattr(run.references, "mean", lambda pairs: 1.0)
+    assert [update for update in range(26) if run.probe(Finished(update), Exposure(1.0, -1))[0].progress == 1.0] == measured
+
+
+def test_weights_are_whole_after_an_update_that_no_probe_follows(inputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next pass may be a rollout in which a rank has no prompt, or a save."""
+    run, events = start(inputs, "probe_nll", "--exposure.mode=fixed"), list[str]()
+    monkeypatch.setattr(type(run.optimization), "weights_ready", lambda self: events.append("whole"))
+    monkeypatch.setattr(run.references, "mean", lambda pairs: events.append("pass") or 1.0)
+    for update in (0, 1):
+        run.probe(Finished(update), Exposure(1.0, -1))
+    assert events == ["pass", "whole"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"probe_every": 2}, "set it to 1 or null, or exposure.progress to train_accuracy or train_kl, and exposure.grounding to off"),
+        ({"probe_every": 2, "progress": "train_accuracy"}, "exposure.grounding to off"),
+        ({"probe_every": 2, "mode": "posterior"}, "set it to 1 or null, or exposure.progress to train_accuracy or train_kl"),
+        ({"mode": "aligned", "progress": "probe_accuracy"}, "choose probe_nll, probe_own, probe_margin or train_accuracy"),
+        ({"probe_every": 2, "progress": "train_accuracy", "grounding": "off"}, ""),
+        ({"probe_every": 2, "progress": "train_kl", "mode": "posterior"}, ""),
+        ({"probe_every": 20, "mode": "random"}, ""),
+    ],
+)
+def test_settings_that_leave_a_controller_without_measurements_are_refused(settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said) if said else nullcontext():
+        validate_exposure(ExposureConfig(**settings), 100)
+
+
+def test_own_responses_of_an_earlier_checkpoint_are_one_a_problem_and_ungraded(inputs: Path) -> None:
+    run = start(inputs, "probe_kl")
+    run.gather()
+    old = {"probe_responses": run.own.state_dict()["probe_responses"]}
+    again = OwnResponses()
+    again.load_state_dict(old, run.probe_problems, run.renderer)
+    assert (again.rollouts, again.right) == (run.own.rollouts, [])
+
+
+@pytest.mark.parametrize(
+    ("mode", "progress", "warned"), [("learned", "probe_nll", True), ("fixed", "probe_nll", False), ("learned", "probe_own", False)]
+)
+def test_a_controller_that_follows_the_references_is_warned_once(
+    mode: Any, progress: Any, warned: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    warn_once.cache_clear()
+    for _ in range(2):
+        warn_of_bias(ExposureConfig(mode=mode, progress=progress))
+    assert capsys.readouterr().err.count("falls fastest at the worst exposure") == warned
+
+
+def test_the_gradient_of_training_accuracy_is_the_policy_gradient() -> None:
+    """Advantages against the batch's mean, over the responses of all data ranks; one that was cut is left out."""
+    theirs = [rollout("a", (1,)), rollout("b", (2,)), replace(rollout("x", (9,)), truncated=True), rollout("c", (3,)), rollout("d", (4,))]
+    signal = TrainAccuracy(gather=lambda mine: [*mine, *theirs[2:]], grade=lambda ended: [True, False, False, False])
+    texts = signal.texts(theirs[:2])
+    assert [(text.prompt, text.response, text.weight) for text in texts] == [
+        ((1,), (1,), 0.75 / 4),
+        ((1,), (2,), -0.25 / 4),
+        ((1,), (3,), -0.25 / 4),
+        ((1,), (4,), -0.25 / 4),
+    ]
+
+
+def test_where_all_are_right_the_policy_gradient_is_zero() -> None:
+    signal = TrainAccuracy(gather=list, grade=lambda ended: [True] * len(ended))
+    assert {text.weight for text in signal.texts([rollout("a", (1,)), rollout("b", (2,))])} == {0.0}
