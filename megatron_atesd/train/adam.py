@@ -22,7 +22,7 @@ def fuse(adam: torch.optim.Optimizer) -> None:
 
 
 def start_moments(part: Any) -> None:
-    """Zeros where `part`, megatron.core's optimizer around an Adam or SGD, has none yet: it can save and load nothing else before a first step."""
+    """Zeros where `part`, megatron.core's optimizer around an Adam or SGD, has none yet: else it saves and loads nothing before a step."""
     part.init_state_fn(part.optimizer, part.config)
     if isinstance(part.optimizer, torch.optim.Adam):
         for of_parameter in part.optimizer.state.values():
