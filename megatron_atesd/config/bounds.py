@@ -71,6 +71,7 @@ BOUNDS: dict[str, Bound] = {
     "exposure.warmup_exposure": SHARE,
     "exposure.warmup_updates": ZERO_OR_MORE,
     "exposure.probe_exposure": SHARE,
+    "exposure.bias_check": ZERO_OR_MORE,
     "exposure.probe_every": ONE_OR_MORE,
     "exposure.probe_samples": ONE_OR_MORE,
     "exposure.wrong_weight": SHARE,

@@ -195,6 +195,10 @@ def method_problems(config: TrainConfig) -> Iterator[str]:
             "or the two penalties pull against each other; lower the floor"
         )
     yield from _signal_problems(exposure)
+    if exposure.bias_check > updates:
+        yield f"exposure.bias_check is {exposure.bias_check}, must not exceed run.updates {updates}, for which the learning rate is planned"
+    if exposure.bias_check and exposure.mode == "none":
+        yield "exposure.bias_check compares exposures, but exposure.mode none has none; set it to 0, or choose another mode"
     if exposure.mode in ("learned", "aligned", "posterior") and exposure.warmup_updates >= updates:
         yield f"exposure.warmup_updates is {exposure.warmup_updates}, must be below run.updates {updates} for any decision to be taken"
 

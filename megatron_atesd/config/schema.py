@@ -254,6 +254,9 @@ class ExposureConfig:
         warmup_exposure: α of the updates before the first decision. [ours]
         warmup_updates: Updates before the first decision. [ours]
         probe_exposure: Fixed α of the probe_kl signal. [ours]
+        bias_check: Before the first update, try so many updates at each of α = 0, 0.5 and 1 and say whether the progress signals prefer the
+            exposure after which the student solves more, see docs/exposure.md (0 = off). The state is then as it was. Costs three times
+            so many updates, probe rollouts, and disk for a checkpoint. [ours]
     """
 
     mode: Literal["learned", "aligned", "posterior", "fixed", "linear", "cosine", "random", "none"] = "learned"
@@ -290,6 +293,7 @@ class ExposureConfig:
     warmup_exposure: float = 1.0
     warmup_updates: int = 0
     probe_exposure: float = 0.5
+    bias_check: int = 0
 
 
 @dataclass(frozen=True)

@@ -47,9 +47,11 @@ def make_mode(config: ExposureConfig, updates: int, seed: int) -> Mode:
 
 
 def highest_exposure(config: ExposureConfig) -> float:
-    """No α of a run is above this (of the modes that draw or choose: the highest that they may)."""
+    """No α of a run is above this (of the modes that draw or choose: the highest that they may), nor its bias check's."""
     if config.mode == "none":
         return 0.0
+    if config.bias_check:
+        return 1.0
     named = {"fixed": config.fixed, "linear": max(config.start, config.end), "cosine": max(config.start, config.end)}
     also = [config.warmup_exposure] if config.mode == "aligned" or (config.warmup_updates and config.mode != "fixed") else []
     also += [config.probe_exposure] if config.progress == "probe_kl" else []

@@ -67,14 +67,25 @@ def entry_clip_warning(distill: DistillConfig) -> str:
     )
 
 
+def exposure_cost(lines: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
+    """From the lines of metrics.jsonl: seconds of all updates, of the choice of exposure and of the probe, and the share that both add.
+
+    exposure_share: their seconds, divided by those of everything else; None where there is nothing else.
+    """
+    seconds, exposure, probe = (sum(line.get(f"time/{phase}") or 0.0 for line in lines) for phase in ("step", "exposure", "probe"))
+    rest = seconds - exposure - probe
+    share = (exposure + probe) / rest if rest > 0 else None
+    return {"seconds": seconds, "exposure_seconds": exposure, "probe_seconds": probe, "exposure_share": share}
+
+
 def write_summary(run_dir: Path, config: TrainConfig) -> Mapping[str, Any]:
-    """summary.json of a finished run, from its metrics.jsonl: last values, decisions, total time. Returns it."""
+    """summary.json of a finished run, from its metrics.jsonl: last values, decisions, total time, cost of exposure control. Returns it."""
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     summary = {
         "updates": len(lines),
         "mode": config.exposure.mode,
         "seed": config.run.seed,
-        "seconds": sum(line["time/step"] or 0.0 for line in lines),
+        **exposure_cost(lines),
         "exposure_trace": [line["exposure/alpha"] for line in lines],
         "controller_updates": max((int(line.get("controller/updates") or 0) for line in lines), default=0),
         "last": lines[-1] if lines else {},

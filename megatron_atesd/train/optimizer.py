@@ -15,7 +15,7 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron_atesd.config import OPTIMIZER_DEFAULTS, ScheduleConfig, build_section
 from megatron_atesd.errors import ConfigError
 from megatron_atesd.model.gpt import HiddenStateGPT
-from megatron_atesd.train.adam import fuse, is_adam, set_steps, start_moments, translate_steps
+from megatron_atesd.train.adam import fuse, is_adam, set_steps, start_moments, start_momentum, translate_steps
 from megatron_atesd.train.learning_rate import learning_rate_scheduler
 from megatron_atesd.train.param_gather import finish_gather, prepare_gather, start_gather
 
@@ -51,8 +51,7 @@ class Optimization:
     def sharded_state_dict(self, model: Mapping[str, Any], loading: bool) -> dict[str, Any]:
         """megatron.core sharded state beside the sharded state of the `model`, loadable at any TP × PP × DP. Collective when saving."""
         self.weights_ready()
-        if is_adam(self.part.optimizer):
-            start_moments(self.part)
+        start_moments(self.part)
         return self.optimizer.sharded_state_dict(cast("Any", model), loading, metadata=_ANY_LAYOUT)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -120,6 +119,7 @@ def build_optimization(
     model.config.grad_scale_func = megatron_optimizer.scale_loss
     for part in cast("Any", megatron_optimizer).chained_optimizers:
         fuse(part.optimizer)
+        part.init_state_fn = part.init_state_fn or start_momentum  # megatron.core has none for SGD, and calls it to load
     for chunk in wrapped:
         prepare_gather(chunk)
     pauses: Any = [chunk.no_sync for chunk in wrapped]  # ddp.overlap_grad_reduce must wait for the last micro-batch

@@ -37,6 +37,7 @@ FREE = {
     "distill.chunk": "memory",
     "distill.compile": "speed",
     "distill.teacher_offload": "memory",
+    "exposure.bias_check": "done before the first update, and leaves nothing behind",
     "checkpoint.*": "what is kept of the run",
     "monitor.*": "what is shown of the run",
     "megatron.recompute_*": "memory",

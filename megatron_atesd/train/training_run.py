@@ -112,13 +112,27 @@ class TrainingRun:
         warn_of_bias(exposure)
         samples = exposure.probe_samples if needs_own(exposure) else int(exposure.progress == "probe_kl")
         if samples and not self.own.rollouts:
-            self.own.rollouts = self.shared_rollout(list(problems) * samples, first=-samples * len(problems))
+            self.own.rollouts = self.probe_rollouts(samples)
         if not needs_own(exposure):
             return ""
         if not self.own.right:
-            right = graded(self.own.rollouts, self.renderer)
-            self.own.right = [yes and not r.truncated for yes, r in zip(right, self.own.rollouts, strict=True)]
+            self.own.right = self._right_and_whole(self.own.rollouts)
         return self.own.account(len(problems))
+
+    def graded_own(self) -> OwnResponses:
+        """The start model's own responses, graded: those gathered, or, where the run needs none, gathered now and not kept. Collective."""
+        if self.own.right:
+            return self.own
+        rollouts = self.probe_rollouts(self.config.exposure.probe_samples)
+        return OwnResponses(rollouts, self._right_and_whole(rollouts))
+
+    def _right_and_whole(self, rollouts: Sequence[Rollout]) -> list[bool]:
+        return [right and not r.truncated for right, r in zip(graded(rollouts, self.renderer), rollouts, strict=True)]
+
+    def probe_rollouts(self, samples: int, earlier: int = 0) -> list[Rollout]:
+        """So many responses to each probe problem, sample after sample, at places below 0 beyond `earlier` such samples. Collective."""
+        problems = list(self.probe_problems) * samples
+        return self.shared_rollout(problems, first=-len(problems) - earlier * len(self.probe_problems))
 
     def probe(self, finished: Finished, exposure: Exposure) -> tuple[UpdateStats, dict[str, float]]:
         """What the controller learns of a finished update, and the metrics of what was measured. Collective over all ranks.
@@ -195,8 +209,7 @@ class TrainingRun:
 
     def _fresh_rollouts(self, update: int) -> list[Rollout]:
         """A response to each probe problem after `update` updates, at places that neither the stream nor the start's responses have."""
-        blocks = self.config.exposure.probe_samples + 1 + update
-        return self.shared_rollout(self.probe_problems, first=-blocks * len(self.probe_problems))
+        return self.probe_rollouts(1, earlier=self.config.exposure.probe_samples + update)
 
     def alignment(self, rollouts: Sequence[Rollout]) -> list[float] | None:
         """How well each exposure of mode aligned's grid agrees with progress, on the rollouts of the update that begins. Collective.
@@ -281,6 +294,7 @@ class TrainingRun:
         self.model.load_state_dict({name.removeprefix("model."): value for name, value in loaded["model"].items()})
         self.teacher.load_state_dict(loaded["teacher"])
         self.optimization.load_state_dict(loaded["optimizer"])
+        self.optimization.scheduler.num_steps = 0  # megatron.core's loader counts on from what is there
         self.optimization.scheduler.load_state_dict(run["scheduler"])
         self.service.load_state_dict(run["exposure"])
         load_scaling_history(self.model, run.get("scaling_history", {}))

@@ -17,7 +17,7 @@ from megatron_atesd.distill.step import distill_step, measure_step, teacher_pass
 from megatron_atesd.model.chunk import ModelChunk
 from megatron_atesd.parallel.session import parallel_session
 from megatron_atesd.records import Exposure, Problem, Rollout
-from megatron_atesd.train import loop
+from megatron_atesd.train import loop, student_step
 from megatron_atesd.train.checks import check_before_work
 from megatron_atesd.train.heartbeat import Heartbeat
 from megatron_atesd.train.progress import Finished
@@ -163,7 +163,7 @@ def test_an_update_normalises_its_loss_as_the_settings_say(normalize: str, input
     def seen(*arguments: object) -> None:
         raise SeenError(arguments[-1])
 
-    monkeypatch.setattr(loop, "distill_step", seen)
+    monkeypatch.setattr(student_step, "distill_step", seen)
     run = start(inputs, f"--distill.normalize={normalize}", "--data.batch=1", "--rollout.max_new_tokens=1")
     run.service.observe(run.probe(Finished(0), START)[0])
     with Heartbeat(1.0) as heartbeat, pytest.raises(SeenError, match=normalize):
