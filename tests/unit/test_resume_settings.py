@@ -25,7 +25,7 @@ MAY_CHANGE = {
     *("parallel.tensor", "parallel.pipeline", "parallel.virtual_pipeline", "parallel.sequence", "parallel.context", "parallel.packed"),
     *("parallel.micro_batch_tokens", "parallel.timeout_minutes", "parallel.start_timeout_minutes"),
     *("data.train", "data.probe", "data.probe_size", "data.on_error"),
-    *("distill.chunk", "distill.compile", "distill.teacher_offload"),
+    *("distill.chunk", "distill.compile", "distill.teacher_offload", "exposure.bias_check"),
     *("checkpoint.every", "checkpoint.keep", "checkpoint.keep_every", "checkpoint.resume", "checkpoint.on_error", "checkpoint.background"),
     *("monitor.tensorboard", "monitor.figure_every", "monitor.samples"),
 }

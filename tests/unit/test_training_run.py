@@ -160,7 +160,7 @@ def test_an_update_normalises_its_loss_as_the_settings_say(normalize: str, input
     class SeenError(Exception):
         pass
 
-    def seen(*arguments: object) -> None:
+    def seen(*arguments: object, **_: object) -> None:
         raise SeenError(arguments[-1])
 
     monkeypatch.setattr(student_step, "distill_step", seen)
