@@ -341,7 +341,7 @@ class MonitorConfig:
 
     Args:
         tensorboard: Write TensorBoard events to <run.dir>/tensorboard.
-        figure_every: Draw the Beta density into TensorBoard every so many updates (0 = never).
+        figure_every: Draw the Beta density, or the scores of exposures, into TensorBoard every so many updates (0 = never).
         samples: Print a sample rollout every so many updates (0 = never).
     """
 

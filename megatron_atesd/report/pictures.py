@@ -3,7 +3,7 @@
 Figures are made without pyplot, so nothing here has global state or needs a display.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import lgamma
 from pathlib import Path
 
@@ -86,6 +86,23 @@ def beta_figure(update: int, a: float, b: float, alphas: Sequence[float]) -> Fig
         axes.scatter(alphas, np.full(len(alphas), 0.035), marker="|", s=140, color=shades, transform=floor, clip_on=False)
         axes.plot([], [], marker="|", markersize=12, linestyle="", color=PALETTE[1], label="α used")
     tidy_beta(axes, f"Exposure policy after update {update}")
+    return figure
+
+
+def scores_figure(update: int, scores: Mapping[float, float], alpha: float, sd: float | None = None) -> Figure:
+    """A controller's scores by α at one update, with a band of one `sd` if given, and the α used."""
+    figure = new_figure(5.6, 3.4)
+    axes = figure.subplots()
+    known = sorted((place, score) for place, score in scores.items() if np.isfinite(score))
+    if known:
+        place, score = np.array(known).T
+        axes.plot(place, score, color=PALETTE[0], linewidth=2, marker="o", label="score")
+        if sd is not None:
+            axes.fill_between(place, score - sd, score + sd, color=PALETTE[0], alpha=0.12, linewidth=0, label="± 1 SD")
+    axes.axvline(alpha, color=PALETTE[1], linewidth=2, linestyle="--", label=f"α used: {alpha:.2f}")
+    tidy(axes, f"Exposure scores after update {update}", "reveal ratio α", "score (higher: better for progress)")
+    axes.set_xlim(-0.03, 1.03)
+    axes.legend(frameon=False, fontsize=9, labelcolor=INK)
     return figure
 
 
