@@ -165,6 +165,7 @@ def test_only_normalised_terms_learn_the_same_from_another_unit_of_grounding(nor
             exposure = controller.propose(step)
             alphas[-1].append(exposure.alpha)
             seen = stats(step + 1, exposure)
+            assert seen.grounding is not None
             controller.observe(replace(seen, grounding=unit * seen.grounding))
     assert (alphas[0] == pytest.approx(alphas[1], abs=1e-9)) is normalised
 
