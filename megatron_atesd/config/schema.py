@@ -289,7 +289,7 @@ class ExposureConfig:
     wrong_weight: float = 0.1
     grid: int = 5
     score_step: float = 0.4
-    score_decay: float = 0.6
+    score_decay: float = 0.8
     warmup_exposure: float = 1.0
     warmup_updates: int = 0
     probe_exposure: float = 0.5
