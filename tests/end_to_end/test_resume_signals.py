@@ -29,6 +29,8 @@ SETTINGS = {
     "probe_own": ["--exposure.grounding=own"],
     "probe_margin": ["--exposure.mode=fixed", "--exposure.probe_every=3"],
     "probe_accuracy": ["--exposure.grounding=off"],
+    "probe_kl": ["--exposure.mode=posterior"],
+    "train_kl": ["--exposure.grounding=answer"],
     "train_accuracy": ["--exposure.mode=aligned", "--exposure.hold=3", "--exposure.grid=3"],  # the second window begins after the resume
 }
 
