@@ -29,6 +29,7 @@ class AlignedExposure:
     def __init__(self, config: ExposureConfig) -> None:
         self.config, self.grid = config, exposure_grid(config)
         self.scores: list[float] | None = None
+        self.weight = 0.0  # of all windows in the average, the last one's being 1
         self.current = Exposure(config.warmup_exposure, -1)
 
     def propose(self, step: int, scores: Sequence[float] | None = None) -> Exposure:
@@ -50,8 +51,8 @@ class AlignedExposure:
         """See Mode."""
         return {
             "mode": "aligned",
-            "grid": self.grid,
             "scores": self.scores,
+            "weight": self.weight,
             "alpha": self.current.alpha,
             "decision": self.current.decision_id,
         }
@@ -59,13 +60,15 @@ class AlignedExposure:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """See Mode."""
         check_mode(state, "aligned")
-        self.scores = state["scores"] if state["grid"] == self.grid else None
+        self.scores, self.weight = state["scores"], state["weight"]
         self.current = Exposure(state["alpha"], state["decision"])
 
     def _average(self, scores: Sequence[float] | None) -> None:
+        """A window counts score_decay times its successor. The average is over those there have been: the first decides alone, but not long."""
         if scores is not None:
-            decay = self.config.score_decay if self.scores is not None else 0.0
-            self.scores = [decay * old + (1 - decay) * new for old, new in zip(self.scores or scores, scores, strict=True)]
+            kept = self.config.score_decay * self.weight
+            self.weight = kept + 1
+            self.scores = [(kept * old + new) / self.weight for old, new in zip(self.scores or scores, scores, strict=True)]
 
     def _best(self) -> float:
         if self.scores is None:

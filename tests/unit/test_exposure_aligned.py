@@ -29,7 +29,10 @@ def test_the_best_score_is_played_and_held_for_its_window() -> None:
 def test_scores_are_averaged_over_windows() -> None:
     mode = AlignedExposure(CONFIG)
     mode.propose(0, [1.0, 3.0, 2.0])
-    assert mode.propose(2, [2.5, 0.0, 0.5]) == Exposure(0.0, 1)  # averages 1.75, 1.5, 1.25
+    assert mode.propose(2, [2.5, 0.0, 0.5]) == Exposure(0.0, 1)
+    assert mode.scores == pytest.approx([2.0, 1.0, 1.0])  # (0.5 · 1 + 2.5) / 1.5, …
+    mode.propose(4, [0.0, 0.0, 7.0])
+    assert mode.scores == pytest.approx([1.5 / 1.75, 0.75 / 1.75, 7.75 / 1.75])
 
 
 def test_of_equal_scores_the_highest_exposure_is_played() -> None:
