@@ -64,7 +64,7 @@ class AlignedExposure:
         self.current = Exposure(state["alpha"], state["decision"])
 
     def _average(self, scores: Sequence[float] | None) -> None:
-        """A window counts score_decay times its successor. The average is over those there have been: the first decides alone, but not long."""
+        """A window counts score_decay times its successor, in an average over those there have been: the first does not decide for long."""
         if scores is not None:
             kept = self.config.score_decay * self.weight
             self.weight = kept + 1
