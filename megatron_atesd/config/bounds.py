@@ -77,6 +77,7 @@ BOUNDS: dict[str, Bound] = {
     "exposure.wrong_weight": SHARE,
     "exposure.grid": TWO_OR_MORE,
     "exposure.score_step": POSITIVE,
+    "exposure.score_share": UP_TO_ONE,
     "exposure.score_decay": BELOW_ONE,
     "schedule.warmup_updates": ZERO_OR_MORE,
     "schedule.decay_updates": ZERO_OR_MORE,

@@ -250,6 +250,7 @@ class ExposureConfig:
         grid: Number of exposures that mode aligned compares, evenly spaced from clip_low to clip_high. [ours]
         score_step: Root mean square of the step along the progress gradient by which mode aligned scores exposures, in units of
             optimizer.lr: an update of Adam moves weights by at most about 1. [ours]
+        score_share: Share of the update's rollouts that teacher and student read for these scores. [ours]
         score_decay: Weight of the earlier windows' scores in mode aligned. [ours]
         warmup_exposure: α of the updates before the first decision. [ours]
         warmup_updates: Updates before the first decision. [ours]
@@ -289,6 +290,7 @@ class ExposureConfig:
     wrong_weight: float = 0.1
     grid: int = 5
     score_step: float = 0.4
+    score_share: float = 0.25
     score_decay: float = 0.8
     warmup_exposure: float = 1.0
     warmup_updates: int = 0

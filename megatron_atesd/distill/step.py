@@ -86,15 +86,13 @@ def distill_step(
     micro_batch_tokens: int,
     normalize: Normalize = "token",
     loss: Loss = distill_loss,
-    seen: TeacherStates | None = None,
 ) -> StepResult:
     """Loss and gradients of this data-parallel rank's examples; gradients end in `wrapped` (DistributedDataParallel around `model`).
 
-    loss: of the last pipeline stage, given both roles' hidden states. seen: what a `teacher_pass` over these examples with the present
-    teacher has left, on all ranks; None makes the pass. Collective over all ranks. Data-parallel ranks may have different
+    loss: of the last pipeline stage, given both roles' hidden states. Collective over all ranks. Data-parallel ranks may have different
     numbers of examples, also none.
     """
-    return _both_passes(wrapped, model, teacher, examples, divergence, micro_batch_tokens, normalize, loss, False, seen)
+    return _both_passes(wrapped, model, teacher, examples, divergence, micro_batch_tokens, normalize, loss, forward_only=False)
 
 
 def measure_step(
@@ -102,7 +100,7 @@ def measure_step(
 ) -> StepResult:
     """The same without gradients, in evaluation mode."""
     with torch.no_grad(), evaluation_mode(model):
-        return _both_passes(model, model, teacher, examples, divergence, micro_batch_tokens, "token", distill_loss, True)
+        return _both_passes(model, model, teacher, examples, divergence, micro_batch_tokens, "token", distill_loss, forward_only=True)
 
 
 @torch.no_grad()
@@ -133,10 +131,9 @@ def _both_passes(
     normalize: Normalize,
     loss_function: Loss,
     forward_only: bool,
-    seen: TeacherStates | None = None,
 ) -> StepResult:
     started = time.perf_counter()
-    states = seen or teacher_pass(model, teacher, examples, micro_batch_tokens)
+    states = teacher_pass(model, teacher, examples, micro_batch_tokens)
     torch.cuda.synchronize()  # a GPU may still work on it: the seconds of the two passes are told apart
     middle = time.perf_counter()
     pairs = [(e.student_prompt, e.response) for e in examples]

@@ -52,9 +52,9 @@ class PlannedUpdate:
 
     size: bytes of a parameter. ring: keys and values go round context-parallel ranks, as in Transformer Engine, instead of being gathered
     on each. probe: problems that are measured every probe_every updates; scored: what is scored of each of them then; probe_answers:
-    responses that each gets then. compared: exposures that mode aligned scores once in `hold` updates (0: another mode), with the gradient
-    of `texts` texts (0: of the update's responses). fp8: the passes in FP8, by their names in section precision. The other names are the
-    settings'.
+    responses that each gets then. compared: exposures that mode aligned scores once in `hold` updates (0: another mode), on `score_share`
+    of the responses, with the gradient of `texts` texts (0: of the update's responses). fp8: the passes in FP8, by their names in section
+    precision. The other names are the settings'.
     """
 
     arch: Architecture
@@ -79,6 +79,7 @@ class PlannedUpdate:
     scored: tuple[Scored, ...]
     probe_answers: int
     compared: int
+    score_share: float
     hold: int
     texts: int
     lengths: Lengths
@@ -158,6 +159,7 @@ def planned_update(config: TrainConfig, arch: Architecture, gpus: int, lengths: 
         scored=tuple(_scored(config.exposure)),
         probe_answers=int(config.exposure.progress == "probe_accuracy"),
         compared=config.exposure.grid if config.exposure.mode == "aligned" else 0,
+        score_share=config.exposure.score_share,
         hold=config.exposure.hold,
         texts=_progress_texts(config),
         lengths=lengths,

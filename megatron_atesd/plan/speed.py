@@ -3,6 +3,7 @@
 A multiply-add is two operations. Phases follow each other; within one, operations and messages are added, not overlapped.
 """
 
+import math
 from dataclasses import dataclass, replace
 
 from megatron_atesd.model.counts import forward_flops, layer_parameters, loss_flops, vocabulary_parameters
@@ -153,19 +154,18 @@ def _optimizer(work: PlannedUpdate, gpu: Gpu, assume: Assumptions) -> Phase:
 def _exposure(work: PlannedUpdate, gpu: Gpu, assume: Assumptions) -> Phase:
     """An update's share of a choice by alignment, made once a hold window on its first update's responses.
 
-    A pass with gradients over the progress texts, the gradients' way over the data ranks, the trial step and back, two passes of the
-    student, and for each exposure one of the teacher (that of the chosen one is the update's own) and, in both of the student's, the
-    forward half of the loss.
+    A pass with gradients over the progress texts, the gradients' way over the data ranks, the trial step and back, and on a share of the
+    responses two passes of the student, one of the teacher for each exposure and, in both of the student's, the forward half of its loss.
     """
-    student = ("student", work, gpu, assume, work.lengths.student)
+    read = replace(work, batch=math.ceil(work.sequences * work.score_share) * work.data)
     texts = replace(work, batch=work.texts) if work.texts else work
     parts = [
         (_layers("progress", "student", texts, gpu, assume, work.lengths.student, *_student_passes(texts)), 1.0),
         (_gradients(work, gpu, assume), 1.0),
         (_optimizer(work, gpu, assume), 2.0),
-        (_layers("student", *student, 1, 4), 2.0),
-        (_layers("teacher", "teacher", work, gpu, assume, work.lengths.teacher, 1, 4), work.compared - 1.0),
-        (_loss(work, gpu, assume), float(work.compared)),
+        (_layers("student", "student", read, gpu, assume, work.lengths.student, 1, 4), 2.0),
+        (_layers("teacher", "teacher", read, gpu, assume, work.lengths.teacher, 1, 4), work.compared),
+        (_loss(read, gpu, assume), work.compared),
     ]
     flops, memory, sent, seconds = (
         sum(times * getattr(part, what) for part, times in parts) / work.hold for what in ("flops", "memory", "sent", "seconds")

@@ -36,7 +36,6 @@ def student_step(run: TrainingRun, rollouts: Sequence[Rollout], alpha: float) ->
         run.divergence,
         run.config.parallel.micro_batch_tokens,
         run.config.distill.normalize,
-        seen=run.take_seen(alpha),
     )
     step = StudentStep(contexts, result, *run.optimization.step(result.loss + result.kl))
     if not step.skipped:

@@ -1,5 +1,6 @@
 """A training run put together: every part built once from the configuration, and its whole state for a checkpoint."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
@@ -18,7 +19,7 @@ from megatron_atesd.data.boxes import last_boxed
 from megatron_atesd.data.sampler import ProblemSampler, fingerprint
 from megatron_atesd.distill.alignment import add_progress_gradient, alignment_scores
 from megatron_atesd.distill.likelihood import ScoredText, mean_nll, weighted_nll
-from megatron_atesd.distill.step import Example, TeacherStates, divergence_of, example_losses, measure_step, teacher_pass
+from megatron_atesd.distill.step import Example, divergence_of, example_losses, measure_step, teacher_pass
 from megatron_atesd.distill.teacher import Teacher
 from megatron_atesd.exposure.aligned import exposure_grid
 from megatron_atesd.exposure.service import ExposureService
@@ -71,7 +72,6 @@ class TrainingRun:
         self.own = OwnResponses()
         self.references = ReferenceNLL([(self.renderer.student(p), self.renderer.reference(p)) for p in self.probe_problems], self._mean)
         self.progress = self._progress_signal()
-        self.seen: dict[float, TeacherStates] = {}  # by exposure, from the choice of one to the step with it
         self.skipped = Skipped(Path(config.run.dir) / "skipped", config.run.max_skipped)
 
     def rollout(self, problems: Sequence[Problem], first: int) -> list[Rollout]:
@@ -222,23 +222,20 @@ class TrainingRun:
             return None
         self.optimization.zero_grad()
         add_progress_gradient(self.optimization.wrapped, self.model, texts, tokens)
-        for alpha in exposure_grid(config.exposure):
-            self.seen[alpha] = teacher_pass(self.model, self.teacher, self.examples(rollouts, self.contexts(rollouts, alpha)), tokens)
+        read = rollouts[: math.ceil(len(rollouts) * config.exposure.score_share)]
         return alignment_scores(
             self.model,
             self.teacher,
-            [(r.prompt_ids, r.response_ids) for r in rollouts],
-            list(self.seen.values()),
+            [(r.prompt_ids, r.response_ids) for r in read],
+            [
+                teacher_pass(self.model, self.teacher, self.examples(read, self.contexts(read, alpha)), tokens)
+                for alpha in exposure_grid(config.exposure)
+            ],
             self.divergence,
             tokens,
             config.distill.normalize,
             lambda: trial_step(self.optimization, config.exposure.score_step * self.optimization.peak_lr),
         )
-
-    def take_seen(self, alpha: float) -> TeacherStates | None:
-        """What `alignment` has seen of this update's rollouts at the exposure that was chosen, if it was asked; the rest is let go."""
-        seen, self.seen = self.seen.get(alpha), {}
-        return seen
 
     def keep_batch(self, update: int, exposure: Exposure, rollouts: Sequence[Rollout]) -> None:
         """Write the batch of a skipped update for inspection. Collective over the ranks of one model."""

@@ -17,7 +17,7 @@ from megatron_atesd.distill.step import distill_step, measure_step, teacher_pass
 from megatron_atesd.model.chunk import ModelChunk
 from megatron_atesd.parallel.session import parallel_session
 from megatron_atesd.records import Exposure, Problem, Rollout
-from megatron_atesd.train import loop, student_step
+from megatron_atesd.train import loop, student_step, training_run
 from megatron_atesd.train.checks import check_before_work
 from megatron_atesd.train.heartbeat import Heartbeat
 from megatron_atesd.train.progress import Finished
@@ -112,26 +112,20 @@ def test_the_shares_that_the_clip_touches_are_of_all_tokens_and_of_the_whole_kl(
     assert step.clipped_kl == pytest.approx(3 * batches / (tokens + 2 * batches))
 
 
-def test_a_teacher_pass_that_was_made_already_serves_the_step(run: TrainingRun) -> None:
-    """Loss, statistics and gradients are those of a step that makes its own, bit for bit, and the teacher is not asked again."""
-    examples = run.examples(rollouts(run), run.contexts(rollouts(run), ALPHA))
-    seen = teacher_pass(run.model, run.teacher, examples, 128)
-    steps, gradients = [], []
-    for given in (None, seen):
-        run.optimization.zero_grad()
-        steps.append(distill_step(run.optimization.wrapped, run.model, run.teacher, examples, DIVERGENCE, 128, seen=given))
-        gradients.append([gradient_of(parameter).clone() for parameter in run.model.parameters()])
-    run.optimization.zero_grad()
-    assert replace(steps[0], teacher_seconds=0, student_seconds=0) == replace(steps[1], teacher_seconds=0, student_seconds=0)
-    assert all(map(torch.equal, *gradients))
+@pytest.mark.parametrize(("share", "read"), [(1.0, 8), (0.25, 2), (0.01, 1)])
+def test_a_share_of_the_rollouts_is_read_to_compare_exposures(
+    share: float, read: int, inputs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = ("--exposure.mode=aligned", "--exposure.progress=probe_nll", "--exposure.grid=3", f"--exposure.score_share={share}")
+    run, lengths = start(inputs, *settings), list[int]()
 
+    def watched(model: Any, teacher: Any, examples: Sequence[Any], tokens: int) -> Any:
+        lengths.append(len(examples))
+        return teacher_pass(model, teacher, examples, tokens)
 
-def test_what_was_seen_serves_the_update_it_was_seen_in_alone(inputs: Path) -> None:
-    run = start(inputs, "--exposure.mode=aligned", "--exposure.progress=probe_nll", "--exposure.grid=3")
+    monkeypatch.setattr(training_run, "teacher_pass", watched)
     assert run.alignment(rollouts(run)) is not None
-    assert set(run.seen) == {0.0, 0.5, 1.0}
-    assert run.take_seen(0.5) is not None
-    assert run.take_seen(0.5) is None
+    assert lengths == [read] * 3
 
 
 def gradient_of(parameter: Any) -> torch.Tensor:
