@@ -82,7 +82,7 @@ def _mean(part: Any, values: Callable[[Any, Any], Tensor]) -> float:
     total = torch.zeros(2, dtype=torch.float64, device=torch.cuda.current_device())
     for weight in _weights(part):
         if param_is_not_shared(weight) and param_is_not_tensor_parallel_duplicate(weight, getattr(part, "tp_group", None)):
-            total[0] += values(part, weight).sum(dtype=torch.float64)
+            total[0] += values(part, weight).where(weight.grad != 0, 0).sum(dtype=torch.float64)
             total[1] += weight.grad.count_nonzero()
     dist.all_reduce(total, group=part.get_grad_stats_parallel_group())
     summed, count = total.tolist()
