@@ -195,6 +195,7 @@ def method_problems(config: TrainConfig) -> Iterator[str]:
             "or the two penalties pull against each other; lower the floor"
         )
     yield from _signal_problems(exposure)
+    yield from _aligned_problems(config) if exposure.mode == "aligned" else ()
     if exposure.bias_check > updates:
         yield f"exposure.bias_check is {exposure.bias_check}, must not exceed run.updates {updates}, for which the learning rate is planned"
     if exposure.bias_check and exposure.mode == "none":
@@ -212,11 +213,24 @@ def _signal_problems(exposure: ExposureConfig) -> Iterator[str]:
             f"exposure.probe_every is {every}, but exposure.mode {exposure.mode} judges every update; set it to 1 or null, or "
             f"exposure.progress to {free}{also}"
         )
-    if exposure.mode == "aligned" and exposure.progress not in WITH_GRADIENT:
+
+
+def _aligned_problems(config: TrainConfig) -> Iterator[str]:
+    exposure, optimizer = config.exposure, config.optimizer
+    if exposure.progress not in WITH_GRADIENT:
         yield (
             f"exposure.progress is {exposure.progress}, which has no gradient for exposure.mode aligned to follow; choose "
             f"{', '.join(WITH_GRADIENT[:-1])} or {WITH_GRADIENT[-1]}"
         )
+    if exposure.clip_low == exposure.clip_high:
+        yield f"exposure.clip_low and clip_high are both {exposure.clip_low}: that leaves exposure.mode aligned no choice; set it to fixed"
+    if exposure.progress == "train_accuracy" and config.data.batch == 1:
+        yield "data.batch is 1, and one response is neither better nor worse than the others; raise it, or choose another exposure.progress"
+    if optimizer.get("optimizer", "adam") != "adam" or optimizer.get("lr", OPTIMIZER_DEFAULTS["lr"]) == 0:
+        yield "exposure.mode aligned scores exposures by a step of Adam; set optimizer.optimizer to adam and optimizer.lr above 0"
+    for name in ("use_precision_aware_optimizer", "optimizer_cpu_offload"):
+        if optimizer.get(name):
+            yield f"optimizer.{name} is true, which keeps gradients where exposure.mode aligned cannot put weights; set it to false"
 
 
 def _schedule_problems(config: TrainConfig) -> Iterator[str]:

@@ -66,7 +66,8 @@ def alignment_scores(
     a token's loss (clip_mode token) is held where it was before the trial, as in the gradient. The same on every rank. Collective over all
     ranks.
     """
-    head_VH = teacher.head_weight() if model.post_process else torch.empty(0)
+    # A live teacher's head is the student's, and must not move with it.
+    head_VH = teacher.head_weight().clone() if model.post_process else torch.empty(0)
     shard = vocabulary_shard(model)
 
     def divergences(batch: MicroBatch, hidden_BSH: Tensor) -> Tensor:

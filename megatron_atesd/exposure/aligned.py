@@ -3,6 +3,7 @@
 Nothing is tried out on the student: every exposure is scored on the same rollouts (distill/alignment.py). No window goes to a bad one.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -33,7 +34,10 @@ class AlignedExposure:
         self.current = Exposure(config.warmup_exposure, -1)
 
     def propose(self, step: int, scores: Sequence[float] | None = None) -> Exposure:
-        """See Mode. scores: of the grid, by which each exposure's loss falls on the way of progress; None: unknown, nothing changes."""
+        """See Mode. scores: of the grid, by which each exposure's loss falls on the way of progress.
+
+        None, or one that is not finite: nothing changes.
+        """
         window = hold_window(self.config, step)
         if window != self.current.decision_id:
             self._average(scores)
@@ -65,7 +69,7 @@ class AlignedExposure:
 
     def _average(self, scores: Sequence[float] | None) -> None:
         """A window counts score_decay times its successor, in an average over those there have been: the first does not decide for long."""
-        if scores is not None:
+        if scores is not None and all(map(math.isfinite, scores)):
             kept = self.config.score_decay * self.weight
             self.weight = kept + 1
             self.scores = [(kept * old + new) / self.weight for old, new in zip(self.scores or scores, scores, strict=True)]

@@ -1,8 +1,10 @@
 """The start model's own responses to the probe problems: which are right, and how much each counts in a likelihood."""
 
+import atexit
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 from megatron_atesd.data.prompts import PromptRenderer
@@ -21,14 +23,21 @@ Weighted = tuple[Rollout, float]
 def graded(rollouts: Sequence[Rollout], renderer: PromptRenderer) -> list[bool]:
     """Whether each response's last boxed answer means the problem's, decided on rank 0 as evaluation does; equal rollouts everywhere.
 
-    Numbers and equal texts are decided at once. Other answers start two processes, about a second, which end with the call. Collective.
+    Numbers and equal texts are decided at once. The first other answer starts two processes, about a second, which end with the job.
+    Collective.
     """
     return from_rank_0(_grade([(renderer.decode(r.response_ids), r.problem.answer) for r in rollouts]) if is_main() else [])
 
 
 def _grade(items: Sequence[tuple[str, str]]) -> list[bool]:
-    with Grader(GRADING_WORKERS, GRADING_SECONDS) as grader:
-        return grader.grade(items)
+    return _grader().grade(items)
+
+
+@cache
+def _grader() -> Grader:
+    grader = Grader(GRADING_WORKERS, GRADING_SECONDS)
+    atexit.register(grader.close)
+    return grader
 
 
 @dataclass

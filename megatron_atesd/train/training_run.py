@@ -16,6 +16,7 @@ from megatron_atesd.checkpoint.reading import check_model_folder, read_folder
 from megatron_atesd.config import TrainConfig
 from megatron_atesd.config.signals import needs_own, probe_interval
 from megatron_atesd.data.boxes import last_boxed
+from megatron_atesd.data.notice import warn_once
 from megatron_atesd.data.sampler import ProblemSampler, fingerprint
 from megatron_atesd.distill.alignment import add_progress_gradient, alignment_scores
 from megatron_atesd.distill.likelihood import ScoredText, mean_nll, weighted_nll
@@ -26,7 +27,7 @@ from megatron_atesd.exposure.service import ExposureService
 from megatron_atesd.model.gpt import build_model
 from megatron_atesd.model.micro_batches import Pair
 from megatron_atesd.model.scaling_history import load_scaling_history, scaling_history
-from megatron_atesd.parallel.groups import data_parallel_place, from_rank_0, gathered
+from megatron_atesd.parallel.groups import data_parallel_place, from_rank_0, gathered, is_main
 from megatron_atesd.records import Exposure, Problem, Rollout, TeacherContext, UpdateStats
 from megatron_atesd.rollout.engine import RolloutEngine
 from megatron_atesd.rollout.sampling import sequence_seed
@@ -219,9 +220,15 @@ class TrainingRun:
         config, tokens = self.config, self.config.parallel.micro_batch_tokens
         texts = self.gradient_signal.texts(rollouts)
         if not any(text.weight for text in texts):
+            if is_main():
+                warn_once(
+                    f"exposure.progress {config.exposure.progress} had no gradient when an exposure was to be chosen: it stays as it is "
+                    "(with train_accuracy no response ended, or all were right, or none)"
+                )
             return None
         self.optimization.zero_grad()
         add_progress_gradient(self.optimization.wrapped, self.model, texts, tokens)
+        step = config.exposure.score_step * self.optimization.peak_lr
         read = rollouts[: math.ceil(len(rollouts) * config.exposure.score_share)]
         return alignment_scores(
             self.model,
@@ -234,7 +241,7 @@ class TrainingRun:
             self.divergence,
             tokens,
             config.distill.normalize,
-            lambda: trial_step(self.optimization, config.exposure.score_step * self.optimization.peak_lr),
+            lambda: trial_step(self.optimization, step, seed=self.optimization.scheduler.num_steps),
         )
 
     def keep_batch(self, update: int, exposure: Exposure, rollouts: Sequence[Rollout]) -> None:

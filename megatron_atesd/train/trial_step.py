@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,18 +25,18 @@ _BF16_BITS = 16  # of an fp32 that bf16 does not keep
 
 
 @contextmanager
-def trial_step(optimization: Optimization, rms: float) -> Iterator[bool]:
+def trial_step(optimization: Optimization, rms: float, seed: int = 0) -> Iterator[bool]:
     """Inside, the weights are θ − s·g / (√v + δ), a step of root mean square `rms`; g is the accumulated gradient, and is lost.
 
     v is Adam's second moment, and g² while it is 0 everywhere (before the first update, with SGD); δ is DAMPING times the root mean square
     of √v. Means are over the weights whose gradient is not 0. Weights in bf16 are rounded at random, up or down: a step smaller than their
-    resolution moves them by its mean.
+    resolution moves them by its mean. seed: of that rounding, the same on every rank.
     Yields False and moves nothing when g is 0 or not finite. Collective over all ranks.
     """
     optimization.part.prepare_grads()
     moved = _make_steps(optimization.part, rms)
     if moved:
-        _work_on_weights(optimization, _move)
+        _work_on_weights(optimization, partial(_move_rounded, seed) if optimization.part.config.bf16 else _move)
     try:
         yield moved
     finally:
@@ -105,8 +106,7 @@ def _work_on_weights(optimization: Optimization, work: Callable[[Any, int], None
     """Let work(weight, place) change the optimizer's weights, and the model's follow."""
     part = optimization.part
     adam, weights = part.optimizer, _weights(part)
-    rounded = part.config.bf16 and work is _move
-    part.optimizer = _InsteadOfAdam(weights, _move_rounded if rounded else work)
+    part.optimizer = _InsteadOfAdam(weights, work)
     try:
         with torch.no_grad():
             part.step_with_ready_grads()
@@ -121,10 +121,10 @@ def _move(weight: Any, place: int) -> None:
     weight.copy_(moved)
 
 
-def _move_rounded(weight: Any, place: int) -> None:
+def _move_rounded(seed: int, weight: Any, place: int) -> None:
     _move(weight, place)
-    # The same on every rank that holds a copy: replicas must not part.
-    generator = torch.Generator(weight.device).manual_seed(place)
+    # The same on data and tensor ranks that hold a copy. (Of a tied embedding, the last stage rounds its copy otherwise.)
+    generator = torch.Generator(weight.device).manual_seed(seed * 2**20 + place)
     noise = torch.randint(2**_BF16_BITS, weight.shape, generator=generator, device=weight.device, dtype=torch.int32)
     weight.copy_((weight.view(torch.int32) + noise).bitwise_and_(-(2**_BF16_BITS)).view(torch.float32))
 

@@ -15,7 +15,7 @@ from megatron_atesd.config import ScheduleConfig
 from megatron_atesd.distill.alignment import add_progress_gradient, alignment_scores
 from megatron_atesd.distill.divergence import Divergence, divergence
 from megatron_atesd.distill.likelihood import ScoredText
-from megatron_atesd.distill.step import Example, distill_step, teacher_pass
+from megatron_atesd.distill.step import Example, Normalize, distill_step, teacher_pass
 from megatron_atesd.distill.teacher import Teacher
 from megatron_atesd.model.gpt import build_model
 from megatron_atesd.model.hf_config import read_architecture
@@ -26,6 +26,7 @@ from megatron_atesd.train.optimizer import build_optimization
 from megatron_atesd.train.trial_step import DAMPING, trial_step
 from tests.support.distill_case import examples, save_models
 from tests.support.launch import run_distributed
+from tests.support.student_session import Kind
 
 BOUNDED = Divergence("forward_kl", clip=0.3, clip_mode="token", temperature=1.1, chunk=5)
 RMS = 1e-6
@@ -40,6 +41,7 @@ class Layout:
     context: int = 1
     packed: bool = False
     distributed: bool = False
+    overlap: bool = False
 
     @property
     def model_ranks(self) -> int:
@@ -57,7 +59,15 @@ def texts() -> list[ScoredText]:
     return [ScoredText((5, 6, 7), (8, 9, 10, 2), 0.125), ScoredText((4,), (30, 2), 0.125), ScoredText((9, 8), (7, 7, 7), -0.05)]
 
 
-def scores_at(folder: Path, layout: Layout, updates: int, dtype: str = "fp32", rms: float = RMS) -> list[float] | None:
+def scores_at(
+    folder: Path,
+    layout: Layout,
+    updates: int,
+    dtype: str = "fp32",
+    rms: float = RMS,
+    kind: Kind = "initial",
+    normalize: Normalize = "token",
+) -> list[float] | None:
     """After `updates` updates on the first exposure."""
     with parallel_session(layout.tensor, layout.pipeline, virtual_pipeline=layout.virtual, context=layout.context):
         architecture = read_architecture(folder / "student")
@@ -68,10 +78,16 @@ def scores_at(folder: Path, layout: Layout, updates: int, dtype: str = "fp32", r
             config.params_dtype = torch.float64
             model.double()
         load_hf_weights(model, folder / "teacher")
-        teacher = Teacher(model, "initial")
+        teacher = Teacher(model, kind)
         load_hf_weights(model, folder / "student")
         settings = {"lr": 1e-3, "clip_grad": 1.0, "use_distributed_optimizer": layout.distributed}
-        optimization = build_optimization(model, settings, {"grad_reduce_in_fp32": dtype == "fp32"}, ScheduleConfig(), 10)
+        optimization = build_optimization(
+            model,
+            settings,
+            {"grad_reduce_in_fp32": dtype == "fp32", "overlap_grad_reduce": layout.overlap, "overlap_param_gather": layout.overlap},
+            ScheduleConfig(),
+            10,
+        )
         rank, size = data_parallel_place()
         mine = [of[rank::size] for of in exposures()]
         for _ in range(updates):
@@ -82,12 +98,12 @@ def scores_at(folder: Path, layout: Layout, updates: int, dtype: str = "fp32", r
         add_progress_gradient(optimization.wrapped, model, texts(), 1)
         seen = [teacher_pass(model, teacher, of, 1) for of in mine]
         rollouts = [(e.student_prompt, e.response) for e in mine[0]]
-        return alignment_scores(model, teacher, rollouts, seen, BOUNDED, 1, "token", lambda: trial_step(optimization, rms))
+        return alignment_scores(model, teacher, rollouts, seen, BOUNDED, 1, normalize, lambda: trial_step(optimization, rms))
 
 
-def inner_products(folder: Path) -> list[float]:
+def inner_products(folder: Path, judge: str = "teacher", normalize: Normalize = "token") -> list[float]:
     """As anyone would write it, in fp64: gradients of the progress loss and of each exposure's loss, before Adam has moments."""
-    student, teacher = (Qwen3ForCausalLM.from_pretrained(folder / role).double().eval() for role in ("student", "teacher"))
+    student, teacher = (Qwen3ForCausalLM.from_pretrained(folder / role).double().eval() for role in ("student", judge))
 
     def log_probs(model: Any, prompt: Sequence[int], response: Sequence[int], temperature: float) -> torch.Tensor:
         logits = model(torch.tensor([[*prompt, *response]])).logits[0, len(prompt) - 1 : -1]
@@ -104,7 +120,8 @@ def inner_products(folder: Path) -> list[float]:
                 p_TV = log_probs(teacher, e.teacher_prompt, e.response, BOUNDED.temperature)
             d_T = divergence(p_TV, log_probs(student, e.student_prompt, e.response, BOUNDED.temperature), "forward_kl")
             losses.append(d_T * (BOUNDED.clip / d_T.detach()).clamp(max=1))
-        gradient = torch.autograd.grad(torch.cat(losses).mean(), list(student.parameters()))
+        loss = torch.cat(losses).mean() if normalize == "token" else torch.stack([of_response.mean() for of_response in losses]).mean()
+        gradient = torch.autograd.grad(loss, list(student.parameters()))
         found.append(float(torch.stack([(d * g).sum() for d, g in zip(direction, gradient, strict=True)]).sum()))
     return found
 
@@ -128,6 +145,7 @@ LAYOUTS = [
     Layout(context=2),
     Layout(packed=True),
     Layout(distributed=True),
+    Layout(distributed=True, overlap=True),
     Layout(tensor=2, distributed=True),
 ]
 LARGER = 1e-2  # in fp32 a fall of the loss must stand above the resolution of the loss
@@ -138,6 +156,8 @@ def on_one(folder: Path) -> dict[str, Any]:
     return {
         "fp64": scores_at(folder, Layout(), 0, "fp64"),
         "again": scores_at(folder, Layout(), 0, "fp64"),
+        "live": scores_at(folder, Layout(), 0, "fp64", kind="live"),
+        "sequence": scores_at(folder, Layout(), 0, "fp64", normalize="sequence"),
         **{str(n): scores_at(folder, Layout(), n, rms=LARGER) for n in (0, 2)},
     }
 
@@ -166,6 +186,14 @@ def shared(folder: Path) -> list[Any]:
 
 def test_a_score_is_the_inner_product_of_both_gradients(folder: Path, alone: dict[str, Any]) -> None:
     assert alone["fp64"] == pytest.approx(inner_products(folder), rel=1e-3)
+
+
+def test_a_live_teacher_stays_where_it_was(folder: Path, alone: dict[str, Any]) -> None:
+    assert alone["live"] == pytest.approx(inner_products(folder, judge="student"), rel=1e-3)
+
+
+def test_the_loss_is_normalised_as_in_training(folder: Path, alone: dict[str, Any]) -> None:
+    assert alone["sequence"] == pytest.approx(inner_products(folder, normalize="sequence"), rel=1e-3)
 
 
 def test_scoring_leaves_nothing_behind(alone: dict[str, Any]) -> None:

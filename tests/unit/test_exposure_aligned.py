@@ -1,5 +1,6 @@
 """Exposure by alignment: the highest average score is played, and the state survives a restart."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -9,7 +10,7 @@ from megatron_atesd.exposure.aligned import AlignedExposure, exposure_grid, scor
 from megatron_atesd.exposure.modes import highest_exposure, make_mode
 from megatron_atesd.records import Exposure, UpdateStats
 
-CONFIG = ExposureConfig(mode="aligned", hold=2, grid=3, score_decay=0.5, warmup_exposure=1.0)
+CONFIG = ExposureConfig(mode="aligned", hold=2, grid=3, score_decay=0.25, warmup_exposure=1.0)
 
 
 def stats(update: int, exposure: Exposure) -> UpdateStats:
@@ -30,9 +31,9 @@ def test_scores_are_averaged_over_windows() -> None:
     mode = AlignedExposure(CONFIG)
     mode.propose(0, [1.0, 3.0, 2.0])
     assert mode.propose(2, [2.5, 0.0, 0.5]) == Exposure(0.0, 1)
-    assert mode.scores == pytest.approx([2.0, 1.0, 1.0])  # (0.5 · 1 + 2.5) / 1.5, …
+    assert mode.scores == pytest.approx([2.75 / 1.25, 0.75 / 1.25, 1.0 / 1.25])  # (0.25 · 1 + 2.5) / (0.25 + 1), …
     mode.propose(4, [0.0, 0.0, 7.0])
-    assert mode.scores == pytest.approx([1.5 / 1.75, 0.75 / 1.75, 7.75 / 1.75])
+    assert mode.scores == pytest.approx([0.6875 / 1.3125, 0.1875 / 1.3125, 7.25 / 1.3125])
 
 
 def test_of_equal_scores_the_highest_exposure_is_played() -> None:
@@ -44,6 +45,13 @@ def test_unknown_scores_change_nothing() -> None:
     assert mode.propose(0, None).alpha == CONFIG.warmup_exposure
     mode.propose(2, [1.0, 3.0, 2.0])
     assert mode.propose(4, None) == Exposure(0.5, 2)
+
+
+def test_a_score_that_is_not_finite_changes_nothing() -> None:
+    mode = AlignedExposure(CONFIG)
+    mode.propose(0, [1.0, 3.0, 2.0])
+    assert mode.propose(2, [1.0, math.nan, 9.0]) == Exposure(0.5, 1)
+    assert mode.propose(4, [1.0, 3.0, 9.0]) == Exposure(1.0, 2)
 
 
 def test_the_warm_up_has_its_own_exposure() -> None:

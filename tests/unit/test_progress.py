@@ -262,3 +262,26 @@ def test_the_gradient_of_training_accuracy_is_the_policy_gradient() -> None:
 def test_where_all_are_right_the_policy_gradient_is_zero() -> None:
     signal = TrainAccuracy(gather=list, grade=lambda ended: [True] * len(ended))
     assert {text.weight for text in signal.texts([rollout("a", (1,)), rollout("b", (2,))])} == {0.0}
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (["--exposure.clip_low=0.5", "--exposure.clip_high=0.5"], "leaves exposure.mode aligned no choice"),
+        (["--data.batch=1"], "data.batch is 1, and one response"),
+        (["--optimizer.optimizer=sgd"], "by a step of Adam"),
+        (["--optimizer.lr=0"], "by a step of Adam"),
+        (["--optimizer.use_precision_aware_optimizer=true"], "use_precision_aware_optimizer is true"),
+    ],
+)
+def test_what_aligned_exposure_cannot_work_with_is_refused(settings: list[str], said: str, inputs: Path) -> None:
+    aligned = ["--exposure.mode=aligned", "--exposure.progress=train_accuracy", "--parallel.tensor=1"]
+    with pytest.raises(ConfigError, match=said):
+        check_before_work(load_config(arguments(inputs, inputs / "run", *aligned, *settings)), 1)
+
+
+def test_a_choice_without_a_gradient_is_said_once(inputs: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    run = start(inputs, "train_accuracy", "--exposure.mode=aligned", "--rollout.max_new_tokens=1")
+    for _ in range(2):
+        assert run.alignment(run.rollout(run.probe_problems, 0)) is None
+    assert capfd.readouterr().err.count("had no gradient") == 1
