@@ -23,7 +23,8 @@ def advice(config: ExposureConfig, updates: int) -> str | None:
     """One sentence for a run of `updates` updates that is too short for its controller, None for any other."""
     has = f"exposure.mode {config.mode} takes {decisions(config, updates)} decisions in {updates} updates"
     if config.mode == "learned" and updates <= LEARNED_UPDATES:
-        return f"{has}, which teach its policy little: on simulated students a constant 0.5 loses less up to {LEARNED_UPDATES} updates"
+        less = f"on simulated students a constant 0.5 loses less up to {LEARNED_UPDATES} updates"
+        return f"{has}, which teach its policy little: {less}. It learns from them all the same; mode aligned need not explore"
     if config.mode == "posterior" and not enough_to_explore(config, updates):
         needed = f"{POSTERIOR_UPDATES} updates and {POSTERIOR_WINDOWS} decisions"
         return f"{has}, too few to try exposures out (it needs {needed}): it stays near the middle unless progress clearly says otherwise"

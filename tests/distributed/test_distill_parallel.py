@@ -75,7 +75,7 @@ def plain_reference(
     statistics_6T = torch.cat(statistics, dim=1)
     means = dict(zip(names, statistics_6T.mean(dim=1).tolist(), strict=True))
     clipped_kl = float(statistics_6T[0] @ statistics_6T[5] / statistics_6T[0].sum())
-    assert 0 < means["clipped_tokens"] < clipped_kl < 1
+    assert 0 <= means["clipped_tokens"] <= clipped_kl < 1
     metrics = {"loss": float(loss.detach()), "tokens": sum(len(example.response) for example in examples(37)), "clipped_kl": clipped_kl}
     gradients = {name: p.grad for name, p in student.named_parameters() if p.grad is not None}
     return metrics | means, [float(mean.detach()) for mean in sequence_means], gradients

@@ -54,7 +54,7 @@ METRICS = {
     *("probe/nll", "probe/progress", "student/confidence", "student/entropy", "distill/teacher_entropy", "perf/padding"),
     *("rollout/length", "rollout/truncated", "rollout/loops", "rollout/empty", "rollout/accuracy"),
     *("optim/lr", "optim/grad_norm", "optim/skipped"),
-    *("time/rollout", "time/teacher", "time/student", "time/probe", "time/step"),
+    *("time/rollout", "time/exposure", "time/teacher", "time/student", "time/probe", "time/step"),
     *("perf/tokens_per_second", "memory/peak_gib"),
 }
 
@@ -85,7 +85,7 @@ class Killed:
 def train_and_say(inputs: Path, run_dir: Path, *overrides: str) -> str:
     said = StringIO()
     with redirect_stdout(said):
-        train(load_config(arguments(inputs, run_dir, *overrides)))
+        train(load_config(arguments(inputs, run_dir, "--distill.clip_mode=entry", *overrides)))
     return said.getvalue()
 
 
