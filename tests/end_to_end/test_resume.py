@@ -159,7 +159,7 @@ def undisturbed(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Undis
 def killed(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Killed:
     folder = tmp_path_factory.mktemp("killed")
     run_dir, output = folder / "run", folder / "output"
-    command = [TRAIN, *arguments(inputs, run_dir)]
+    command = [TRAIN, *arguments(inputs, run_dir, "--distill.clip_mode=entry")]
     with torchrun(2, command, output) as job:
         wait_for(lambda: newest(run_dir) == "step_2", job, output)
         kill(job)
