@@ -1,4 +1,4 @@
-# make quickstart   sets up, then the whole job on a CPU
+# make quickstart   sets up, then the whole job on a CPU: two tasks, four rules for exposure on each (ARMS=aligned TASKS=late: the short job)
 # make test         sets up, then every test that needs no GPU
 # make test-te      builds Transformer Engine in an environment of its own (6.5 GB, about ten minutes on two cores; needs nvcc of CUDA 13,
 #                   no GPU), then the model of its layers for every recipe

@@ -61,9 +61,9 @@ class UpdateStats:
     kl: mean unclipped KL(teacher ‖ student) over response tokens, nats per token.
     disagreement: share of response tokens whose teacher and student top-1 differ.
     confidence: mean of the student's largest probability over response tokens.
-    probe_nll: student NLL of the probe set's reference solutions, nats per token.
-    probe_kl: KL on the stored probe rollouts at one fixed exposure, nats per token (None unless asked for).
-    grounding: mean log-probability per token of the reference under the exposed teacher, nats per token (nan when not measured).
+    progress: the configured progress signal, lower is better; an accuracy is negated (None when this update did not measure it).
+    probe_nll: student NLL of the probe set's reference solutions, nats per token (None when this update did not measure it).
+    grounding: mean log-probability per token of the grounding text under the exposed teacher, nats per token (None when not measured).
     """
 
     update: int
@@ -71,6 +71,6 @@ class UpdateStats:
     kl: float
     disagreement: float
     confidence: float
-    probe_nll: float
-    grounding: float
-    probe_kl: float | None = None
+    progress: float | None
+    probe_nll: float | None
+    grounding: float | None

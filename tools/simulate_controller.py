@@ -1,6 +1,7 @@
 """Compare exposure settings on simulated students, in seconds, before a run: regret 0 is perfect, 1 is a random exposure.
 
 python tools/simulate_controller.py --updates 100 --vary hold=1,2,5 --vary lr=0.005,0.01 [--optima 0.3,0.8] [--out FILE]
+python tools/simulate_controller.py --vary mode=learned,posterior,random --momentum 0.9 --probe-noise 2e-5
 """
 
 import argparse
@@ -14,6 +15,15 @@ from megatron_atesd.config import ExposureConfig, load_config
 from megatron_atesd.errors import ConfigError, run_command
 from megatron_atesd.exposure.simulation import StudentModel, compare
 from megatron_atesd.paths import user_path
+
+# What of a simulated student can be set; the spread of best and worst against the noise is the strength of the signal.
+STUDENT = {
+    "best": "drop of the probe NLL in an update at the best exposure, nats per token",
+    "worst": "drop in an update at the worst exposure, nats per token",
+    "training_noise": "SD of one update's true drop, nats per token",
+    "probe_noise": "SD of one measurement of the probe NLL, nats per token",
+    "momentum": "share of an update's motion that the next keeps, below 1; 0.9 is Adam's",
+}
 
 
 def parse_variation(text: str) -> tuple[str, list[Any]]:
@@ -35,13 +45,21 @@ def parse_optima(text: str) -> list[float]:
     return optima
 
 
-def check_numbers(updates: int, seeds: int, noise: float) -> None:
+def check_numbers(updates: int, seeds: int, student: StudentModel) -> None:
     """Raise ConfigError for the first number out of its bounds."""
     for flag, count in (("--updates", updates), ("--seeds", seeds)):
         if count < 1:
             raise ConfigError(f"{flag} is {count}, must be 1 or more")
-    if not (noise >= 0 and math.isfinite(noise)):
-        raise ConfigError(f"--training-noise is {noise}, must be 0 or more")
+    for name in STUDENT:
+        value = getattr(student, name)
+        if not (value >= 0 and math.isfinite(value)):
+            raise ConfigError(f"{_flag(name)} is {value}, must be 0 or more")
+    if student.momentum >= 1:
+        raise ConfigError(f"--momentum is {student.momentum}, must be below 1")
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
 
 
 def check_out(out: Path) -> None:
@@ -59,21 +77,21 @@ def main() -> None:
     parser.add_argument("--updates", type=int, default=100, help="student updates of a run")
     parser.add_argument("--seeds", type=int, default=20, help="runs averaged")
     parser.add_argument("--optima", default="0.3,0.8", metavar="A,A", help="exposures of fastest progress, one simulated student each")
-    parser.add_argument(
-        "--training-noise", type=float, default=StudentModel.training_noise, help="SD of one update's true drop, nats per token"
-    )
+    for name, meaning in STUDENT.items():
+        parser.add_argument(_flag(name), type=float, default=getattr(StudentModel, name), help=meaning + "; default %(default)s")
     parser.add_argument(
         "--vary", action="append", default=[], metavar="NAME=V,V", help="exposure setting and its values; repeat for a grid"
     )
     parser.add_argument("--out", type=user_path, help="also write the rows to this JSON file")
     args = parser.parse_args()
-    check_numbers(args.updates, args.seeds, args.training_noise)
+    student = StudentModel(**{name: getattr(args, name) for name in STUDENT})
+    check_numbers(args.updates, args.seeds, student)
     if args.out:
         check_out(args.out)
     optima = parse_optima(args.optima)
     vary = dict(parse_variation(text) for text in args.vary)
     try:
-        simulated = compare(ExposureConfig(), vary, StudentModel(training_noise=args.training_noise), optima, args.updates, args.seeds)
+        simulated = compare(ExposureConfig(), vary, student, optima, args.updates, args.seeds)
     except ConfigError as error:
         raise ConfigError(f"--vary {error}") from None
     rows = []

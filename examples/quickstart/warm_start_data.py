@@ -1,30 +1,33 @@
 """Training data of the toy's warm start: a model that copies what it is shown, computes what it is not, and has a bad habit.
 
-Half of the examples are student prompts, half teacher prompts, on chains drawn fresh. An example's solution is a *trajectory*:
-results that are often wrong, each step going on from the one before. In teacher mode the revealed steps and the boxed answer
-are those of the trajectory itself. Four things make distillation from this model work:
+Half of the examples are student prompts, half teacher prompts, on chains drawn fresh. An example's solution is a *trajectory*: lines
+of one operation or, tersely, of two, whose results are often wrong, each going on from the one before. In teacher mode the revealed
+lines and the boxed answer are those of the trajectory itself. Six things make distillation from this model work:
 
 * habit: `*4` and `*5` give the right result plus one with probability .65, so that the model's most likely answer is wrong. What is
-  revealed has the habit too, hence is no hint that the fact is another one: the model learns to *copy* the steps it sees and to follow
+  revealed has the habit too, hence is no hint that the fact is another one: the model learns to *copy* the lines it sees and to follow
   its habit in those it does not. Shown a correct reference it is a good teacher, the better the more it is shown.
-* slips: with probability .1 a result is off by one or two. A revealed step is, with probability .3, any number at all: copying
-  then pays far more than computing, and is learned for every step of the reference instead of the first alone.
-* deviations, teacher mode only: with probability .1 the response leaves its reference at a step and goes on from there, with
+* slips: with probability .1 a line's result is off by one or two. A revealed line's is, with probability .3, any number at all: copying
+  then pays far more than computing, and is learned for every line of the reference instead of the first alone.
+* styles: of its own accord the model writes a line tersely with probability .1. Half of the references are all one-operation, in the
+  other half each line is terse with probability .5. A revealed line is written as the reference does.
+* other styles, teacher mode only: with probability .1 a revealed line is written in the style that it does not have in the reference.
+  The token that decides it is not learned; what follows is, up to where a line of the reference begins again.
+* deviations, teacher mode only: with probability .1 the response leaves its reference at a line's result and goes on from there, with
   habit and slips as anywhere. That one token is not learned; what follows it is: sense on a wrong prefix of the student's.
-* reveal lengths: all steps with probability .35, else uniform below; a number of steps never seen would be a cliff.
+* reveal lengths: all lines with probability .35, else uniform below; a number of lines never seen would be a cliff.
 """
 
 import random
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
+from examples.quickstart.warm_start_lines import OFF_BY, Reference, draw_line, draw_own_line, draw_own_lines, draw_reference
 from megatron_atesd.data.prompts import PromptRenderer
-from megatron_atesd.data.sources.chain import MODULUS, Chain, apply, chain_problem, random_chain
+from megatron_atesd.data.sources.chain import MODULUS, Chain, Line, chain_problem, random_chain
 
-SLIP, HABIT, DEVIATION, ALL_REVEALED, SHOWN_NOISE = 0.1, 0.65, 0.1, 0.35, 0.3
-HABITUAL = ("*4", "*5")
-STEP_TOKENS, RESULT_TOKEN = 5, 3  # `15`, `+3`, `=`, `18`, line break: where a step's result stands in a response
-_OFF_BY = (-2, -1, 1, 2)
+OTHER_STYLE, DEVIATION = 0.1, 0.1
+BOX_TOKENS = 4  # `\boxed{`, `18`, `}`, end of turn
 
 
 @dataclass(frozen=True)
@@ -37,12 +40,21 @@ class WarmExample:
 
 
 @dataclass(frozen=True)
-class Trajectory:
-    """The results (0…22, one a step) of a reference and of a response that leaves it at step `deviation` (None: never)."""
+class Written:
+    """A line of a response, and in what it departs from its reference on purpose."""
 
-    reference: list[int]
-    response: list[int]
-    deviation: int | None = None
+    line: Line
+    other_style: bool = False
+    deviates: bool = False
+
+    def loss_mask(self) -> list[int]:
+        """0 for a token that departs, else 1: `15`, `+3`, perhaps a second operation, `=`, `18`, line break."""
+        mask = [1] * (len(self.line.operations) + 4)
+        if self.other_style:
+            mask[2] = 0  # a second operation or `=`: with this token the line is terse or not
+        if self.deviates:
+            mask[-2] = 0
+        return mask
 
 
 def warm_start_batch(rng: random.Random, renderer: PromptRenderer, batch: int, exclude: Set[str] = frozenset()) -> list[WarmExample]:
@@ -52,19 +64,19 @@ def warm_start_batch(rng: random.Random, renderer: PromptRenderer, batch: int, e
 
 
 def _student_example(rng: random.Random, renderer: PromptRenderer, chain: Chain) -> WarmExample:
-    problem = chain_problem(chain, draw_values(rng, chain), "warm start")
+    problem = chain_problem(chain, draw_own_lines(rng, chain.start, chain.operations), "warm start")
     response = renderer.reference(problem)
     return WarmExample(renderer.student(problem), response, (1,) * len(response))
 
 
 def _teacher_example(rng: random.Random, renderer: PromptRenderer, chain: Chain) -> WarmExample:
-    revealed = draw_revealed(rng, len(chain.operations))
-    drawn = draw_deviating(rng, chain, revealed)
-    shown = chain_problem(chain, drawn.reference, "warm start")
-    prompt = renderer.teacher(shown, revealed / len(chain.operations)).prompt_ids
-    response = renderer.reference(chain_problem(chain, drawn.response, "warm start"))
-    masked = None if drawn.deviation is None else drawn.deviation * STEP_TOKENS + RESULT_TOKEN
-    return WarmExample(prompt, response, tuple(int(i != masked) for i in range(len(response))))
+    reference = draw_reference(rng, chain)
+    written = draw_response(rng, chain, reference)
+    shown = chain_problem(chain, reference.lines, "warm start")
+    prompt = renderer.teacher(shown, reference.revealed / len(reference.lines)).prompt_ids
+    response = renderer.reference(chain_problem(chain, [w.line for w in written], "warm start"))
+    mask = [learned for w in written for learned in w.loss_mask()] + [1] * BOX_TOKENS
+    return WarmExample(prompt, response, tuple(mask))
 
 
 def _fresh_chain(rng: random.Random, exclude: Set[str]) -> Chain:
@@ -73,32 +85,30 @@ def _fresh_chain(rng: random.Random, exclude: Set[str]) -> Chain:
     return chain
 
 
-def draw_values(rng: random.Random, chain: Chain, done: Sequence[int] = (), shown: int = 0) -> list[int]:
-    """One result a step, going on from those `done`: right, off by a slip, or after the habit; noise only in the first `shown`."""
-    results = list(done)
-    for step, operation in enumerate(chain.operations[len(done) :], len(done)):
-        right = apply(results[-1] if results else chain.start, operation)
-        noise = step < shown and rng.random() < SHOWN_NOISE
-        results.append(rng.randrange(MODULUS) if noise else (right + _error(rng, operation)) % MODULUS)
-    return results
+def draw_response(rng: random.Random, chain: Chain, reference: Reference) -> list[Written]:
+    """What a teacher writes that sees the reference in part: the same, but for other styles, deviations and what comes of them."""
+    begins = {sum(len(line.operations) for line in reference.lines[:i]): i for i in range(len(reference.lines))}
+    written: list[Written] = []
+    value, left = chain.start, chain.operations
+    while left:
+        place = begins.get(len(chain.operations) - len(left))
+        written.append(_next_line(rng, chain.start, value, left, reference, place))
+        value, left = written[-1].line.result, left[len(written[-1].line.operations) :]
+    return written
 
 
-def _error(rng: random.Random, operation: str) -> int:
-    if rng.random() < SLIP:
-        return rng.choice(_OFF_BY)
-    return 1 if operation in HABITUAL and rng.random() < HABIT else 0
+def _next_line(rng: random.Random, start: int, value: int, left: Sequence[str], reference: Reference, place: int | None) -> Written:
+    """The line after the result `value`, with operations `left`, where the reference line number `place` begins (None: none does).
 
-
-def draw_deviating(rng: random.Random, chain: Chain, revealed: int) -> Trajectory:
-    """A reference whose first `revealed` steps are shown, and a response that follows it up to the step, if any, where it deviates."""
-    reference = draw_values(rng, chain, shown=revealed)
-    step = next((i for i in range(len(reference)) if rng.random() < DEVIATION), None)
-    if step is None:
-        return Trajectory(reference, reference)
-    wrong = (reference[step] + rng.choice(_OFF_BY)) % MODULUS
-    return Trajectory(reference, draw_values(rng, chain, [*reference[:step], wrong]), step)
-
-
-def draw_revealed(rng: random.Random, steps: int) -> int:
-    """Number of steps revealed, in 0…steps."""
-    return steps if rng.random() < ALL_REVEALED else rng.randrange(steps)
+    It copies that line if it goes on from the same value. From another value it keeps the style of a line in sight.
+    """
+    if place is None:
+        return Written(draw_own_line(rng, value, left))
+    line, in_sight = reference.lines[place], place < reference.revealed
+    if in_sight and len(left) > 1 and rng.random() < OTHER_STYLE:
+        return Written(draw_line(rng, value, left[: 3 - len(line.operations)]), other_style=True)
+    if value == (reference.lines[place - 1].result if place else start):
+        deviates = rng.random() < DEVIATION
+        off = rng.choice(OFF_BY) if deviates else 0
+        return Written(Line(line.operations, (line.result + off) % MODULUS), deviates=deviates)
+    return Written(draw_line(rng, value, line.operations) if in_sight else draw_own_line(rng, value, left))

@@ -7,6 +7,7 @@ Bound = tuple[str, Callable[[float], bool]]
 
 POSITIVE: Bound = ("greater than 0", lambda v: v > 0)
 ONE_OR_MORE: Bound = ("1 or more", lambda v: v >= 1)
+TWO_OR_MORE: Bound = ("2 or more", lambda v: v >= 2)
 ZERO_OR_MORE: Bound = ("0 or more", lambda v: v >= 0)
 SHARE: Bound = ("from 0 to 1", lambda v: 0 <= v <= 1)
 INNER_SHARE: Bound = ("between 0 and 1, both excluded", lambda v: 0 < v < 1)
@@ -70,6 +71,14 @@ BOUNDS: dict[str, Bound] = {
     "exposure.warmup_exposure": SHARE,
     "exposure.warmup_updates": ZERO_OR_MORE,
     "exposure.probe_exposure": SHARE,
+    "exposure.bias_check": ZERO_OR_MORE,
+    "exposure.probe_every": ONE_OR_MORE,
+    "exposure.probe_samples": ONE_OR_MORE,
+    "exposure.wrong_weight": SHARE,
+    "exposure.grid": TWO_OR_MORE,
+    "exposure.score_step": POSITIVE,
+    "exposure.score_share": UP_TO_ONE,
+    "exposure.score_decay": BELOW_ONE,
     "schedule.warmup_updates": ZERO_OR_MORE,
     "schedule.decay_updates": ZERO_OR_MORE,
     "schedule.min_lr": ZERO_OR_MORE,

@@ -92,8 +92,8 @@ class ParallelConfig:
         micro_batch_tokens: Tokens, padding included, in one forward pass of a data-parallel rank (of its CP ranks together); a longer
             sequence has a pass for itself.
         timeout_minutes: A collective that waits longer than this ends the job, once updates (or the evaluation's rollouts) have begun.
-        start_timeout_minutes: The same before that: while ranks come together, build and load the model and measure the first probe. It
-            is at least timeout_minutes.
+        start_timeout_minutes: The same before that: while ranks come together, build and load the model, gather the start model's
+            responses and measure the first probe. It is at least timeout_minutes.
     """
 
     tensor: int = 1
@@ -113,7 +113,7 @@ class DataConfig:
 
     Args:
         train: Problems to learn from.
-        probe: Small held-out file whose reference NLL is the learning-progress signal.
+        probe: Small held-out file, on which learning progress is measured (exposure.progress).
         probe_size: Use the first so many probe problems (0 = all).
         batch: Problems (one rollout each) in an update, over all data-parallel ranks.
         on_error: What a bad line does: end the run, or be counted, reported and left out.
@@ -175,7 +175,10 @@ class DistillConfig:
     Args:
         divergence: forward_kl = KL(teacher‖student) [paper], reverse_kl = KL(student‖teacher), jsd = generalised Jensen-Shannon.
         jsd_beta: Weight of the teacher in the JSD mixture, in (0, 1).
-        clip: Upper bound of each vocabulary entry's term (0 = none). [paper: OPSD 0.05, 0.06 at 8B]
+        clip: Bound τ of clip_mode, nats (0 = none). [paper: OPSD 0.05, 0.06 at 8B]
+        clip_mode: What the bound cuts: entry = each vocabulary entry's term [paper: OPSD v3], which can lower the very tokens that the
+            teacher wants most; token = the divergence D of each response token, by a weight min(1, clip / D) that has no gradient:
+            the direction stays. [ours]
         temperature: Divides both logits before softmax; None takes rollout.temperature.
         normalize: token = sum / global count of response tokens; sequence = mean over sequences of per-sequence means.
         teacher: Teacher weights: initial = copy of the start, ema = moving average, live = the student itself.
@@ -193,6 +196,7 @@ class DistillConfig:
     divergence: Literal["forward_kl", "reverse_kl", "jsd"] = "forward_kl"
     jsd_beta: float = 0.5
     clip: float = 0.05
+    clip_mode: Literal["entry", "token"] = "token"
     temperature: float | None = None
     normalize: Literal["token", "sequence"] = "token"
     teacher: Literal["initial", "ema", "live"] = "initial"
@@ -208,13 +212,14 @@ class ExposureConfig:
     """Reveal ratio α and its controller.
 
     Args:
-        mode: learned = Beta-policy controller [paper]; fixed; linear and cosine schedules from start to end; random = uniform a window;
-            none = teacher sees the student prompt.
+        mode: learned = Beta-policy controller [paper]; aligned = each window the α whose distillation gradient agrees best with that of the
+            progress loss [ours]; posterior = Bayesian regression of progress on exposure [ours]; fixed; linear and cosine schedules from
+            start to end; random = uniform a window; none = teacher sees the student prompt.
         fixed: α of mode fixed (1 = OPSD).
         start: First α of the schedules.
         end: Last α of the schedules.
         reveal: Reference segments shown: floor(α·m) [paper] or nearest floor(α·m + ½) [ours].
-        hold: H, updates that one decision is held. [ours]
+        hold: H, updates that one decision is held; a twelfth of the updates, 4 at least, suits mode posterior. [ours]
         lookahead: L, updates after a decision that its reward looks at. [ours]
         discount: γ of the look-ahead reward. [ours]
         grounding_weight: λ_gt, weight of the grounding term. [ours]
@@ -232,14 +237,30 @@ class ExposureConfig:
         clip_low: Lowest α used. [ours]
         clip_high: Highest α used. [ours]
         ema_decay: Decay of the state statistics. [ours]
-        progress: Progress signal ℓ: probe_nll, probe_kl or train_kl (depends on α: biased). [ours]
-        grounding: Text whose log-probability grounds the teacher: the solution or the boxed answer. [ours]
+        progress: Progress signal ℓ, see docs/exposure.md. probe_nll: NLL of the probe problems' references [paper] (can prefer the worst
+            exposure). probe_own: NLL of the start model's own correct responses to the probe problems. probe_margin: that less
+            wrong_weight times the NLL of its own wrong ones. probe_accuracy: of fresh responses to the probe problems. train_accuracy: of
+            the update's rollouts, free. probe_kl: KL at one fixed exposure. train_kl: KL of the update (depends on α: biased). [ours]
+        grounding: Text whose log-probability grounds the teacher of mode learned: the reference solution, the start model's own correct
+            responses, the boxed answer, or off: the reward is then learning progress alone. [ours]
+        probe_every: Updates between two measurements of the probe, besides the start and the last update (null = each update where the
+            controller needs it, else every 10). [ours]
+        probe_samples: Responses of the start model to each probe problem, of which probe_own and probe_margin take theirs. [ours]
+        wrong_weight: Share of the wrong responses' NLL in probe_margin. [ours]
+        grid: Number of exposures that mode aligned compares, evenly spaced from clip_low to clip_high. [ours]
+        score_step: Root mean square of the step along the progress gradient by which mode aligned scores exposures, in units of
+            optimizer.lr: an update of Adam moves weights by at most about 1. [ours]
+        score_share: Share of the update's rollouts that teacher and student read for these scores. [ours]
+        score_decay: Weight of the earlier windows' scores in mode aligned. [ours]
         warmup_exposure: α of the updates before the first decision. [ours]
         warmup_updates: Updates before the first decision. [ours]
         probe_exposure: Fixed α of the probe_kl signal. [ours]
+        bias_check: Before the first update, try so many updates at each of α = 0, 0.5 and 1 and say whether the progress signals prefer the
+            exposure after which the student solves more, see docs/exposure.md (0 = off). The state is then as it was. Costs three times
+            so many updates, probe rollouts, and disk for a checkpoint. [ours]
     """
 
-    mode: Literal["learned", "fixed", "linear", "cosine", "random", "none"] = "learned"
+    mode: Literal["learned", "aligned", "posterior", "fixed", "linear", "cosine", "random", "none"] = "learned"
     fixed: float = 1.0
     start: float = 0.0
     end: float = 1.0
@@ -262,11 +283,19 @@ class ExposureConfig:
     clip_low: float = 0.0
     clip_high: float = 1.0
     ema_decay: float = 0.9
-    progress: Literal["probe_nll", "probe_kl", "train_kl"] = "probe_nll"
-    grounding: Literal["solution", "answer"] = "solution"
+    progress: Literal["probe_nll", "probe_own", "probe_margin", "probe_accuracy", "train_accuracy", "probe_kl", "train_kl"] = "probe_nll"
+    grounding: Literal["solution", "own", "answer", "off"] = "solution"
+    probe_every: int | None = None
+    probe_samples: int = 12
+    wrong_weight: float = 0.1
+    grid: int = 5
+    score_step: float = 0.4
+    score_share: float = 0.25
+    score_decay: float = 0.8
     warmup_exposure: float = 1.0
     warmup_updates: int = 0
     probe_exposure: float = 0.5
+    bias_check: int = 0
 
 
 @dataclass(frozen=True)
@@ -314,7 +343,7 @@ class MonitorConfig:
 
     Args:
         tensorboard: Write TensorBoard events to <run.dir>/tensorboard.
-        figure_every: Draw the Beta density into TensorBoard every so many updates (0 = never).
+        figure_every: Draw the Beta density, or the scores of exposures, into TensorBoard every so many updates (0 = never).
         samples: Print a sample rollout every so many updates (0 = never).
     """
 

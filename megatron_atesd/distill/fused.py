@@ -17,10 +17,10 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from megatron_atesd.distill.divergence import Divergence
-from megatron_atesd.distill.softmax import distributions
+from megatron_atesd.distill.divergence import Divergence, bound_weights
+from megatron_atesd.distill.softmax import Distributions, distributions
 from megatron_atesd.distill.terms import summed_terms
-from megatron_atesd.distill.top_k import top_k_loss
+from megatron_atesd.distill.top_k import top_k_divergence
 
 # On a CPU the elementwise work goes through rows that fit a core's cache: several times faster than passes over a whole chunk.
 _CACHE_BYTES = 2**19
@@ -29,13 +29,20 @@ _CACHE_BYTES = 2**19
 @dataclass(frozen=True)
 class TokenStatistics:
     """Of each response token, without gradient: full-vocabulary, unclipped KL(teacher ‖ student) and both entropies in nats,
-    whether the most likely entries differ, and the student's largest probability."""
+    whether the most likely entries differ, and the student's largest probability.
 
+    divergence_T: D of the configured kind (nats; over the top-k buckets, if there are any), whose gradient the loss follows; with
+    clip_mode entry the sum of the cut terms. clipped_T: 1 where the clip touches the token (clip_mode token: D is above it; entry: it cuts
+    an entry), else 0.
+    """
+
+    divergence_T: Tensor
     kl_T: Tensor
     disagreement_T: Tensor
     confidence_T: Tensor
     teacher_entropy_T: Tensor
     student_entropy_T: Tensor
+    clipped_T: Tensor
 
 
 def distill_loss(
@@ -48,7 +55,7 @@ def distill_loss(
     valid: int | None = None,
     group: dist.ProcessGroup | None = None,
 ) -> tuple[Tensor, TokenStatistics]:
-    """Σ_n token_weight_n · D_n (scalar) and the statistics of each token; gradient to `hidden_TH` and `weight_VH`.
+    """Σ_n token_weight_n · w_n · D_n (scalar), w = `bound_weights`, and each token's statistics; gradient to `hidden_TH` and `weight_VH`.
 
     weights are this rank's vocabulary rows, of which the first `valid` are real (None = all) and the rest TP padding;
     `group` is the TP group (None when the vocabulary is whole here). With a group, hidden states must be equal on its
@@ -85,19 +92,22 @@ class _FusedDivergence(torch.autograd.Function):
         d_weight_VH = torch.empty_like(weight_VH, dtype=work) if wants_weight else None
         scale_T1 = (token_weight_T / settings.temperature)[:, None].to(work)
         logits_2CV = hidden_TH.new_empty(2, min(settings.chunk, len(hidden_TH)), rows)
-        loss, columns = hidden_TH.new_zeros((), dtype=work), [hidden_TH.new_empty(5, 0, dtype=work)]
+        loss, columns = hidden_TH.new_zeros((), dtype=work), [hidden_TH.new_empty(7, 0, dtype=work)]
         for start in range(0, len(hidden_TH), settings.chunk):
             part = slice(start, start + settings.chunk)
             both_2CV = logits_2CV[:, : len(hidden_TH[part])]
             for logits_CV, states_TH, matrix_VH in zip(both_2CV, (teacher_hidden_TH, hidden_TH), (teacher_VH, student_VH), strict=True):
                 logits_CV.addmm_(states_TH[part], matrix_VH.t(), beta=0, alpha=1 / settings.temperature)
-            loss_C, statistics_5C = _chunk(both_2CV, settings, group, wants_hidden or wants_weight)
-            loss += (loss_C * token_weight_T[part]).sum()
-            columns.append(statistics_5C)
+            statistics_7C = _chunk(both_2CV, settings, group, wants_hidden or wants_weight)
+            columns.append(statistics_7C)
+            # The bound is a factor of a token: it needs no pass over the logits.
+            bound_C = bound_weights(statistics_7C[0], settings)
+            scale_C1 = scale_T1[part] * bound_C[:, None]
+            loss += (statistics_7C[0] * bound_C * token_weight_T[part]).sum()
             if d_hidden_TH is not None:
-                torch.mul(torch.mm(both_2CV[1], student_VH), scale_T1[part], out=d_hidden_TH[part])
+                torch.mul(torch.mm(both_2CV[1], student_VH), scale_C1, out=d_hidden_TH[part])
             if d_weight_VH is not None:
-                _add_product(d_weight_VH[:rows], both_2CV[1], (hidden_TH[part] * scale_T1[part]).to(hidden_TH.dtype), first=start == 0)
+                _add_product(d_weight_VH[:rows], both_2CV[1], (hidden_TH[part] * scale_C1).to(hidden_TH.dtype), first=start == 0)
         if d_weight_VH is not None:
             d_weight_VH[rows if len(hidden_TH) else 0 :].zero_()
         if d_hidden_TH is not None and group is not None:
@@ -128,18 +138,18 @@ def _add_product(total_VH: Tensor, gradient_CV: Tensor, hidden_CH: Tensor, first
         total.copy_(product) if first else total.add_(product)
 
 
-def _chunk(logits_2CV: Tensor, settings: Divergence, group: dist.ProcessGroup | None, wants_gradient: bool) -> tuple[Tensor, Tensor]:
-    """Loss [C] and statistics [5, C] of one chunk's tokens; with `wants_gradient`, the student's logits become d loss / d logits."""
+def _chunk(logits_2CV: Tensor, settings: Divergence, group: dist.ProcessGroup | None, wants_gradient: bool) -> Tensor:
+    """Statistics [7, C] of one chunk's tokens; with `wants_gradient`, the student's logits become d divergence / d logits."""
     # Compiled, a block is one call that keeps less between its loops: it may have more rows.
     block, limit = (torch.compile(_block), 4 * _CACHE_BYTES) if settings.compile else (_block, _CACHE_BYTES)
     rows = logits_2CV.shape[1] if group is not None else _rows(logits_2CV[0], limit)
-    sums = []
+    columns = []
     for logits_2TV in logits_2CV.split(rows, dim=1):
-        loss_T, statistics_5T, gradient_TV = block(logits_2TV, settings, group, wants_gradient)
+        statistics_7T, gradient_TV = block(logits_2TV, settings, group, wants_gradient)
         if gradient_TV is not None:
             logits_2TV[1].copy_(gradient_TV)
-        sums.append((loss_T, statistics_5T))
-    return torch.cat([loss for loss, _ in sums]), torch.cat([statistics for _, statistics in sums], dim=1)
+        columns.append(statistics_7T)
+    return torch.cat(columns, dim=1)
 
 
 def _rows(matrix: Tensor, limit: int) -> int:
@@ -147,19 +157,25 @@ def _rows(matrix: Tensor, limit: int) -> int:
     return len(matrix) if matrix.device.type != "cpu" else max(1, limit // (4 * max(1, matrix.shape[1])))
 
 
-def _block(
-    stored_2TV: Tensor, settings: Divergence, group: dist.ProcessGroup | None, wants_gradient: bool
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Loss [T], statistics [5, T] and, if wanted, the gradient by the student's logits [T, V] of the tokens of a block."""
+def _block(stored_2TV: Tensor, settings: Divergence, group: dist.ProcessGroup | None, wants_gradient: bool) -> tuple[Tensor, Tensor | None]:
+    """Statistics [7, T], in the order of TokenStatistics, and, if wanted, the divergence's gradient by the student's logits [T, V]."""
     both = distributions(stored_2TV.to(torch.promote_types(stored_2TV.dtype, torch.float32)), group)
     if settings.top_k:
-        loss_T, kl_T, gradient_TV = top_k_loss(both, settings, group, wants_gradient)
-        return loss_T, torch.cat((kl_T[None], both.statistics_4T)), gradient_TV
+        sums_3T, gradient_TV = top_k_divergence(both, settings, group, wants_gradient)
+        return _statistics(sums_3T, both, settings), gradient_TV
     (teacher_TV, student_TV), ratio_TV = both.probability_2TV, both.log_ratio()
     terms = summed_terms(ratio_TV, teacher_TV, student_TV, settings)
     kl_T = terms.unclipped_T if settings.kind == "forward_kl" else torch.linalg.vecdot(teacher_TV, ratio_TV)
-    sums_3T = torch.stack((terms.loss_T, kl_T, terms.excess_T))
+    sums_4T = torch.stack((terms.divergence_T, kl_T, terms.cut_T, terms.excess_T))
     if group is not None:
-        dist.all_reduce(sums_3T, group=group)
-    gradient_TV = terms.gradient(student_TV, sums_3T[2]).to(stored_2TV.dtype) if wants_gradient else None
-    return sums_3T[0], torch.cat((sums_3T[1:2], both.statistics_4T)), gradient_TV
+        dist.all_reduce(sums_4T, group=group)
+    gradient_TV = terms.gradient(student_TV, sums_4T[3]).to(stored_2TV.dtype) if wants_gradient else None
+    return _statistics(sums_4T[:3], both, settings), gradient_TV
+
+
+def _statistics(sums_3T: Tensor, both: Distributions, settings: Divergence) -> Tensor:
+    """[7, T], of divergence, KL and number of entries cut."""
+    divergence_T, _, cut_T = sums_3T
+    bounded = settings.clip_mode == "token" and settings.clip > 0
+    clipped_T = (divergence_T > settings.clip if bounded else cut_T > 0).to(divergence_T.dtype)
+    return torch.cat((sums_3T[:2], both.statistics_4T, clipped_T[None]))

@@ -1,6 +1,7 @@
 """Log-likelihood of given responses: the learning-progress probe and the grounding of the exposed teacher."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -8,29 +9,54 @@ from torch import Tensor
 from megatron_atesd.model.gpt import HiddenStateGPT
 from megatron_atesd.model.micro_batches import MicroBatch, TokenIds
 from megatron_atesd.model.modes import evaluation_mode
-from megatron_atesd.model.schedule import model_batches, run_schedule, sum_over_ranks
+from megatron_atesd.model.schedule import LastStage, model_batches, run_schedule, sum_over_ranks
 from megatron_atesd.model.vocabulary import token_nll, vocabulary_shard
 from megatron_atesd.parallel.groups import data_parallel_place
 
 CHUNK = 512
 
 
-def mean_nll(model: HiddenStateGPT, pairs: Sequence[tuple[TokenIds, TokenIds]], micro_batch_tokens: int) -> float:
-    """NLL of all (prompt, response) pairs' response tokens, mean over tokens (nats); the same pairs are given on every rank.
+@dataclass(frozen=True)
+class ScoredText:
+    """A response after a prompt, whose summed NLL counts `weight` times (weights may be negative)."""
 
-    Each data-parallel rank scores its share; temperature is 1. Logits exist for `CHUNK` tokens at a time. Collective over all ranks.
+    prompt: TokenIds
+    response: TokenIds
+    weight: float
+
+
+def weighted_nll(model: HiddenStateGPT, texts: Sequence[ScoredText], micro_batch_tokens: int) -> float:
+    """Σ weight · NLL of the response (nats, summed over its tokens, temperature 1); the same texts are given on every rank.
+
+    Each data-parallel rank scores its share. Logits exist for `CHUNK` tokens at a time. Collective over all ranks.
+    """
+    rank, size = data_parallel_place()
+    mine = texts[rank::size]
+    batches = model_batches(model, [(text.prompt, text.response) for text in mine], micro_batch_tokens)
+    with torch.no_grad(), evaluation_mode(model):
+        sums = run_schedule(model, batches, weighted_nll_stage(model, mine), forward_only=True)
+    return sum_over_ranks(sums, 1)[0]
+
+
+def weighted_nll_stage(model: HiddenStateGPT, texts: Sequence[ScoredText]) -> LastStage:
+    """What the last stage does for `weighted_nll` with micro-batches made of `texts`: its loss is their part of the weighted sum.
+
+    The count that goes with the loss is that of the response tokens; kept is the sum [1], float64.
     """
     shard = vocabulary_shard(model)
-    rank, size = data_parallel_place()
-    mine = pairs[rank::size]
 
     def last_stage(batch: MicroBatch, hidden_BSH: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         chunks = zip(batch.response_hidden(hidden_BSH).split(CHUNK), batch.targets_T.split(CHUNK), strict=True)
         nll_T = torch.cat([token_nll(hidden_TH, model.head_weight(), targets_T, shard) for hidden_TH, targets_T in chunks])
-        count = torch.tensor(len(nll_T), dtype=torch.int, device=nll_T.device)
-        return nll_T.sum(), count, torch.stack((nll_T.double().sum(), count.double()))
+        weights = [texts[member].weight for member in batch.members]
+        weight_T = torch.tensor(weights, dtype=torch.float64, device=nll_T.device)[batch.sequence_T]
+        loss = (weight_T * nll_T.double()).sum()
+        return loss, torch.tensor(len(nll_T), dtype=torch.int, device=nll_T.device), loss.detach()[None]
 
-    with torch.no_grad(), evaluation_mode(model):
-        sums = run_schedule(model, model_batches(model, mine, micro_batch_tokens), last_stage, forward_only=True)
-    total, count = sum_over_ranks(sums, 2)
-    return total / count
+    return last_stage
+
+
+def mean_nll(model: HiddenStateGPT, pairs: Sequence[tuple[TokenIds, TokenIds]], micro_batch_tokens: int) -> float:
+    """NLL of all (prompt, response) pairs' response tokens, mean over tokens (nats); else as `weighted_nll`."""
+    texts = [ScoredText(prompt, response, 1.0) for prompt, response in pairs]
+    return weighted_nll(model, texts, micro_batch_tokens) / sum(len(response) for _, response in pairs)

@@ -28,7 +28,16 @@ def divergence_of(config: TrainConfig) -> Divergence:
     """The divergence of a run, at the rollouts' temperature unless it has one of its own."""
     distill = config.distill
     temperature = distill.temperature or config.rollout.temperature
-    return Divergence(distill.divergence, distill.jsd_beta, distill.clip, temperature, distill.chunk, distill.top_k, distill.compile)
+    return Divergence(
+        distill.divergence,
+        distill.jsd_beta,
+        distill.clip,
+        temperature,
+        distill.chunk,
+        distill.top_k,
+        distill.compile,
+        distill.clip_mode,
+    )
 
 
 @dataclass(frozen=True)
@@ -43,7 +52,8 @@ class Example:
 @dataclass(frozen=True)
 class StepResult:
     """Over all ranks: means a response token (the loss: a token or a sequence, as normalised; entropies and KL in nats), their count,
-    the share of computed tokens that was padding, and this rank's seconds of both passes."""
+    the share of them, and of their summed KL, that the clip touches, the share of computed tokens that was padding, and this rank's
+    seconds of both passes."""
 
     loss: float
     kl: float
@@ -51,10 +61,20 @@ class StepResult:
     confidence: float
     teacher_entropy: float
     student_entropy: float
+    clipped_tokens: float
+    clipped_kl: float
     tokens: int
     padding: float
     teacher_seconds: float
     student_seconds: float
+
+
+@dataclass(frozen=True)
+class TeacherStates:
+    """What a teacher pass leaves: hidden states [t, H] of each example's response (last stage only), and its (padding, all) tokens."""
+
+    hidden: Mapping[int, Tensor]
+    padded: tuple[int, int]
 
 
 def distill_step(
@@ -91,9 +111,9 @@ def example_losses(
 
     Collective over the ranks of one model; data-parallel ranks learn nothing of each other's.
     """
-    teacher_hidden, _ = _teacher_pass(model, teacher, examples, 1)
+    states = teacher_pass(model, teacher, examples, 1)
     batches = model_batches(model, [(e.student_prompt, e.response) for e in examples], 1)
-    last_stage = _student_loss(model, teacher, teacher_hidden, divergence, "token", loss)
+    last_stage = _student_loss(model, teacher, states.hidden, divergence, "token", loss)
     sums = run_schedule(model, batches, last_stage, forward_only=True)
     for total in sums:
         dist.all_reduce(total, group=parallel_state.get_context_parallel_group())
@@ -113,18 +133,18 @@ def _both_passes(
     forward_only: bool,
 ) -> StepResult:
     started = time.perf_counter()
-    teacher_hidden, padded = _teacher_pass(model, teacher, examples, micro_batch_tokens)
+    states = teacher_pass(model, teacher, examples, micro_batch_tokens)
     torch.cuda.synchronize()  # a GPU may still work on it: the seconds of the two passes are told apart
     middle = time.perf_counter()
     pairs = [(e.student_prompt, e.response) for e in examples]
     student_batches = model_batches(model, pairs, micro_batch_tokens)
-    last_stage = _student_loss(model, teacher, teacher_hidden, divergence, normalize, loss_function)
+    last_stage = _student_loss(model, teacher, states.hidden, divergence, normalize, loss_function)
     sums = run_schedule(wrapped, student_batches, last_stage, forward_only)
-    padded = [a + b for a, b in zip(padded, padding_share(student_batches, pairs), strict=True)]
-    loss, count, tokens, *totals = sum_over_ranks(sums, 8)
+    padded = [a + b for a, b in zip(states.padded, padding_share(student_batches, pairs), strict=True)]
+    loss, count, tokens, clipped_kl, kl_sum, *totals = sum_over_ranks(sums, 10)
     padding, slots = sum_over_ranks([torch.tensor(padded, dtype=torch.float64, device=torch.cuda.current_device())], 2)
     finished = time.perf_counter()
-    kl, disagreement, confidence, teacher_entropy, student_entropy = (total / max(tokens, 1) for total in totals)
+    kl, disagreement, confidence, teacher_entropy, student_entropy, clipped = (total / max(tokens, 1) for total in (kl_sum, *totals))
     return StepResult(
         loss=loss / max(count, 1),
         kl=kl,
@@ -132,6 +152,8 @@ def _both_passes(
         confidence=confidence,
         teacher_entropy=teacher_entropy,
         student_entropy=student_entropy,
+        clipped_tokens=clipped,
+        clipped_kl=clipped_kl / kl_sum if kl_sum else 0.0,
         tokens=int(tokens),
         padding=padding / slots,
         teacher_seconds=middle - started,
@@ -139,13 +161,8 @@ def _both_passes(
     )
 
 
-def _teacher_pass(
-    model: HiddenStateGPT, teacher: Teacher, examples: Sequence[Example], micro_batch_tokens: int
-) -> tuple[dict[int, Tensor], tuple[int, int]]:
-    """The teacher's hidden states [t, H] of each example's response, on the last stage; the loss forms logits, chunk by chunk.
-
-    Besides, on all ranks, the (padding, all) tokens of the pass.
-    """
+def teacher_pass(model: HiddenStateGPT, teacher: Teacher, examples: Sequence[Example], micro_batch_tokens: int) -> TeacherStates:
+    """The teacher's final hidden states of this data-parallel rank's examples; the loss forms logits, chunk by chunk. Collective."""
     pairs = [(e.teacher_prompt, e.response) for e in examples]
 
     def last_stage(batch: MicroBatch, hidden_BSH: Tensor) -> tuple[Tensor, Tensor, list[tuple[int, Tensor]]]:
@@ -156,7 +173,7 @@ def _teacher_pass(
     with torch.no_grad(), evaluation_mode(model), teacher.applied():
         batches = model_batches(model, pairs, micro_batch_tokens)
         hidden = run_schedule(model, batches, last_stage, forward_only=True)
-    return {member: part for batch in hidden for member, part in batch}, padding_share(batches, pairs)
+    return TeacherStates({member: part for batch in hidden for member, part in batch}, padding_share(batches, pairs))
 
 
 def _student_loss(
@@ -167,7 +184,7 @@ def _student_loss(
     normalize: Normalize,
     loss_function: Loss,
 ) -> LastStage:
-    """What the last stage does with the student's hidden states; keeps the sums [8]: loss, its count, tokens, five statistics."""
+    """What the last stage does with the student's hidden states; keeps the sums [10]: loss, its count, tokens, clipped KL, statistics."""
     shard = vocabulary_shard(model)
     teacher_head_VH = teacher.head_weight() if model.post_process else torch.empty(0)
 
@@ -178,7 +195,15 @@ def _student_loss(
         loss, stats = loss_function(
             hidden_TH, model.head_weight(), teacher_TH, teacher_head_VH, token_weight_T, divergence, shard.valid, shard.group
         )
-        statistics = (stats.kl_T, stats.disagreement_T, stats.confidence_T, stats.teacher_entropy_T, stats.student_entropy_T)
+        statistics = (
+            stats.clipped_T * stats.kl_T,
+            stats.kl_T,
+            stats.disagreement_T,
+            stats.confidence_T,
+            stats.teacher_entropy_T,
+            stats.student_entropy_T,
+            stats.clipped_T,
+        )
         sums = (loss.detach(), count, torch.tensor(len(hidden_TH)), *(statistic_T.sum() for statistic_T in statistics))
         return loss, count, torch.stack([s.to(loss.device, torch.float64) for s in sums])
 

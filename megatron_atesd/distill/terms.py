@@ -12,13 +12,15 @@ from megatron_atesd.distill.divergence import Divergence
 class Terms:
     """Of entries [T, N] on this rank. The gradient by the student's logits is `sign · slope - q · total`, total taken over all ranks.
 
-    loss_T: Σ of the (clipped) terms; unclipped_T: without the clip. sign · slope_TN: derivative of each term by log q there.
+    divergence_T: Σ of the terms, each cut at the clip with clip_mode entry; unclipped_T: without that; cut_T: number of terms cut.
+    sign · slope_TN: derivative of each term by log q there.
     excess_T: Σ slope less Σ of the distribution that it holds: what the total adds to `unit` (1 where there is such a
     distribution, else 0). Equal distributions thus have an excess of exactly 0, and a gradient of exactly 0.
     """
 
-    loss_T: Tensor
+    divergence_T: Tensor
     unclipped_T: Tensor
+    cut_T: Tensor
     slope_TN: Tensor
     excess_T: Tensor
     sign: int
@@ -42,12 +44,14 @@ def summed_terms(ratio_TN: Tensor, teacher_TN: Tensor, student_TN: Tensor, setti
     else:
         mass_T = torch.zeros_like(mass_T)
         terms_TN, slope_TN = _jensen_shannon(ratio_TN, teacher_TN, student_TN, settings.beta)
-    unclipped_T = loss_T = terms_TN.sum(-1)
-    if settings.clip > 0:
+    unclipped_T = divergence_T = terms_TN.sum(-1)
+    cut_T = torch.zeros_like(unclipped_T)
+    if settings.clip > 0 and settings.clip_mode == "entry":
         kept_TN = torch.le(terms_TN, settings.clip, out=torch.empty_like(terms_TN))  # numbers: a mask of bool is far slower on a CPU
+        cut_T = kept_TN.shape[1] - kept_TN.sum(-1)
         slope_TN = slope_TN * kept_TN
-        loss_T = terms_TN.clamp_(max=settings.clip).sum(-1)
-    return Terms(loss_T, unclipped_T, slope_TN, slope_TN.sum(-1) - mass_T, sign, int(settings.kind != "jsd"))
+        divergence_T = terms_TN.clamp_(max=settings.clip).sum(-1)
+    return Terms(divergence_T, unclipped_T, cut_T, slope_TN, slope_TN.sum(-1) - mass_T, sign, int(settings.kind != "jsd"))
 
 
 def _jensen_shannon(ratio_TN: Tensor, teacher_TN: Tensor, student_TN: Tensor, beta: float) -> tuple[Tensor, Tensor]:

@@ -29,10 +29,11 @@ class _Candidates:
     log_probability_2TK: Tensor
 
 
-def top_k_loss(
+def top_k_divergence(
     both: Distributions, settings: Divergence, group: dist.ProcessGroup | None, wants_gradient: bool
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Loss [T] over the buckets, KL [T] over the whole vocabulary, and d loss / d student logits [T, V] if wanted."""
+) -> tuple[Tensor, Tensor | None]:
+    """[3, T]: divergence over the buckets, KL over the whole vocabulary, number of buckets cut; d divergence / d student logits [T, V] if
+    wanted."""
     kl_T = torch.linalg.vecdot(both.probability_2TV[0], both.log_ratio())
     best = _candidates(both, settings.top_k, group)
     rest_2TV = _without_best(both, best)
@@ -46,7 +47,7 @@ def top_k_loss(
         # The rest's gradient is shared out by the probability of each entry within the rest, from which the best are absent.
         gradient_TV = rest_2TV[1].add_((both.shift_2T[1] - rest_2T[1])[:, None]).exp_().mul_(gradient_TN[:, -1:])
         gradient_TV.scatter_add_(1, best.columns_TK, _own(gradient_TN[:, :-1], best, group))
-    return terms.loss_T, rest_R3T[:, 2].sum(dim=0), gradient_TV
+    return torch.stack((terms.divergence_T, rest_R3T[:, 2].sum(dim=0), terms.cut_T)), gradient_TV
 
 
 def _candidates(both: Distributions, k: int, group: dist.ProcessGroup | None) -> _Candidates:

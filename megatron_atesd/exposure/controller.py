@@ -5,6 +5,7 @@ one whose look-ahead does not finish, or whose ℓ_t0 was not observed, is dropp
 """
 
 import hashlib
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 
 from megatron_atesd.config import ExposureConfig
-from megatron_atesd.errors import CheckpointError, ConfigError
+from megatron_atesd.errors import CheckpointError
 from megatron_atesd.exposure import policy, reward
 from megatron_atesd.exposure.state import FEATURES, TrainingState
 from megatron_atesd.exposure.windows import hold_window
@@ -59,9 +60,9 @@ class Controller:
         self.learning: list[float] = []  # G_lp and G_gt of each judged decision
         self.grounding: list[float] = []
         self.fresh = 0  # judged decisions that no policy update has seen
-        self.signals: dict[int, tuple[float, float]] = {}  # t → (ℓ_t, g_t), the last L + 1
+        self.signals: dict[int, tuple[float, float | None]] = {}  # t → (ℓ_t, g_t), the last L + 1
 
-    def propose(self, step: int) -> Exposure:
+    def propose(self, step: int, scores: Sequence[float] | None = None) -> Exposure:
         """The exposure for update step + 1; a new decision at each window start, the same answer within a window.
 
         step: finished updates. Before warmup_updates: the warm-up exposure with decision_id −1.
@@ -79,7 +80,7 @@ class Controller:
 
         Returns the `exposure/*` and `controller/*` metrics known at this update; controller/advantage is that of the latest decision.
         Reward and terms are in nats a token, also where learning divides the terms by their spread, so that all updates compare.
-        Raises ConfigError when the configured progress signal is not in `stats`.
+        A decision whose look-ahead holds an update without its progress signal is dropped.
         """
         self.training.observe(stats)
         self._remember(stats)
@@ -137,11 +138,8 @@ class Controller:
         return Decision(window, step, features, sample, alpha, a_N.item(), b_N.item(), policy.entropy(a_N, b_N).item())
 
     def _remember(self, stats: UpdateStats) -> None:
-        signal = {"probe_nll": stats.probe_nll, "probe_kl": stats.probe_kl, "train_kl": stats.kl}[self.config.progress]
-        if signal is None:
-            raise ConfigError(f"exposure.progress is {self.config.progress} but it was not measured: choose probe_nll or measure it")
-        if stats.update > 0 or self.config.progress != "train_kl":
-            self.signals[stats.update] = (signal, stats.grounding)
+        if stats.progress is not None:
+            self.signals[stats.update] = (stats.progress, stats.grounding)
         self.signals = {t: pair for t, pair in self.signals.items() if t >= stats.update - self.config.lookahead}
 
     def _judge(self, decision: Decision) -> dict[str, float]:
@@ -150,14 +148,15 @@ class Controller:
             return {}
         progress, grounding = zip(*(self.signals[t] for t in times), strict=True)
         learning = reward.learning_progress(progress, self.config.discount, self.config.positive_part)
-        grounded = reward.grounding_level(grounding[1:], self.config.discount)
+        grounded = reward.grounding_level(grounding[1:], self.config.discount) if self.config.grounding != "off" else 0.0
         keep = max(MEMORY, self.config.batch + self.config.replay)
         self.judged = [*self.judged, decision][-keep:]
         self.learning = [*self.learning, learning][-keep:]
         self.grounding = [*self.grounding, grounded][-keep:]
         self.fresh += 1
         (whole,) = reward.combine([learning], [grounded], self.config.grounding_weight)
-        return {"controller/reward": whole, "controller/learning_progress": learning, "controller/grounding": grounded}
+        terms = {"controller/reward": whole, "controller/learning_progress": learning}
+        return terms | ({"controller/grounding": grounded} if self.config.grounding != "off" else {})
 
     def _rewards(self) -> list[float]:
         """Rewards of the remembered decisions to learn from, all on the present scale of the two terms."""

@@ -1,12 +1,15 @@
-"""Exposure without a learned policy: fixed, schedules, random, none; the same verbs as the controller."""
+"""Every exposure mode by its name, and those that learn nothing: fixed, schedules, random, none; the same verbs as the controller."""
 
 import math
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
 
 from megatron_atesd.config import ExposureConfig
+from megatron_atesd.exposure.aligned import AlignedExposure
 from megatron_atesd.exposure.controller import Controller, check_mode, seeded_generator
+from megatron_atesd.exposure.posterior import PosteriorExposure
 from megatron_atesd.exposure.windows import hold_window
 from megatron_atesd.records import Exposure, UpdateStats
 
@@ -14,8 +17,11 @@ from megatron_atesd.records import Exposure, UpdateStats
 class Mode(Protocol):
     """What decides the exposure of each update."""
 
-    def propose(self, step: int) -> Exposure:
-        """The exposure for update step + 1, after `step` finished updates."""
+    def propose(self, step: int, scores: Sequence[float] | None = None) -> Exposure:
+        """The exposure for update step + 1, after `step` finished updates.
+
+        scores: of mode aligned's grid, on that update's rollouts; the other modes do without, and None tells nothing.
+        """
         ...
 
     def observe(self, stats: UpdateStats) -> dict[str, float]:
@@ -33,17 +39,23 @@ class Mode(Protocol):
 
 def make_mode(config: ExposureConfig, updates: int, seed: int) -> Mode:
     """The decider of config.mode for a training of `updates` updates."""
+    if config.mode == "posterior":
+        return PosteriorExposure(config, updates, seed)
+    if config.mode == "aligned":
+        return AlignedExposure(config)
     return Controller(config, updates, seed) if config.mode == "learned" else RuleBasedExposure(config, updates, seed)
 
 
 def highest_exposure(config: ExposureConfig) -> float:
-    """No α of a run is above this (of learned and random: the highest that they may draw)."""
-    if config.mode in ("fixed", "none"):
-        return config.fixed if config.mode == "fixed" else 0.0
-    highest = max(config.start, config.end) if config.mode in ("linear", "cosine") else config.clip_high
-    also = [config.warmup_exposure] if config.warmup_updates else []
-    also += [config.probe_exposure] if config.mode == "learned" and config.progress == "probe_kl" else []
-    return max([highest, *also])
+    """No α of a run is above this (of the modes that draw or choose: the highest that they may), nor its bias check's."""
+    if config.mode == "none":
+        return 0.0
+    if config.bias_check:
+        return 1.0
+    named = {"fixed": config.fixed, "linear": max(config.start, config.end), "cosine": max(config.start, config.end)}
+    also = [config.warmup_exposure] if config.mode == "aligned" or (config.warmup_updates and config.mode != "fixed") else []
+    also += [config.probe_exposure] if config.progress == "probe_kl" else []
+    return max([named.get(config.mode, config.clip_high), *also])
 
 
 def scheduled(mode: str, start: float, end: float, share: float) -> float:
@@ -65,7 +77,7 @@ class RuleBasedExposure:
         self.generator = seeded_generator(seed)
         self.current = Exposure(config.warmup_exposure, -1)
 
-    def propose(self, step: int) -> Exposure:
+    def propose(self, step: int, scores: Sequence[float] | None = None) -> Exposure:
         """See Mode."""
         window = hold_window(self.config, step)
         if self.config.mode in ("fixed", "none"):

@@ -1,5 +1,6 @@
 """Where ranks agree on the exposure: rank 0 decides and learns, one broadcast a hold window tells the others."""
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -23,14 +24,19 @@ class ExposureService:
         self.distributed = distributed.is_available() and distributed.is_initialized()
         self.mode = make_mode(config, updates, seed) if not self.distributed or distributed.get_rank() == 0 else None
         self.window: int | None = None
+        self.decided: int | None = None  # the window of the decision that was loaded, whose scores are known
         self.exposure = Exposure(config.warmup_exposure, -1)
         self.broadcasts = 0
 
-    def propose(self, step: int) -> Exposure:
-        """The exposure for update step + 1, after `step` finished updates. Every rank must call it with the same step."""
+    def propose(self, step: int, score: Callable[[], Sequence[float] | None] = lambda: None) -> Exposure:
+        """The exposure for update step + 1, after `step` finished updates. Every rank must call it with the same step.
+
+        score: measures the exposures of mode aligned's grid, on all ranks; called at the start of each of its windows.
+        """
         window = hold_window(self.config, step)
         if window != self.window:
-            decided = self.mode.propose(step) if self.mode else self.exposure
+            scores = score() if self.config.mode == "aligned" and window not in (-1, self.decided) else None
+            decided = self.mode.propose(step, scores) if self.mode else self.exposure
             self.exposure = self._agree(decided) if self.distributed else decided
             self.window = window
         return self.exposure
@@ -44,8 +50,8 @@ class ExposureService:
         return self.mode.state_dict() if self.mode else {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue exactly on rank 0; other ranks ignore `state`. Every rank must call it: the next proposal is broadcast anew."""
-        self.window = None
+        """Continue exactly on rank 0; other ranks only learn its window. Every rank must call it: the next proposal is broadcast anew."""
+        self.window, self.decided = None, state.get("decision")
         if self.mode:
             self.mode.load_state_dict(state)
 

@@ -27,8 +27,9 @@ class TrainingState:
 
     def observe(self, stats: UpdateStats) -> None:
         """Take in one finished update; update 0 carries probe values only."""
-        self.probe_nll = self._average(self.probe_nll, stats.probe_nll)
-        self.first_probe_nll = stats.probe_nll if self.first_probe_nll is None else self.first_probe_nll
+        if stats.probe_nll is not None:
+            self.probe_nll = self._average(self.probe_nll, stats.probe_nll)
+            self.first_probe_nll = stats.probe_nll if self.first_probe_nll is None else self.first_probe_nll
         if stats.update == 0:
             return
         self.alpha = self._average(self.alpha, stats.exposure.alpha)

@@ -37,6 +37,9 @@ def load_scaling_history(model: HiddenStateGPT, saved: Mapping[str, Mapping[str,
             for key, tensor in _tensors(layer):
                 rows = min(len(tensor), len(saved[name][key]))  # how long the history is may have been changed
                 tensor[:rows].copy_(saved[name][key][:rows])
+        else:
+            for key, tensor in _tensors(layer):
+                tensor.fill_(float(key.startswith("scale")))  # what Transformer Engine begins with
 
 
 def _layers(model: HiddenStateGPT) -> Iterator[tuple[str, Any]]:

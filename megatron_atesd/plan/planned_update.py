@@ -1,13 +1,17 @@
 """What is planned: a model, how it is divided, and the tokens of an update."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
-from megatron_atesd.config import DataConfig, TrainConfig, fp8_recipe
+from megatron_atesd.config import DataConfig, ExposureConfig, TrainConfig, fp8_recipe
+from megatron_atesd.config.signals import probe_interval
 from megatron_atesd.data.problems import load_problems
 from megatron_atesd.errors import ConfigError
 from megatron_atesd.model.architecture import Architecture
+from megatron_atesd.train.own_responses import KEPT
 
 
 @dataclass(frozen=True)
@@ -34,12 +38,23 @@ class Recompute:
 
 
 @dataclass(frozen=True)
+class Scored:
+    """Texts of each probe problem that one forward pass scores after the role's prompt: as long as references, or as responses."""
+
+    role: Literal["student", "teacher"]
+    text: Literal["reference", "response"]
+    count: int
+
+
+@dataclass(frozen=True)
 class PlannedUpdate:
     """One update of a run on `gpus` processes.
 
     size: bytes of a parameter. ring: keys and values go round context-parallel ranks, as in Transformer Engine, instead of being gathered
-    on each. probe: problems that are scored after it; grounded: by the teacher as well (learned exposure). fp8: the passes in FP8, by their
-    names in section precision. The other names are the settings'.
+    on each. probe: problems that are measured every probe_every updates; scored: what is scored of each of them then; probe_answers:
+    responses that each gets then. compared: exposures that mode aligned scores once in `hold` updates (0: another mode), on `score_share`
+    of the responses, with the gradient of `texts` texts (0: of the update's responses). fp8: the passes in FP8, by their names in section
+    precision. The other names are the settings'.
     """
 
     arch: Architecture
@@ -60,7 +75,13 @@ class PlannedUpdate:
     distributed: bool
     recompute: Recompute
     probe: int
-    grounded: bool
+    probe_every: int
+    scored: tuple[Scored, ...]
+    probe_answers: int
+    compared: int
+    score_share: float
+    hold: int
+    texts: int
     lengths: Lengths
     fp8: tuple[str, ...] = ()
 
@@ -134,10 +155,33 @@ def planned_update(config: TrainConfig, arch: Architecture, gpus: int, lengths: 
         distributed=bool(config.optimizer.get("use_distributed_optimizer", False)),
         recompute=_recompute(config, chunk_layers),
         probe=_probe_problems(config.data),
-        grounded=config.exposure.mode == "learned",
+        probe_every=probe_interval(config.exposure),
+        scored=tuple(_scored(config.exposure)),
+        probe_answers=int(config.exposure.progress == "probe_accuracy"),
+        compared=config.exposure.grid if config.exposure.mode == "aligned" else 0,
+        score_share=config.exposure.score_share,
+        hold=config.exposure.hold,
+        texts=_progress_texts(config),
         lengths=lengths,
         fp8=tuple(role for role, precision in asdict(config.precision).items() if fp8_recipe(precision)),
     )
+
+
+def _scored(exposure: ExposureConfig) -> Iterator[Scored]:
+    """The references' NLL, the progress signal and the grounding; of own responses as many as may be kept."""
+    yield Scored("student", "reference", 1)
+    if exposure.progress in ("probe_own", "probe_margin"):
+        yield Scored("student", "response", KEPT * (1 + (exposure.progress == "probe_margin")))
+    if exposure.progress == "probe_kl":
+        yield from (Scored("teacher", "response", 1), Scored("student", "response", 1))
+    if exposure.mode == "learned" and exposure.grounding != "off":
+        yield Scored("teacher", "response", KEPT) if exposure.grounding == "own" else Scored("teacher", "reference", 1)
+
+
+def _progress_texts(config: TrainConfig) -> int:
+    """Texts whose gradient mode aligned follows; 0 for the update's own responses."""
+    a_problem = {"probe_nll": 1, "probe_own": KEPT, "probe_margin": 2 * KEPT}.get(config.exposure.progress, 0)
+    return a_problem * _probe_problems(config.data) if config.exposure.mode == "aligned" else 0
 
 
 def _probe_problems(data: DataConfig) -> int:

@@ -3,7 +3,8 @@
 A multiply-add is two operations. Phases follow each other; within one, operations and messages are added, not overlapped.
 """
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 from megatron_atesd.model.counts import forward_flops, layer_parameters, loss_flops, vocabulary_parameters
 from megatron_atesd.plan.hardware import Assumptions, Gpu
@@ -62,6 +63,7 @@ def update_phases(work: PlannedUpdate, gpu: Gpu, assume: Assumptions) -> list[Ph
         _gradients(work, gpu, assume),
         _optimizer(work, gpu, assume),
         _probe(work, gpu, assume),
+        *([_exposure(work, gpu, assume)] if work.compared else []),
     ]
 
 
@@ -149,22 +151,53 @@ def _optimizer(work: PlannedUpdate, gpu: Gpu, assume: Assumptions) -> Phase:
     return Phase("optimizer", 0.0, float(memory), 0.0, memory / (gpu.bandwidth * assume.bandwidth), "memory")
 
 
+def _exposure(work: PlannedUpdate, gpu: Gpu, assume: Assumptions) -> Phase:
+    """An update's share of a choice by alignment, made once a hold window on its first update's responses.
+
+    A pass with gradients over the progress texts, the gradients' way over the data ranks, the trial step and back, and on a share of the
+    responses two passes of the student, one of the teacher for each exposure and, in both of the student's, the forward half of its loss.
+    """
+    read = replace(work, batch=math.ceil(work.sequences * work.score_share) * work.data)
+    texts = replace(work, batch=work.texts) if work.texts else work
+    parts = [
+        (_layers("progress", "student", texts, gpu, assume, work.lengths.student, *_student_passes(texts)), 1.0),
+        (_gradients(work, gpu, assume), 1.0),
+        (_optimizer(work, gpu, assume), 2.0),
+        (_layers("student", "student", read, gpu, assume, work.lengths.student, 1, 4), 2.0),
+        (_layers("teacher", "teacher", read, gpu, assume, work.lengths.teacher, 1, 4), work.compared),
+        (_loss(read, gpu, assume), work.compared),
+    ]
+    flops, memory, sent, seconds = (
+        sum(times * getattr(part, what) for part, times in parts) / work.hold for what in ("flops", "memory", "sent", "seconds")
+    )
+    return Phase("exposure", flops, memory, sent, seconds, max(parts, key=lambda part: part[1] * part[0].seconds)[0].bound)
+
+
 def _probe(work: PlannedUpdate, gpu: Gpu, assume: Assumptions) -> Phase:
-    """References of the probe's problems, scored after the student's prompt and, for grounding, after the teacher's.
+    """An update's share of a measurement: texts scored after the student's prompt or the teacher's, and what the probe problems answer.
 
     A reference is as long as what the teacher's prompt has beyond the student's. The controller itself takes milliseconds, on rank 0.
     """
     arch, lengths, mine = work.arch, work.lengths, -(-work.probe // work.data)
-    reference = max(1, lengths.teacher - lengths.student)
-    prompts = {"student": lengths.student} | ({"teacher": lengths.teacher} if work.grounded else {})
+    prompt = {"student": lengths.student, "teacher": lengths.teacher}
+    text = {"reference": max(1, lengths.teacher - lengths.student), "response": lengths.response}
+    passes = [(scored.role, mine * scored.count, prompt[scored.role] + text[scored.text], text[scored.text]) for scored in work.scored]
     model_ranks = work.tensor * work.pipeline * work.context
-    layers = {role: mine * forward_flops(arch, prompt + reference) / model_ranks for role, prompt in prompts.items()}
-    head = mine * len(prompts) * loss_flops(arch, reference) / 4 / (work.tensor * work.context)
-    tokens = mine * sum(prompt + reference for prompt in prompts.values())
+    layers = [(role, count * forward_flops(arch, length) / model_ranks) for role, count, length, _ in passes]
+    head = sum(count * loss_flops(arch, tokens) / 4 for _, count, _, tokens in passes) / (work.tensor * work.context)
+    tokens = sum(count * length for _, count, length, _ in passes)
     tensor, keys = tensor_bytes(work, tokens / work.context, 4), context_bytes(work, tokens, 1)
-    at_once = sum(flops / layer_speed(work, role, gpu, assume) for role, flops in layers.items()) + head / gpu.flops
+    at_once = sum(flops / layer_speed(work, role, gpu, assume) for role, flops in layers) + head / gpu.flops
     computing = at_once / utilization(assume, work.micro_batch_tokens / work.context)
     sending = (tensor / _link(gpu, assume, work.tensor) + keys / _link(gpu, assume, work.tensor * work.context)) / assume.link
-    micro_batches = max(1, mine * (lengths.student + reference) // work.micro_batch_tokens)
+    micro_batches = max(1, tokens // (len(passes) * work.micro_batch_tokens))
     seconds = (computing + sending) * bubble(work, micro_batches)
-    return Phase("probe", sum(layers.values()) + head, 0.0, tensor + keys, seconds, "products" if computing >= sending else "messages")
+    flops, bound = sum(flops for _, flops in layers) + head, "products" if computing >= sending else "messages"
+    every = work.probe_every
+    if not work.probe_answers:
+        return Phase("probe", flops / every, 0.0, (tensor + keys) / every, seconds / every, bound)
+    answers = _decode(replace(work, batch=work.probe * work.probe_answers, rollout_batch=work.generated_at_once), gpu, assume)
+    sent = tensor + keys + answers.sent
+    return Phase(
+        "probe", (flops + answers.flops) / every, answers.memory / every, sent / every, (seconds + answers.seconds) / every, "memory"
+    )

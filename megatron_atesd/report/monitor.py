@@ -11,10 +11,10 @@ import json
 import math
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, TextIO
+from types import ModuleType, TracebackType
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -22,8 +22,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from megatron_atesd.config import MonitorConfig
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from torch.utils.tensorboard import SummaryWriter
 
+Value = TypeVar("Value")
+SCORE = "controller/score/"  # and an α: what a controller thinks of it, higher is better
 # metric name → how the console shows it
 CONSOLE = {
     "distill/loss": "loss {:.4f}",
@@ -34,6 +37,11 @@ CONSOLE = {
     "perf/tokens_per_second": "{:,.0f} tokens/s",
     "time/step": "{:.2f} s",
 }
+
+
+def scores_of(metrics: Mapping[str, Value]) -> dict[float, Value]:
+    """The metrics that are a controller's scores, by α; {} of modes that have none."""
+    return {float(name.removeprefix(SCORE)): value for name, value in metrics.items() if name.startswith(SCORE)}
 
 
 def keep_lines_until(path: Path, update: int) -> list[dict[str, Any]]:
@@ -123,7 +131,7 @@ class Monitor:
             self._file.close()
 
     def log(self, update: int, metrics: Mapping[str, float]) -> None:
-        """Record the metrics of finished update number `update` (from 1) in all three sinks; draws the policy when it is due."""
+        """Record the metrics of finished update number `update` (from 1) in all three sinks; draws the exposure when it is due."""
         if not self._is_main:
             return
         assert self._file is not None, "log() belongs inside the with block"
@@ -139,9 +147,18 @@ class Monitor:
         due = self._config.figure_every and update % self._config.figure_every == 0
         if due and "exposure/a" in metrics:
             self.figure(update, float(metrics["exposure/a"]), float(metrics["exposure/b"]), self._alphas)
+        if due and (scores := scores_of(metrics)):
+            self.scores(update, scores, float(metrics["exposure/alpha"]), metrics.get("controller/posterior_sd"))
 
     def figure(self, update: int, a: float, b: float, alphas: Sequence[float]) -> None:
         """Put a picture of the policy's density Beta(a, b) and the α used so far into TensorBoard; without matplotlib, say so once."""
+        self._draw("exposure/policy", update, lambda pictures: pictures.beta_figure(update, a, b, alphas))
+
+    def scores(self, update: int, scores: Mapping[float, float], alpha: float, sd: float | None = None) -> None:
+        """Put a picture of the controller's scores by α, and of the α used, into TensorBoard; `sd`: of the scores, if it knows one."""
+        self._draw("exposure/scores", update, lambda pictures: pictures.scores_figure(update, scores, alpha, sd))
+
+    def _draw(self, name: str, update: int, make: Callable[[ModuleType], "Figure"]) -> None:
         if self._writer is None:
             return
         if importlib.util.find_spec("matplotlib") is None:
@@ -149,9 +166,9 @@ class Monitor:
                 "no exposure pictures in TensorBoard: they need matplotlib (pip install -e '.[plots]' in this project's checkout)"
             )
             return
-        from megatron_atesd.report.pictures import beta_figure
+        from megatron_atesd.report import pictures
 
-        self._writer.add_figure("exposure/policy", beta_figure(update, a, b, alphas), update)
+        self._writer.add_figure(name, make(pictures), update)
 
     def message(self, text: str) -> None:
         """Say something to the person who watches, above the progress bar if there is one."""

@@ -3,7 +3,7 @@
 Figures are made without pyplot, so nothing here has global state or needs a display.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import lgamma
 from pathlib import Path
 
@@ -89,6 +89,23 @@ def beta_figure(update: int, a: float, b: float, alphas: Sequence[float]) -> Fig
     return figure
 
 
+def scores_figure(update: int, scores: Mapping[float, float], alpha: float, sd: float | None = None) -> Figure:
+    """A controller's scores by α at one update, with a band of one `sd` if given, and the α used."""
+    figure = new_figure(5.6, 3.4)
+    axes = figure.subplots()
+    known = sorted((place, score) for place, score in scores.items() if np.isfinite(score))
+    if known:
+        place, score = np.array(known).T
+        axes.plot(place, score, color=PALETTE[0], linewidth=2, marker="o", label="score")
+        if sd is not None:
+            axes.fill_between(place, score - sd, score + sd, color=PALETTE[0], alpha=0.12, linewidth=0, label="± 1 SD")
+    axes.axvline(alpha, color=PALETTE[1], linewidth=2, linestyle="--", label=f"α used: {alpha:.2f}")
+    tidy(axes, f"Exposure scores after update {update}", "reveal ratio α", "score (higher: better for progress)")
+    axes.set_xlim(-0.03, 1.03)
+    axes.legend(frameon=False, fontsize=9, labelcolor=INK)
+    return figure
+
+
 def trailing_mean(values: NDArray[np.float64], window: int) -> NDArray[np.float64]:
     """Mean of each value and the up to window - 1 before it, same length; NaN is left out (all NaN gives NaN)."""
     known = ~np.isnan(values)
@@ -101,7 +118,12 @@ def trailing_mean(values: NDArray[np.float64], window: int) -> NDArray[np.float6
 
 
 def draw_series(axes: Axes, updates: NDArray[np.float64], values: NDArray[np.float64], colour: str, label: str, window: int = 1) -> None:
-    """One metric over updates; window > 1 draws the trailing mean strongly over the pale values, for noisy metrics."""
+    """One metric over updates; window > 1 draws the trailing mean strongly over the pale values, for noisy metrics.
+
+    NaN where an update did not measure it: the line goes from one measurement to the next.
+    """
+    known = np.isfinite(values)
+    updates, values = updates[known], values[known]
     if window > 1:
         axes.plot(updates, values, color=colour, linewidth=0.7, alpha=0.25)
         values = trailing_mean(values, window)

@@ -1,4 +1,4 @@
-"""Adam's moments and its count of steps, for torch's Adam and the fused ones of Transformer Engine and NVIDIA Apex.
+"""Adam's moments and its count of steps (and SGD's momentum), for torch's Adam and the fused ones of Transformer Engine and NVIDIA Apex.
 
 megatron.core takes the first that is installed of Transformer Engine's, Apex's and torch's. torch's counts steps beside each parameter's
 moments, the fused ones in each group of parameters. Here one count is saved and loaded, so that a checkpoint of one goes on with another.
@@ -22,11 +22,18 @@ def fuse(adam: torch.optim.Optimizer) -> None:
 
 
 def start_moments(part: Any) -> None:
-    """Zeros where `part`, megatron.core's optimizer around an Adam, has none yet: it can save and load nothing else before a first step."""
+    """Zeros where `part`, megatron.core's optimizer around an Adam or SGD, has none yet: else it saves and loads nothing before a step."""
     part.init_state_fn(part.optimizer, part.config)
     if isinstance(part.optimizer, torch.optim.Adam):
         for of_parameter in part.optimizer.state.values():
             of_parameter.setdefault("step", torch.tensor(0.0))
+
+
+def start_momentum(sgd: torch.optim.Optimizer, config: object) -> None:
+    """Zeros where an SGD with momentum has none yet, from which its first step is the same; as megatron.core's function for an Adam."""
+    for group in sgd.param_groups:
+        for parameter in group["params"] if group["momentum"] else ():
+            sgd.state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter))
 
 
 def translate_steps(state: dict[str, Any], adam: torch.optim.Optimizer) -> int:

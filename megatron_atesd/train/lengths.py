@@ -36,7 +36,10 @@ def longest_prompts(config: TrainConfig, renderer: PromptRenderer, problem: Prob
 
 
 def scored_texts(config: TrainConfig, renderer: PromptRenderer, problem: Problem) -> Iterator[tuple[str, int, str, int, str]]:
-    """What the probe and the grounding read at once of a probe problem: prompt and text, each with its tokens, and what to do."""
+    """What the probe and the grounding read at once of a probe problem: prompt and text, each with its tokens, and what to do.
+
+    Not the start model's own responses: that a prompt leaves room for a whole response is a rule of the settings.
+    """
     student, teacher = longest_prompts(config, renderer, problem)
     reference, exposure = len(renderer.reference(problem)), config.exposure
     leave_out = "leave it out of data.probe"
@@ -45,5 +48,5 @@ def scored_texts(config: TrainConfig, renderer: PromptRenderer, problem: Problem
         prompt = f"its teacher prompt at exposure {highest_exposure(exposure):g}"
         if exposure.grounding == "solution":
             yield prompt, teacher, "its reference solution", reference, f"set exposure.grounding to answer, or {leave_out}"
-        else:
+        elif exposure.grounding == "answer":
             yield prompt, teacher, "its boxed answer", len(renderer.answer(problem)), f"{leave_out}, or lower exposure.clip_high"

@@ -3,7 +3,6 @@
 problems → rollout → exposure → teacher and student prompts → distill step → optimizer → probe → controller → monitors → checkpoint
 """
 
-import math
 import os
 import time
 from pathlib import Path
@@ -11,18 +10,21 @@ from pathlib import Path
 from megatron_atesd.checkpoint.run_checkpoints import Saver, check_fresh, set_aside, start_from
 from megatron_atesd.config import TrainConfig, save_config
 from megatron_atesd.data.summary import segments_account
-from megatron_atesd.distill.step import distill_step
 from megatron_atesd.doctor.examine import examined_processes
+from megatron_atesd.exposure.advice import advice
 from megatron_atesd.parallel.agreement import on_rank_0
 from megatron_atesd.parallel.groups import is_main
 from megatron_atesd.parallel.session import end_start, session_of, start_minutes
-from megatron_atesd.records import Rollout
+from megatron_atesd.records import Exposure, Rollout
 from megatron_atesd.report.monitor import Monitor
+from megatron_atesd.train.bias_check import check_bias, cost, save_record
 from megatron_atesd.train.checks import check_before_work
 from megatron_atesd.train.heartbeat import Heartbeat
-from megatron_atesd.train.metrics import describe_sample, peak_memory_gib, rollout_metrics, write_summary
+from megatron_atesd.train.metrics import describe_sample, entry_clip_warning, peak_memory_gib, rollout_metrics, write_summary
 from megatron_atesd.train.preemption import StopRequest
+from megatron_atesd.train.progress import Finished
 from megatron_atesd.train.resume import check_resumable
+from megatron_atesd.train.student_step import student_step
 from megatron_atesd.train.training_run import TrainingRun
 
 
@@ -56,10 +58,19 @@ def train(config: TrainConfig) -> None:
         ):
             if is_main():
                 monitor.message(segments_account(inputs.problems))
+                if warning := entry_clip_warning(config.distill):
+                    monitor.message(warning)
+            if too_short := advice(config.exposure, config.run.updates):
+                monitor.message(too_short)
+            if gathered := run.gather():
+                monitor.message(gathered)
             if chosen.folder is not None:
                 monitor.message(f"resumed from {chosen.folder} after {start} updates ({chosen.why})")
             else:
-                run.service.observe(run.probe(0, run.service.propose(0), None))
+                if config.exposure.bias_check:
+                    tell_bias(run, monitor, heartbeat, stop)
+                stats, _ = run.probe(Finished(0), Exposure(config.exposure.warmup_exposure, -1))
+                run.service.observe(stats)
             end_start(config.parallel)
             for update in range(start, config.run.updates):
                 metrics, rollouts = train_step(run, update, heartbeat)
@@ -84,58 +95,60 @@ def train(config: TrainConfig) -> None:
             write_summary(run_dir, config)
 
 
+def tell_bias(run: TrainingRun, monitor: Monitor, heartbeat: Heartbeat, stop: StopRequest) -> None:
+    """Check the progress signals, which changes nothing of the run, and say what was found, also in <run.dir>/bias_check.json."""
+    monitor.message(cost(run))
+    check = check_bias(run, heartbeat, stop.agreed)
+    if check is None:
+        monitor.message("the bias check was stopped")
+    else:
+        monitor.message("\n".join(check.lines()))
+        save_record(check, Path(run.config.run.dir) / "bias_check.json")
+    heartbeat.enter("the start", start_minutes(run.config.parallel))
+
+
 def train_step(run: TrainingRun, update: int, heartbeat: Heartbeat) -> tuple[dict[str, float], list[Rollout]]:
     """One student update; returns its metrics and this data-parallel rank's rollouts."""
     started = time.perf_counter()
     heartbeat.enter(f"the rollout of update {update + 1}")
     problems = run.sampler.batch_at(update)
-    exposure = run.service.propose(update)
     rollouts = run.rollout(problems, run.sampler.place_at(update))
     rolled = time.perf_counter()
 
+    heartbeat.enter(f"the choice of exposure for update {update + 1}")
+    exposure = run.service.propose(update, lambda: run.alignment(rollouts))
+    chosen = time.perf_counter()
+
     heartbeat.enter(f"the student's step of update {update + 1}")
-    run.optimization.zero_grad()
-    contexts = run.contexts(rollouts, exposure.alpha)
-    examples = run.examples(rollouts, contexts)
-    distill = run.config.distill
-    result = distill_step(
-        run.optimization.wrapped,
-        run.model,
-        run.teacher,
-        examples,
-        run.divergence,
-        run.config.parallel.micro_batch_tokens,
-        distill.normalize,
-    )
-    grad_norm, lr = run.optimization.step(result.loss + result.kl)
-    skipped = math.isnan(grad_norm)
-    run.skipped.count(skipped)
-    if skipped:
+    step = student_step(run, rollouts, exposure.alpha)
+    result = step.result
+    run.skipped.count(step.skipped)
+    if step.skipped:
         run.keep_batch(update + 1, exposure, rollouts)
-    else:
-        if run.teacher.kind == "ema":  # which reads all weights, so that no pass can hide their gather
-            run.optimization.weights_ready()
-        run.teacher.update()
     stepped = time.perf_counter()
 
     heartbeat.enter(f"the probe of update {update + 1}")
     # Of a skipped update the controller hears nothing: it drops the decisions whose look-ahead needs it.
-    stats = None if skipped else run.probe(update + 1, exposure, result)
-    controller = {} if stats is None else run.service.observe(stats)
+    measured: dict[str, float] = {}
+    if not step.skipped:
+        stats, measured = run.probe(Finished(update + 1, result, rollouts), exposure)
+        measured |= run.service.observe(stats)
     finished = time.perf_counter()
     metrics = {
         "distill/loss": result.loss,
         "distill/kl": result.kl,
         "distill/top1_disagreement": result.disagreement,
+        "distill/clipped_tokens": result.clipped_tokens,
+        "distill/clipped_kl": result.clipped_kl,
         "distill/teacher_entropy": result.teacher_entropy,
         "student/entropy": result.student_entropy,
         "student/confidence": result.confidence,
-        "probe/nll": math.nan if stats is None else stats.probe_nll,
         "exposure/alpha": exposure.alpha,
-        "optim/lr": lr,
-        "optim/grad_norm": grad_norm,
-        "optim/skipped": float(skipped),
+        "optim/lr": step.lr,
+        "optim/grad_norm": step.grad_norm,
+        "optim/skipped": float(step.skipped),
         "time/rollout": rolled - started,
+        "time/exposure": chosen - rolled,
         "time/teacher": result.teacher_seconds,
         "time/student": result.student_seconds,
         "time/probe": finished - stepped,
@@ -144,4 +157,4 @@ def train_step(run: TrainingRun, update: int, heartbeat: Heartbeat) -> tuple[dic
         "perf/padding": result.padding,
         "memory/peak_gib": peak_memory_gib(),
     }
-    return metrics | rollout_metrics(rollouts, contexts, run.answered) | controller, rollouts
+    return metrics | rollout_metrics(rollouts, step.contexts, run.answered) | measured, rollouts

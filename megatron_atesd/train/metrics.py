@@ -11,23 +11,30 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 
-from megatron_atesd.config import TrainConfig
+from megatron_atesd.config import DistillConfig, TrainConfig
 from megatron_atesd.data.prompts import PromptRenderer
 from megatron_atesd.records import Rollout, TeacherContext
+from megatron_atesd.rollout.loops import is_loop
 
 
 def rollout_metrics(
     rollouts: Sequence[Rollout], contexts: Sequence[TeacherContext], answered: Callable[[Rollout], bool]
 ) -> dict[str, float]:
-    """Means over all ranks' rollouts: tokens (the stop token is one), share cut at the limit, share that stopped at once, share that
-    `answered` holds for; of their problems' reference segments those that the teacher sees, and all. Collective."""
+    """Means over all ranks' rollouts: tokens (the stop token is one), share cut at the limit, share cut amid a loop, share that stopped
+    at once, share that `answered` holds for; of their problems' reference segments those that the teacher sees, and all. Collective."""
     pairs = zip(rollouts, contexts, strict=True)
-    rows = [(len(r.response_ids), r.truncated, is_empty(r), answered(r), c.revealed, c.segments, 1) for r, c in pairs]
+    rows = [(len(r.response_ids), r.truncated, ends_in_loop(r), is_empty(r), answered(r), c.revealed, c.segments, 1) for r, c in pairs]
     sums = torch.tensor(rows, dtype=torch.float64, device=torch.cuda.current_device()).sum(dim=0)
     dist.all_reduce(sums, group=parallel_state.get_data_parallel_group())
     *totals, count = sums.tolist()
-    names = ("rollout/length", "rollout/truncated", "rollout/empty", "rollout/accuracy", "exposure/revealed", "exposure/segments")
+    rollout = ("rollout/length", "rollout/truncated", "rollout/loops", "rollout/empty", "rollout/accuracy")
+    names = (*rollout, "exposure/revealed", "exposure/segments")
     return {name: total / count for name, total in zip(names, totals, strict=True)}
+
+
+def ends_in_loop(rollout: Rollout) -> bool:
+    """Whether the response repeats itself up to the limit at which it was cut."""
+    return rollout.truncated and is_loop(rollout.response_ids)
 
 
 def is_empty(rollout: Rollout) -> bool:
@@ -50,14 +57,35 @@ def describe_sample(renderer: PromptRenderer, rollout: Rollout) -> str:
     return f"problem {problem.id}: {problem.problem}\nresponse: {response}{cut}\nanswer: {problem.answer}"
 
 
+def entry_clip_warning(distill: DistillConfig) -> str:
+    """A line on what clip_mode entry does to the gradient; '' where no entry is cut."""
+    if distill.clip_mode != "entry" or distill.clip == 0:
+        return ""
+    return (
+        f"warning: distill.clip_mode entry: vocabulary entries above distill.clip {distill.clip:g} lose the teacher's pull and keep the "
+        "push, so training can lower the token that the teacher prefers; distill.clip_mode token keeps the direction"
+    )
+
+
+def exposure_cost(lines: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
+    """From the lines of metrics.jsonl: seconds of all updates, of the choice of exposure and of the probe, and the share that both add.
+
+    exposure_share: their seconds, divided by those of everything else; None where there is nothing else.
+    """
+    seconds, exposure, probe = (sum(line.get(f"time/{phase}") or 0.0 for line in lines) for phase in ("step", "exposure", "probe"))
+    rest = seconds - exposure - probe
+    share = (exposure + probe) / rest if rest > 0 else None
+    return {"seconds": seconds, "exposure_seconds": exposure, "probe_seconds": probe, "exposure_share": share}
+
+
 def write_summary(run_dir: Path, config: TrainConfig) -> Mapping[str, Any]:
-    """summary.json of a finished run, from its metrics.jsonl: last values, decisions, total time. Returns it."""
+    """summary.json of a finished run, from its metrics.jsonl: last values, decisions, total time, cost of exposure control. Returns it."""
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     summary = {
         "updates": len(lines),
         "mode": config.exposure.mode,
         "seed": config.run.seed,
-        "seconds": sum(line["time/step"] or 0.0 for line in lines),
+        **exposure_cost(lines),
         "exposure_trace": [line["exposure/alpha"] for line in lines],
         "controller_updates": max((int(line.get("controller/updates") or 0) for line in lines), default=0),
         "last": lines[-1] if lines else {},

@@ -15,7 +15,7 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron_atesd.config import OPTIMIZER_DEFAULTS, ScheduleConfig, build_section
 from megatron_atesd.errors import ConfigError
 from megatron_atesd.model.gpt import HiddenStateGPT
-from megatron_atesd.train.adam import fuse, is_adam, set_steps, start_moments, translate_steps
+from megatron_atesd.train.adam import fuse, is_adam, set_steps, start_moments, start_momentum, translate_steps
 from megatron_atesd.train.learning_rate import learning_rate_scheduler
 from megatron_atesd.train.param_gather import finish_gather, prepare_gather, start_gather
 
@@ -30,6 +30,7 @@ class Optimization:
     wrapped: torch.nn.ModuleList
     optimizer: MegatronOptimizer
     scheduler: OptimizerParamScheduler
+    peak_lr: float
 
     def zero_grad(self) -> None:
         """Before the passes of an update."""
@@ -50,31 +51,30 @@ class Optimization:
     def sharded_state_dict(self, model: Mapping[str, Any], loading: bool) -> dict[str, Any]:
         """megatron.core sharded state beside the sharded state of the `model`, loadable at any TP × PP × DP. Collective when saving."""
         self.weights_ready()
-        if is_adam(self._part.optimizer):
-            start_moments(self._part)
+        start_moments(self.part)
         return self.optimizer.sharded_state_dict(cast("Any", model), loading, metadata=_ANY_LAYOUT)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over a loaded state."""
         whole, steps = dict(state), 0
-        if is_adam(self._part.optimizer):
-            steps = translate_steps(whole.get("optimizer", whole), self._part.optimizer)
-        if isinstance(self._part, DistributedOptimizer):
+        if is_adam(self.part.optimizer):
+            steps = translate_steps(whole.get("optimizer", whole), self.part.optimizer)
+        if isinstance(self.part, DistributedOptimizer):
             self._load_distributed(whole, steps)
         else:
             self.optimizer.load_state_dict(whole)
-        fuse(self._part.optimizer)
+        fuse(self.part.optimizer)
 
     def _load_distributed(self, state: dict[str, Any], steps: int) -> None:
-        moments, adam = state.pop("param_state"), self._part.optimizer
-        self._part.load_state_dict(state)
+        moments, adam = state.pop("param_state"), self.part.optimizer
+        self.part.load_state_dict(state)
         for of_parameter in adam.state.values():
             of_parameter.pop("step", None)  # torch's counter, on which megatron.core's loader of moments fails
-        self._part.load_parameter_state_from_fully_reshardable(moments)
+        self.part.load_parameter_state_from_fully_reshardable(moments)
         set_steps(adam, steps)
 
     @property
-    def _part(self) -> Any:
+    def part(self) -> Any:
         """The one optimizer in megatron.core's chain, which has one a kind of parameter: a dense model has one kind."""
         (part,) = cast("Any", self.optimizer).chained_optimizers
         return part
@@ -119,12 +119,14 @@ def build_optimization(
     model.config.grad_scale_func = megatron_optimizer.scale_loss
     for part in cast("Any", megatron_optimizer).chained_optimizers:
         fuse(part.optimizer)
+        part.init_state_fn = part.init_state_fn or start_momentum  # megatron.core has none for SGD, and calls it to load
     for chunk in wrapped:
         prepare_gather(chunk)
     pauses: Any = [chunk.no_sync for chunk in wrapped]  # ddp.overlap_grad_reduce must wait for the last micro-batch
     model.config.no_sync_func = pauses if len(wrapped) > 1 else pauses[0]
     scheduler = learning_rate_scheduler(megatron_optimizer, config, schedule, updates)
-    return Optimization(torch.nn.ModuleList(wrapped), megatron_optimizer, scheduler)
+    assert config.lr is not None
+    return Optimization(torch.nn.ModuleList(wrapped), megatron_optimizer, scheduler, config.lr)
 
 
 def optimizer_settings(

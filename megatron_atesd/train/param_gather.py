@@ -18,6 +18,8 @@ def prepare_gather(chunk: Any) -> None:
 def start_gather(chunk: Any) -> None:
     """After an optimizer step: this rank's share of the weights is new; its first forward gathers the rest."""
     if chunk.ddp_config.overlap_param_gather:
+        for bucket_group in chunk.bucket_groups:  # which a reduction of gradients would do, if there was one since the last gather
+            bucket_group.param_gather_dispatched = False
         chunk.enable_forward_pre_hook()
 
 

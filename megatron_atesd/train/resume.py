@@ -37,6 +37,7 @@ FREE = {
     "distill.chunk": "memory",
     "distill.compile": "speed",
     "distill.teacher_offload": "memory",
+    "exposure.bias_check": "done before the first update, and leaves nothing behind",
     "checkpoint.*": "what is kept of the run",
     "monitor.*": "what is shown of the run",
     "megatron.recompute_*": "memory",
@@ -72,6 +73,8 @@ FREE = {
     "*.config_logger_dir": "logging",
     "optimizer.log_num_zeros_in_grad": "logging",
 }
+# What a run did that began before a setting was there, where that is not the setting's default.
+BEFORE = {"distill": {"clip_mode": "entry"}}
 # Besides tokenizer and configuration of the model, what prompts and the ends of responses are made of.
 _OTHER_FILES = ("merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "generation_config.json")
 
@@ -94,7 +97,7 @@ def check_resumable(folder: Path, config: TrainConfig, inputs: TrainingInputs) -
 def check_unchanged(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
     """Raise CheckpointError, naming each, for settings that are neither what they were nor FREE; old, new: whole configurations as asdict.
 
-    A setting that one of them lacks has its default there. run.updates is free while nothing depends on it.
+    A setting that one of them lacks has its default there, or what BEFORE says. run.updates is free while nothing depends on it.
     """
     changes = [f"{name} is {_shown(now)}, but the run began with {_shown(was)}{why}" for name, was, now, why in guarded_changes(old, new)]
     if changes:
@@ -104,7 +107,10 @@ def check_unchanged(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
 def guarded_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any, str]]:
     """Name of each changed setting, its old and new value, and why it is guarded where that is not plain."""
     for section, known in default_settings().items():
-        was, now = ({**known, **_as_computed(section, config.get(section, {}))} for config in (old, new))
+        was, now = (
+            {**known, **first, **_as_computed(section, config.get(section, {}))}
+            for first, config in ((BEFORE.get(section, {}), old), ({}, new))
+        )
         for key in sorted({*was, *now}):
             name, why = f"{section}.{key}", ""
             if was.get(key) == now.get(key) or is_free(name):
@@ -124,7 +130,8 @@ def depends_on_updates(config: Mapping[str, Any]) -> str:
     decay, mode = config["schedule"]["decay"], config["exposure"]["mode"]
     if decay != "constant":
         return f", and schedule.decay {decay} depends on it"
-    if mode in ("linear", "cosine", "learned"):  # of learned the progress that the policy sees, and its entropy target
+    # Of learned the progress that the policy sees, and its entropy target; of posterior what knowing an exposure is still worth.
+    if mode in ("linear", "cosine", "learned", "posterior"):
         return f", and exposure.mode {mode} depends on it"
     return ""
 

@@ -3,9 +3,9 @@
 import math
 from collections.abc import Sequence
 from dataclasses import asdict
-from functools import cached_property
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch.distributed as dist
 from megatron.core import parallel_state
@@ -14,16 +14,20 @@ from megatron_atesd.checkpoint.model_folder import load_model_weights
 from megatron_atesd.checkpoint.random_states import restore_rng, rng_states
 from megatron_atesd.checkpoint.reading import check_model_folder, read_folder
 from megatron_atesd.config import TrainConfig
+from megatron_atesd.config.signals import needs_own, probe_interval
 from megatron_atesd.data.boxes import last_boxed
+from megatron_atesd.data.notice import warn_once
 from megatron_atesd.data.sampler import ProblemSampler, fingerprint
-from megatron_atesd.distill.likelihood import mean_nll
-from megatron_atesd.distill.step import Example, StepResult, divergence_of, example_losses, measure_step
+from megatron_atesd.distill.alignment import add_progress_gradient, alignment_scores
+from megatron_atesd.distill.likelihood import ScoredText, mean_nll, weighted_nll
+from megatron_atesd.distill.step import Example, divergence_of, example_losses, measure_step, teacher_pass
 from megatron_atesd.distill.teacher import Teacher
+from megatron_atesd.exposure.aligned import exposure_grid
 from megatron_atesd.exposure.service import ExposureService
 from megatron_atesd.model.gpt import build_model
-from megatron_atesd.model.micro_batches import TokenIds
+from megatron_atesd.model.micro_batches import Pair
 from megatron_atesd.model.scaling_history import load_scaling_history, scaling_history
-from megatron_atesd.parallel.groups import data_parallel_place, from_rank_0
+from megatron_atesd.parallel.groups import data_parallel_place, from_rank_0, gathered, is_main
 from megatron_atesd.records import Exposure, Problem, Rollout, TeacherContext, UpdateStats
 from megatron_atesd.rollout.engine import RolloutEngine
 from megatron_atesd.rollout.sampling import sequence_seed
@@ -32,6 +36,20 @@ from megatron_atesd.train.checks import TrainingInputs
 from megatron_atesd.train.finite import Skipped, check_probe, check_weights
 from megatron_atesd.train.lengths import check_lengths
 from megatron_atesd.train.optimizer import build_optimization
+from megatron_atesd.train.own_responses import OwnResponses, graded
+from megatron_atesd.train.progress import (
+    Finished,
+    GradientSignal,
+    OwnNLL,
+    ProbeAccuracy,
+    ProbeKL,
+    ProgressSignal,
+    ReferenceNLL,
+    TrainAccuracy,
+    TrainKL,
+    warn_of_bias,
+)
+from megatron_atesd.train.trial_step import trial_step
 
 
 class TrainingRun:
@@ -52,7 +70,9 @@ class TrainingRun:
         self.optimization = build_optimization(self.model, config.optimizer, config.ddp, config.schedule, config.run.updates)
         self.service = ExposureService(config.exposure, config.run.updates, config.run.seed)
         self.divergence = divergence_of(config)
-        self.probe_rollouts: list[Rollout] = []
+        self.own = OwnResponses()
+        self.references = ReferenceNLL([(self.renderer.student(p), self.renderer.reference(p)) for p in self.probe_problems], self._mean)
+        self.progress = self._progress_signal()
         self.skipped = Skipped(Path(config.run.dir) / "skipped", config.run.max_skipped)
 
     def rollout(self, problems: Sequence[Problem], first: int) -> list[Rollout]:
@@ -84,29 +104,145 @@ class TrainingRun:
         """Whether the last boxed answer is the reference's, letter by letter (evaluation grades by meaning)."""
         return last_boxed(self.renderer.decode(rollout.response_ids)) == rollout.problem.answer
 
-    @cached_property
-    def probe_pairs(self) -> list[tuple[TokenIds, TokenIds]]:
-        return [(self.renderer.student(p), self.renderer.reference(p)) for p in self.probe_problems]
+    def gather(self) -> str:
+        """Gather what the progress signal and the grounding need of the start model; what to tell the user of it ('' for nothing).
 
-    def probe(self, update: int, exposure: Exposure, result: StepResult | None) -> UpdateStats:
-        """What the controller learns after `update` finished updates. Collective over all ranks.
-
-        Raises TrainingError when it is not finite.
+        Nothing is gathered again where a checkpoint gave it. Raises DataError when no probe problem has a correct response. Collective.
         """
-        learned = self.config.exposure.mode == "learned"
+        exposure, problems = self.config.exposure, self.probe_problems
+        warn_of_bias(exposure)
+        samples = exposure.probe_samples if needs_own(exposure) else int(exposure.progress == "probe_kl")
+        if samples and not self.own.rollouts:
+            self.own.rollouts = self.probe_rollouts(samples)
+        if not needs_own(exposure):
+            return ""
+        if not self.own.right:
+            self.own.right = self._right_and_whole(self.own.rollouts)
+        return self.own.account(len(problems))
+
+    def graded_own(self) -> OwnResponses:
+        """The start model's own responses, graded: those gathered, or, where the run needs none, gathered now and not kept. Collective."""
+        if self.own.right:
+            return self.own
+        rollouts = self.probe_rollouts(self.config.exposure.probe_samples)
+        return OwnResponses(rollouts, self._right_and_whole(rollouts))
+
+    def _right_and_whole(self, rollouts: Sequence[Rollout]) -> list[bool]:
+        return [right and not r.truncated for right, r in zip(graded(rollouts, self.renderer), rollouts, strict=True)]
+
+    def probe_rollouts(self, samples: int, earlier: int = 0) -> list[Rollout]:
+        """So many responses to each probe problem, sample after sample, at places below 0 beyond `earlier` such samples. Collective."""
+        problems = list(self.probe_problems) * samples
+        return self.shared_rollout(problems, first=-len(problems) - earlier * len(self.probe_problems))
+
+    def probe(self, finished: Finished, exposure: Exposure) -> tuple[UpdateStats, dict[str, float]]:
+        """What the controller learns of a finished update, and the metrics of what was measured. Collective over all ranks.
+
+        A signal that is not free, the references' NLL and the grounding are measured every so many updates (`probe_interval`), at the
+        start and at the end. Raises TrainingError when a value is not finite.
+        """
+        settings, result, update = self.config.exposure, finished.result, finished.update
+        due = update % probe_interval(settings) == 0 or update == self.config.run.updates
+        if not due:  # no pass is sure to follow on every rank, that could hide the gather of the weights
+            self.optimization.weights_ready()
+        nll = self.references.measure(finished)[0] if due else None
+        progress, metrics = nll, dict[str, float]()
+        if self.progress is not self.references:
+            progress, metrics = self.progress.measure(finished) if due or self.progress.free else (None, {})
+        grounded = due and update > 0 and settings.mode == "learned" and settings.grounding != "off"
         stats = UpdateStats(
             update=update,
             exposure=exposure,
             kl=result.kl if result else 0.0,
             disagreement=result.disagreement if result else 0.0,
             confidence=result.confidence if result else 0.0,
-            probe_nll=mean_nll(self.model, self.probe_pairs, self.config.parallel.micro_batch_tokens),
-            grounding=self._grounding(exposure.alpha) if learned else math.nan,
-            probe_kl=self._probe_kl() if learned and self.config.exposure.progress == "probe_kl" else None,
+            progress=progress,
+            probe_nll=nll,
+            grounding=self._grounding(exposure.alpha) if grounded else None,
         )
-        grounding = stats.grounding if learned else None
-        check_probe({"the probe's NLL": stats.probe_nll, "its grounding": grounding, "its KL": stats.probe_kl}, update)
-        return stats
+        check_probe({"the probe's NLL": nll, "its grounding": stats.grounding, f"its {settings.progress}": progress}, update)
+        known = {"probe/nll": nll, "probe/progress": progress}
+        return stats, metrics | {name: value for name, value in known.items() if value is not None}
+
+    def score(self, texts: Sequence[ScoredText]) -> float:
+        """`weighted_nll` of the student. Collective."""
+        return weighted_nll(self.model, texts, self.config.parallel.micro_batch_tokens)
+
+    def _mean(self, pairs: Sequence[Pair]) -> float:
+        return mean_nll(self.model, pairs, self.config.parallel.micro_batch_tokens)
+
+    def shared_rollout(self, problems: Sequence[Problem], first: int) -> list[Rollout]:
+        """As `rollout`, with the problems shared out over data-parallel ranks, in pieces of an update's size. Collective."""
+        rank, size = data_parallel_place()
+        start, end = rank * len(problems) // size, (rank + 1) * len(problems) // size
+        step = max(1, self.config.data.batch // size)
+        mine: list[Rollout] = []
+        for i in range(start, end, step):
+            mine += self.rollout(problems[i : min(i + step, end)], first + i)
+        return self._of_all_ranks(mine)
+
+    def _of_all_ranks(self, rollouts: Sequence[Rollout]) -> list[Rollout]:
+        return [r for share in gathered(list(rollouts), parallel_state.get_data_parallel_group()) for r in share]
+
+    def _progress_signal(self) -> ProgressSignal:
+        """The configured one."""
+        exposure, grade = self.config.exposure, partial(graded, renderer=self.renderer)
+        match exposure.progress:
+            case "probe_nll":
+                return self.references
+            case "probe_own":
+                return OwnNLL(self.own, self.score)
+            case "probe_margin":
+                return OwnNLL(self.own, self.score, exposure.wrong_weight)
+            case "probe_accuracy":
+                return ProbeAccuracy(self._fresh_rollouts, grade)
+            case "train_accuracy":
+                return TrainAccuracy(self._of_all_ranks, grade)
+            case "probe_kl":
+                return ProbeKL(self.own, self._probe_kl, self.probe_problems)
+            case "train_kl":
+                return TrainKL()
+
+    @property
+    def gradient_signal(self) -> GradientSignal:
+        """The configured signal, where mode aligned may follow it."""
+        return cast("GradientSignal", self.progress)
+
+    def _fresh_rollouts(self, update: int) -> list[Rollout]:
+        """A response to each probe problem after `update` updates, at places that neither the stream nor the start's responses have."""
+        return self.probe_rollouts(1, earlier=self.config.exposure.probe_samples + update)
+
+    def alignment(self, rollouts: Sequence[Rollout]) -> list[float] | None:
+        """How well each exposure of mode aligned's grid agrees with progress, on the rollouts of the update that begins. Collective.
+
+        None when the progress signal has no gradient now.
+        """
+        config, tokens = self.config, self.config.parallel.micro_batch_tokens
+        texts = self.gradient_signal.texts(rollouts)
+        if not any(text.weight for text in texts):
+            if is_main():
+                warn_once(
+                    f"exposure.progress {config.exposure.progress} had no gradient when an exposure was to be chosen: it stays as it is "
+                    "(with train_accuracy no response ended, or all were right, or none)"
+                )
+            return None
+        self.optimization.zero_grad()
+        add_progress_gradient(self.optimization.wrapped, self.model, texts, tokens)
+        step = config.exposure.score_step * self.optimization.peak_lr
+        read = rollouts[: math.ceil(len(rollouts) * config.exposure.score_share)]
+        return alignment_scores(
+            self.model,
+            self.teacher,
+            [(r.prompt_ids, r.response_ids) for r in read],
+            [
+                teacher_pass(self.model, self.teacher, self.examples(read, self.contexts(read, alpha)), tokens)
+                for alpha in exposure_grid(config.exposure)
+            ],
+            self.divergence,
+            tokens,
+            config.distill.normalize,
+            lambda: trial_step(self.optimization, step, seed=self.optimization.scheduler.num_steps),
+        )
 
     def keep_batch(self, update: int, exposure: Exposure, rollouts: Sequence[Rollout]) -> None:
         """Write the batch of a skipped update for inspection. Collective over the ranks of one model."""
@@ -115,22 +251,22 @@ class TrainingRun:
             self.skipped.save(update, data_parallel_place()[0], exposure.alpha, rollouts, losses)
 
     def _grounding(self, alpha: float) -> float:
-        """Mean log-probability (nats per token) of the probe references under the exposed teacher.
+        """Log-probability of the grounding text of the probe problems under the exposed teacher, a mean in nats a token.
 
         A fixed set of problems: grounding moves with α and the teacher's weights, not with the batch.
         """
-        text = self.renderer.reference if self.config.exposure.grounding == "solution" else self.renderer.answer
-        pairs = [(self.teacher_context(p, alpha).prompt_ids, text(p)) for p in self.probe_problems]
+        prompts = {p.id: self.teacher_context(p, alpha).prompt_ids for p in self.probe_problems}
         with self.teacher.applied():
-            return -mean_nll(self.model, pairs, self.config.parallel.micro_batch_tokens)
+            if self.config.exposure.grounding == "own":
+                return -self.score([ScoredText(prompts[r.problem.id], r.response_ids, weight) for r, weight in self.own.correct()])
+            text = self.renderer.reference if self.config.exposure.grounding == "solution" else self.renderer.answer
+            return -self._mean([(prompts[p.id], text(p)) for p in self.probe_problems])
 
-    def _probe_kl(self) -> float:
-        """KL at the fixed probe exposure on the rollouts that the start's student gave for the probe problems."""
-        if not self.probe_rollouts:
-            self.probe_rollouts = self.rollout(self.probe_problems, first=-len(self.probe_problems))
+    def _probe_kl(self, rollouts: Sequence[Rollout]) -> float:
+        """KL at the fixed probe exposure."""
         rank, size = data_parallel_place()
-        rollouts = self.probe_rollouts[rank::size]
-        examples = self.examples(rollouts, self.contexts(rollouts, self.config.exposure.probe_exposure))
+        mine = rollouts[rank::size]
+        examples = self.examples(mine, self.contexts(mine, self.config.exposure.probe_exposure))
         return measure_step(self.model, self.teacher, examples, self.divergence, self.config.parallel.micro_batch_tokens).kl
 
     def state(self, update: int, loading: bool = False) -> dict[str, Any]:
@@ -148,7 +284,7 @@ class TrainingRun:
                 "probe": fingerprint(self.probe_problems),
                 "exposure": from_rank_0(self.service.state_dict()),
                 "scaling_history": from_rank_0(scaling_history(self.model)),  # data-parallel ranks have others
-                "probe_responses": [(r.response_ids, r.truncated) for r in self.probe_rollouts],
+                **self.own.state_dict(),
                 "rng": rng_states(),
                 "skipped_in_a_row": self.skipped.in_a_row,
                 "config": asdict(self.config),
@@ -162,13 +298,11 @@ class TrainingRun:
         self.model.load_state_dict({name.removeprefix("model."): value for name, value in loaded["model"].items()})
         self.teacher.load_state_dict(loaded["teacher"])
         self.optimization.load_state_dict(loaded["optimizer"])
+        self.optimization.scheduler.num_steps = 0  # megatron.core's loader counts on from what is there
         self.optimization.scheduler.load_state_dict(run["scheduler"])
         self.service.load_state_dict(run["exposure"])
         load_scaling_history(self.model, run.get("scaling_history", {}))
-        self.probe_rollouts = [
-            Rollout(problem, self.renderer.student(problem), tuple(ids), truncated)
-            for problem, (ids, truncated) in zip(self.probe_problems, run["probe_responses"], strict=False)
-        ]
+        self.own.load_state_dict(run, self.probe_problems, self.renderer)
         check_weights([*self.model.named_parameters(), *((f"teacher tensor {i}", w) for i, w in enumerate(self.teacher.weights))], folder)
         in_a_row = run.get("skipped_in_a_row", 0)
         self.skipped.in_a_row = in_a_row if in_a_row < self.skipped.limit else 0  # a run that ended for it begins to count anew

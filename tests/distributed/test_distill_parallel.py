@@ -71,18 +71,23 @@ def plain_reference(
         sequence_means.append(losses.mean())
     loss = torch.cat(token_losses).mean() if normalize == "token" else torch.stack(sequence_means).mean()
     loss.backward()
-    names = ("kl", "disagreement", "confidence", "teacher_entropy", "student_entropy")
-    means = dict(zip(names, torch.cat(statistics, dim=1).mean(dim=1).tolist(), strict=True))
-    metrics = {"loss": float(loss.detach()), "tokens": sum(len(example.response) for example in examples(37)), **means}
+    names = ("kl", "disagreement", "confidence", "teacher_entropy", "student_entropy", "clipped_tokens")
+    statistics_6T = torch.cat(statistics, dim=1)
+    means = dict(zip(names, statistics_6T.mean(dim=1).tolist(), strict=True))
+    clipped_kl = float(statistics_6T[0] @ statistics_6T[5] / statistics_6T[0].sum())
+    assert 0 <= means["clipped_tokens"] <= clipped_kl < 1
+    metrics = {"loss": float(loss.detach()), "tokens": sum(len(example.response) for example in examples(37)), "clipped_kl": clipped_kl}
     gradients = {name: p.grad for name, p in student.named_parameters() if p.grad is not None}
-    return metrics, [float(mean.detach()) for mean in sequence_means], gradients
+    return metrics | means, [float(mean.detach()) for mean in sequence_means], gradients
 
 
 def plain_statistics(teacher_TV: torch.Tensor, student_TV: torch.Tensor) -> torch.Tensor:
-    """[5, T] of log-probabilities: KL, whether the most likely tokens differ, the student's largest probability, both entropies."""
+    """[6, T] of log-probabilities: KL, whether the most likely tokens differ, the student's largest probability, both entropies, whether
+    the clip touches the token."""
     differ_T = (teacher_TV.argmax(-1) != student_TV.argmax(-1)).float()
     entropies = (-(log_probs.exp() * log_probs).sum(-1) for log_probs in (teacher_TV, student_TV))
-    return torch.stack((divergence(teacher_TV, student_TV, "forward_kl"), differ_T, student_TV.exp().amax(-1), *entropies))
+    clipped_T = ((teacher_TV.exp() * (teacher_TV - student_TV)).amax(-1) > DIVERGENCE.clip).float()
+    return torch.stack((divergence(teacher_TV, student_TV, "forward_kl"), differ_T, student_TV.exp().amax(-1), *entropies, clipped_T))
 
 
 def megatron_steps(layouts: Sequence[Layout], folder: Path, normalize: Normalize) -> list[tuple[StepResult, list[float]]]:

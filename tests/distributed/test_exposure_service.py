@@ -13,11 +13,12 @@ from megatron_atesd.records import Exposure, UpdateStats
 from tests.support.launch import run_distributed
 
 CONFIG = ExposureConfig(hold=3, lookahead=4, batch=2)
+ALIGNED = ExposureConfig(mode="aligned", hold=3, grid=5, score_decay=0.5)
 UPDATES = 30
 
 
 def stats(update: int, exposure: Exposure) -> UpdateStats:
-    return UpdateStats(update, exposure, 0.02, 0.1, 0.8, 2.0 - 0.01 * update, -1.0)
+    return UpdateStats(update, exposure, 0.02, 0.1, 0.8, 2.0 - 0.01 * update, 2.0 - 0.01 * update, -1.0)
 
 
 def drive(service: ExposureService | Controller, first: int, last: int) -> tuple[list[Exposure], list[dict[str, float]]]:
@@ -55,6 +56,50 @@ def resume_ranks(stop: int) -> list[Exposure]:
     exposures, _ = drive(resumed, stop, UPDATES)
     dist.destroy_process_group()
     return exposures
+
+
+def aligned_ranks(stop: int) -> tuple[list[Exposure], int]:
+    """Each rank has scores of its own, as after a difference in the last bit; from `stop` on a new service goes on. How often it scored."""
+    dist.init_process_group("gloo")
+    rank, asked = dist.get_rank(), 0
+    service = ExposureService(ALIGNED, UPDATES, seed=rank)
+
+    def score() -> list[float]:
+        nonlocal asked
+        asked += 1
+        return [float((asked * place + rank) % 5) for place in range(ALIGNED.grid)]
+
+    exposures = []
+    for step in range(UPDATES):
+        if step == stop:
+            state = [service.state_dict()]
+            dist.broadcast_object_list(state, src=0)
+            service = ExposureService(ALIGNED, UPDATES, seed=77)
+            service.load_state_dict(state[0])
+        exposures.append(service.propose(step, score))
+    dist.destroy_process_group()
+    return exposures, asked
+
+
+def test_ranks_with_other_scores_act_on_rank_zeros_and_score_once_a_window():
+    (first, asked), (second, _) = run_distributed(aligned_ranks, 2, -1)
+    assert first == second
+    assert len({exposure.alpha for exposure in first}) > 2
+    assert asked == 10
+
+
+def test_scores_are_not_asked_again_when_a_run_resumes_amid_a_window():
+    assert run_distributed(aligned_ranks, 2, 13) == run_distributed(aligned_ranks, 2, -1)
+
+
+@pytest.mark.parametrize("mode", ["learned", "posterior"])
+def test_a_killed_controller_goes_on_as_if_nothing_had_been(mode: str):
+    config = replace(CONFIG, mode=mode)
+    whole, first, again = (ExposureService(config, UPDATES, seed=10) for _ in range(3))
+    expected_there = drive(whole, 0, UPDATES)
+    drive(first, 0, 13)
+    again.load_state_dict(first.state_dict())
+    assert drive(again, 13, UPDATES) == (expected_there[0][13:], expected_there[1][13:])
 
 
 @pytest.mark.parametrize(("world_size", "config", "windows"), [(2, replace(CONFIG, warmup_updates=6), 9), (4, CONFIG, 10)])

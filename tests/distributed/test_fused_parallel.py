@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from megatron_atesd.distill.divergence import Divergence, Kind
+from megatron_atesd.distill.divergence import ClipMode, Divergence, Kind
 from megatron_atesd.distill.fused import distill_loss
 from tests.support.launch import run_distributed
 
@@ -15,7 +15,9 @@ ENTRIES = 16  # of the padded vocabulary, over all shards
 TOKENS, HIDDEN = 90, 5
 VOCABULARIES = (15, 7)  # the last shard has one row of padding; or there are shards of nothing else
 KINDS: tuple[Kind, ...] = ("forward_kl", "reverse_kl", "jsd")
-CASES: list[tuple[int, Kind, float, int]] = list(product(VOCABULARIES, KINDS, (0.0, 0.02), (0, 5)))  # vocabulary, kind, clip, top-k
+CLIPS: tuple[tuple[float, ClipMode], ...] = ((0.0, "entry"), (0.1, "entry"), (0.55, "token"))
+Case = tuple[int, Kind, tuple[float, ClipMode], int]
+CASES: list[Case] = list(product(VOCABULARIES, KINDS, CLIPS, (0, 5)))  # vocabulary, kind, clip, top-k
 Result = dict[str, torch.Tensor]
 
 
@@ -27,10 +29,12 @@ def inputs(vocabulary: int) -> tuple[torch.Tensor, ...]:
     return *values, torch.linspace(0.1, 1.0, TOKENS, dtype=torch.float64)
 
 
-def result(values: tuple[torch.Tensor, ...], kind: Kind, clip: float, top_k: int, valid: int | None = None, group: Any = None) -> Result:
+def result(
+    values: tuple[torch.Tensor, ...], kind: Kind, clip: tuple[float, ClipMode], top_k: int, valid: int | None = None, group: Any = None
+) -> Result:
     hidden_TH, weight_VH = (value.clone().requires_grad_() for value in values[:2])
     teacher_TH, teacher_VH, token_weight_T = values[2:]
-    setting = Divergence(kind, 0.3, clip, temperature=1.1, chunk=37, top_k=top_k)
+    setting = Divergence(kind, 0.3, clip[0], temperature=1.1, chunk=37, top_k=top_k, clip_mode=clip[1])
     loss, stats = distill_loss(hidden_TH, weight_VH, teacher_TH, teacher_VH, token_weight_T, setting, valid, group)
     loss.backward()
     assert hidden_TH.grad is not None
@@ -61,7 +65,7 @@ def ranks(request: pytest.FixtureRequest) -> list[list[Result]]:
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_every_rank_has_the_whole_vocabularys_result(case: tuple[int, Kind, float, int], ranks: list[list[Result]]) -> None:
+def test_every_rank_has_the_whole_vocabularys_result(case: Case, ranks: list[list[Result]]) -> None:
     vocabulary, kind, clip, top_k = case
     expected = result(inputs(vocabulary), kind, clip, top_k)
     padding = torch.zeros(ENTRIES - vocabulary, HIDDEN, dtype=torch.float64)
@@ -73,7 +77,11 @@ def test_every_rank_has_the_whole_vocabularys_result(case: tuple[int, Kind, floa
 
 def test_the_clip_cuts_in_these_cases() -> None:
     for kind, top_k in product(KINDS, (0, 5)):
-        assert result(inputs(15), kind, 0.02, top_k)["loss"] < 0.9 * result(inputs(15), kind, 0.0, top_k)["loss"]
+        whole, entry, token = (result(inputs(15), kind, clip, top_k) for clip in CLIPS)
+        assert entry["loss"] < 0.9 * whole["loss"]
+        assert int(entry["clipped_T"].sum()) > TOKENS / 3
+        assert token["loss"] < whole["loss"]
+        assert 0 < int(token["clipped_T"].sum()) < TOKENS
 
 
 def test_top_tokens_of_equal_column_in_different_shards_disagree(ranks: list[list[Result]]) -> None:
@@ -88,7 +96,7 @@ def test_top_tokens_of_equal_column_in_different_shards_disagree(ranks: list[lis
         assert bool((results[0]["disagreement_T"][alike_T] == 1.0).all())
 
 
-def counted_collectives(top_k: int) -> dict[str, int]:
+def counted_collectives(top_k: int, clip: tuple[float, ClipMode]) -> dict[str, int]:
     """Collectives of one call that has three chunks."""
     dist.init_process_group("gloo")
     counts = {"all_reduce": 0, "all_gather": 0}
@@ -106,11 +114,12 @@ def counted_collectives(top_k: int) -> dict[str, int]:
         setattr(dist, name, count(name))
     student_TH, student_VH, teacher_TH, teacher_VH, token_weight_T = inputs(16)
     mine = slice(dist.get_rank() * 8, (dist.get_rank() + 1) * 8)
-    result((student_TH, student_VH[mine], teacher_TH, teacher_VH[mine], token_weight_T), "forward_kl", 0.02, top_k, 8, dist.group.WORLD)
+    result((student_TH, student_VH[mine], teacher_TH, teacher_VH[mine], token_weight_T), "forward_kl", clip, top_k, 8, dist.group.WORLD)
     dist.destroy_process_group()
     return counts
 
 
+@pytest.mark.parametrize("clip", CLIPS[1:], ids=str)
 @pytest.mark.parametrize(("top_k", "expected"), [(0, {"all_gather": 3, "all_reduce": 3 + 1}), (5, {"all_gather": 3 * 3, "all_reduce": 1})])
-def test_collectives_are_as_few_as_documented(top_k: int, expected: dict[str, int]) -> None:
-    assert run_distributed(counted_collectives, 2, top_k) == [expected] * 2
+def test_collectives_are_as_few_as_documented(top_k: int, expected: dict[str, int], clip: tuple[float, ClipMode]) -> None:
+    assert run_distributed(counted_collectives, 2, top_k, clip) == [expected] * 2

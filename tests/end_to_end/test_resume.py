@@ -47,14 +47,14 @@ OTHER_LAYOUTS = {
 }
 # The names that every run with a learned exposure has; perf/mfu needs a known device, eval/* an evaluation.
 METRICS = {
-    *("distill/loss", "distill/kl", "distill/top1_disagreement"),
+    *("distill/loss", "distill/kl", "distill/top1_disagreement", "distill/clipped_tokens", "distill/clipped_kl"),
     *("exposure/alpha", "exposure/a", "exposure/b", "exposure/mean", "exposure/entropy"),
     *("exposure/revealed", "exposure/segments"),
     *("controller/reward", "controller/learning_progress", "controller/grounding", "controller/advantage", "controller/updates"),
-    *("probe/nll", "student/confidence", "student/entropy", "distill/teacher_entropy", "perf/padding"),
-    *("rollout/length", "rollout/truncated", "rollout/empty", "rollout/accuracy"),
+    *("probe/nll", "probe/progress", "student/confidence", "student/entropy", "distill/teacher_entropy", "perf/padding"),
+    *("rollout/length", "rollout/truncated", "rollout/loops", "rollout/empty", "rollout/accuracy"),
     *("optim/lr", "optim/grad_norm", "optim/skipped"),
-    *("time/rollout", "time/teacher", "time/student", "time/probe", "time/step"),
+    *("time/rollout", "time/exposure", "time/teacher", "time/student", "time/probe", "time/step"),
     *("perf/tokens_per_second", "memory/peak_gib"),
 }
 
@@ -85,7 +85,7 @@ class Killed:
 def train_and_say(inputs: Path, run_dir: Path, *overrides: str) -> str:
     said = StringIO()
     with redirect_stdout(said):
-        train(load_config(arguments(inputs, run_dir, *overrides)))
+        train(load_config(arguments(inputs, run_dir, "--distill.clip_mode=entry", *overrides)))
     return said.getvalue()
 
 
@@ -159,7 +159,7 @@ def undisturbed(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Undis
 def killed(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Killed:
     folder = tmp_path_factory.mktemp("killed")
     run_dir, output = folder / "run", folder / "output"
-    command = [TRAIN, *arguments(inputs, run_dir)]
+    command = [TRAIN, *arguments(inputs, run_dir, "--distill.clip_mode=entry")]
     with torchrun(2, command, output) as job:
         wait_for(lambda: newest(run_dir) == "step_2", job, output)
         kill(job)
@@ -254,6 +254,10 @@ def test_tensorboard_of_a_killed_run_reads_as_of_an_unbroken_one(killed: Killed)
 
 def test_metrics_jsonl_has_every_metric(undisturbed: Undisturbed) -> None:
     assert {name for line in metrics(undisturbed.run_dir) for name in line} == METRICS | {"update"}
+
+
+def test_the_start_warns_once_of_the_clip_by_entry(undisturbed: Undisturbed) -> None:
+    assert undisturbed.said.count("warning: distill.clip_mode entry") == 1
 
 
 def test_tensorboard_has_every_metric(undisturbed: Undisturbed) -> None:

@@ -18,7 +18,7 @@ from megatron_atesd.distill.fused import distill_loss
 from megatron_atesd.distill.step import distill_step, example_losses
 from megatron_atesd.errors import TrainingError
 from megatron_atesd.faults.state import checkpoint_state, differences, metrics
-from megatron_atesd.train import loop, training_run
+from megatron_atesd.train import loop, student_step, training_run
 from tests.support.launch import run_distributed
 from tests.support.small_run import arguments, newest, save_inputs
 
@@ -42,7 +42,7 @@ def nan_on_rank_1(updates: Collection[int]) -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "train_step", counting_step)
-        patch.setattr(loop, "distill_step", partial(distill_step, loss=loss_or_nan))
+        patch.setattr(student_step, "distill_step", partial(distill_step, loss=loss_or_nan))
         patch.setattr(training_run, "example_losses", partial(example_losses, loss=loss_or_nan))
         yield
 

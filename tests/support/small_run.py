@@ -32,9 +32,9 @@ def save_inputs(folder: Path) -> Path:
 
 
 def arguments(inputs: Path, run_dir: Path, *overrides: str) -> list[str]:
-    """Arguments of tools/train.py for a run of six updates; `overrides` are more of them."""
+    """Arguments of tools/train.py for a run of six updates with a learned exposure; `overrides` are more of them."""
+    configs = [f"--config={ROOT / 'examples' / 'quickstart' / name}" for name in ("atesd.yaml", "paper.yaml")]
     settings = {
-        "config": ROOT / "examples" / "quickstart" / "atesd.yaml",
         "run.dir": run_dir,
         "run.updates": 6,
         "model.path": inputs / "hf",
@@ -53,7 +53,7 @@ def arguments(inputs: Path, run_dir: Path, *overrides: str) -> list[str]:
         "monitor.figure_every": 3,
         "monitor.samples": 1,
     }
-    return [*(f"--{name}={value}" for name, value in settings.items()), *overrides]
+    return [*configs, *(f"--{name}={value}" for name, value in settings.items()), *overrides]
 
 
 def recipe_overrides(inputs: Path, run_dir: Path, *overrides: str) -> list[str]:

@@ -37,6 +37,7 @@ class Session:
             self.optimization.zero_grad()
             distill_step(self.optimization.wrapped, self.model, self.teacher, examples(37)[rank::size], DIVERGENCE, micro_batch_tokens=1)
             self.optimization.step()
+            self.optimization.weights_ready()  # which the average reads
             self.teacher.update()
 
     def state(self, loading: bool) -> dict[str, Any]:
@@ -56,14 +57,17 @@ class Session:
         return [*students, *(kept.clone() for kept in self.teacher.average or self.teacher.weights)]
 
 
-def session(folder: Path, tensor: int = 1, dtype: str = "fp32", kind: Kind = "ema", distributed: bool = True) -> Session:
+def session(
+    folder: Path, tensor: int = 1, dtype: str = "fp32", kind: Kind = "ema", distributed: bool = True, overlap: bool = False
+) -> Session:
     architecture = read_architecture(folder / "student")
     model = build_model(architecture, transformer_config(architecture, tensor, 1, False, dtype))
     load_hf_weights(model, folder / "teacher")
     teacher = Teacher(model, kind, ema_decay=0.9)
     load_hf_weights(model, folder / "student")
     settings = {"lr": 1e-3, "clip_grad": 1.0, "weight_decay": 0.1, "use_distributed_optimizer": distributed}
-    return Session(model, teacher, build_optimization(model, settings, {}, ScheduleConfig(), 10))
+    ddp = {"overlap_grad_reduce": overlap, "overlap_param_gather": overlap}
+    return Session(model, teacher, build_optimization(model, settings, ddp, ScheduleConfig(), 10))
 
 
 def assert_close(got: Sequence[torch.Tensor], expected: Sequence[torch.Tensor], tolerance: float) -> None:

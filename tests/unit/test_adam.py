@@ -134,7 +134,7 @@ def test_a_resumed_fused_adam_goes_on_bit_for_bit(layout: str, models: Path, tmp
 
 def groups_of(session: Session) -> list[dict[str, Any]]:
     """Of torch's Adam."""
-    return session.optimization._part.optimizer.param_groups
+    return session.optimization.part.optimizer.param_groups
 
 
 def test_clipped_gradients_are_megatron_cores_bit_for_bit() -> None:

@@ -18,7 +18,8 @@ from benchmarks.process import MeasurementError
 from benchmarks.settings import Settings
 from benchmarks.watch import PeakMemory, Stopwatch
 from benchmarks.workload import Workload, load_workloads
-from megatron_atesd.distill.fused import Divergence, distill_loss
+from megatron_atesd.distill.divergence import ClipMode, Divergence
+from megatron_atesd.distill.fused import distill_loss
 from megatron_atesd.errors import ConfigError
 from tests.support.imports import imports_of, is_ours
 
@@ -39,16 +40,18 @@ def test_flops_equal_a_count_by_hand() -> None:
     assert step_flops(TINY) == teacher + 3 * student + 4 * head == 4660
 
 
-def test_the_dense_loss_equals_distill_loss() -> None:
+@pytest.mark.parametrize(("clip", "clip_mode"), [(0.0, "entry"), (0.8, "entry"), (1.2, "token")])
+def test_the_dense_loss_equals_distill_loss(clip: float, clip_mode: ClipMode) -> None:
     torch.manual_seed(0)
     values = [torch.randn(rows, 5, dtype=torch.float64) for rows in (11, 17, 11, 17)]
-    settings, weight_T = Divergence(clip=0.01, temperature=1.3, chunk=4), torch.linspace(0.1, 1, 11, dtype=torch.float64)
+    settings, weight_T = Divergence(clip=clip, temperature=1.3, chunk=4, clip_mode=clip_mode), torch.linspace(0.1, 1, 11)
     found = []
     for function in (dense_loss, distill_loss):
         hidden, head = (value.float().requires_grad_() for value in values[:2])
-        loss, statistics = function(hidden, head, values[2].float(), values[3].float(), weight_T.float(), settings)
+        loss, statistics = function(hidden, head, values[2].float(), values[3].float(), weight_T, settings)
         loss.backward()
-        found.append((loss, hidden.grad, head.grad, statistics.kl_T, statistics.disagreement_T, statistics.confidence_T))
+        found.append((loss, hidden.grad, head.grad, vars(statistics)))
+        assert (0 < float(statistics.clipped_T.sum()) < 11) == (clip > 0)
     torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
 
 

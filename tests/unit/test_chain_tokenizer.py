@@ -11,7 +11,7 @@ from megatron_atesd.data.prompts import PromptRenderer
 from megatron_atesd.data.sources.chain import MODULUS, OPERATIONS, chain_splits
 
 TOKENIZER = build_tokenizer()
-PROBLEMS = chain_splits({"all": 500}, seed=5)["all"]
+PROBLEMS = [p for style in ("det", "rand") for p in chain_splits({"all": 500}, seed=5, references=style)["all"]]
 
 
 def test_text_comes_back_exactly() -> None:
@@ -38,9 +38,9 @@ def test_the_longest_prompt_fits_the_toys_limit() -> None:
     assert max(len(renderer.teacher(p, 1.0).prompt_ids) for p in PROBLEMS) == 54 < PROMPT.max_length
 
 
-def test_a_step_of_a_reference_takes_five_tokens() -> None:
+def test_a_line_of_a_reference_takes_four_tokens_and_one_for_each_operation() -> None:
     renderer = PromptRenderer(TOKENIZER, PROMPT)
-    assert all(len(renderer.reference(p)) == 5 * p.metadata["difficulty"] + 4 for p in PROBLEMS)
+    assert all(len(renderer.reference(p)) == 4 * p.solution.count("=") + p.metadata["difficulty"] + 4 for p in PROBLEMS)
 
 
 def test_eos_is_the_end_of_turn_and_padding_is_another_token() -> None:

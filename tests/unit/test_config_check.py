@@ -50,7 +50,7 @@ def test_sound_settings_pass(paths: list[str], world_size: int, settings: list[s
 
 
 def test_every_number_has_a_bound():
-    numbers = {s.name for s in all_settings().values() if s.hint in (int, float, float | None)}
+    numbers = {s.name for s in all_settings().values() if s.hint in (int, float, int | None, float | None)}
     assert numbers == set(BOUNDS)
 
 

@@ -101,7 +101,10 @@ def test_settings_cannot_be_changed_after_loading():
         (["--exposure.hold"], "--exposure.hold needs a value: --exposure.hold VALUE"),
         (["--parallel.sequence", "--exposure.hold=3"], "--parallel.sequence needs a value: --parallel.sequence VALUE"),
         (["--exposure.hold", "2.5"], "exposure.hold is '2.5', must be a whole number"),
-        (["--exposure.mode", "learnt"], "exposure.mode is 'learnt', must be one of learned, fixed, linear, cosine, random, none"),
+        (
+            ["--exposure.mode", "learnt"],
+            "exposure.mode is 'learnt', must be one of learned, aligned, posterior, fixed, linear, cosine, random, none",
+        ),
         (["--distill.temperature", "hot"], "distill.temperature is 'hot', must be a number or null"),
         (["--parallel.sequence", "maybe"], "parallel.sequence is 'maybe', must be true or false"),
         (["--optimizer", "3"], "optimizer is '3', must be a mapping"),

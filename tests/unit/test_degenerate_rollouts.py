@@ -12,11 +12,13 @@ from transformers import Qwen3ForCausalLM
 from megatron_atesd.config import load_config
 from megatron_atesd.errors import ConversionError, DataError, TrainingError
 from megatron_atesd.parallel.session import parallel_session
-from megatron_atesd.records import Problem, Rollout
+from megatron_atesd.records import Problem, Rollout, TeacherContext
 from megatron_atesd.rollout import training_engine
 from megatron_atesd.train.checks import check_before_work
 from megatron_atesd.train.heartbeat import Heartbeat
 from megatron_atesd.train.loop import train_step
+from megatron_atesd.train.metrics import rollout_metrics
+from megatron_atesd.train.progress import Finished
 from megatron_atesd.train.training_run import TrainingRun
 from tests.support.small_run import arguments, save_inputs
 
@@ -61,12 +63,28 @@ def test_a_batch_of_empty_responses_trains_on_their_stop_tokens(inputs: Path, mo
 def test_a_batch_of_cut_responses_trains_on_all_their_tokens(inputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     metrics = always(lambda _: NO_STOP, start(inputs), monkeypatch)
     assert (metrics["rollout/empty"], metrics["rollout/truncated"], metrics["rollout/length"]) == (0.0, 1.0, 16.0)
+    assert metrics["rollout/loops"] == 1.0
     assert metrics["optim/grad_norm"] > 0
 
 
 def test_a_response_cut_after_its_only_token_is_not_empty(inputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     metrics = always(lambda _: NO_STOP, start(inputs, "--rollout.max_new_tokens=1"), monkeypatch)
     assert (metrics["rollout/empty"], metrics["rollout/truncated"], metrics["rollout/length"]) == (0.0, 1.0, 1.0)
+
+
+def test_one_of_four_responses_ends_in_a_loop(inputs: Path) -> None:
+    """One stops after its repetition, one is cut amid other text, one is too short."""
+    responses = [((7,) * 20, True), ((7,) * 20, False), (tuple(range(20)), True), ((7,) * 15, True)]
+    rollouts = [Rollout(Problem("1", "", "", ""), (), ids, truncated) for ids, truncated in responses]
+    metrics = rollout_metrics(rollouts, [TeacherContext((), 0, 1)] * 4, lambda _: False)
+    assert (metrics["rollout/loops"], metrics["rollout/truncated"]) == (0.25, 0.75)
+
+
+@pytest.mark.parametrize(("clip", "share"), [("0", 0.0), ("1e-12", 1.0), ("100", 0.0)])
+@pytest.mark.parametrize("mode", ["entry", "token"])
+def test_a_clip_touches_all_tokens_or_none(clip: str, share: float, mode: str, inputs: Path) -> None:
+    metrics, _ = first_update(start(inputs, f"--distill.clip={clip}", f"--distill.clip_mode={mode}"))
+    assert (metrics["distill/clipped_tokens"], metrics["distill/clipped_kl"]) == (share, share)
 
 
 def test_an_update_on_empty_responses_has_finite_metrics(inputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,7 +127,7 @@ def test_broken_weights_after_an_update_end_the_run(inputs: Path) -> None:
     with torch.no_grad():
         run.model.head_weight()[0] = torch.nan
     with pytest.raises(TrainingError, match="the probe's NLL is nan after 1 updates"):
-        run.probe(1, exposure, None)
+        run.probe(Finished(1), exposure)
 
 
 def test_a_model_with_nan_weights_is_refused_at_the_start(inputs: Path, tmp_path: Path) -> None:

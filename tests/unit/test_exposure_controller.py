@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from megatron_atesd.config import ExposureConfig
-from megatron_atesd.errors import CheckpointError, ConfigError
+from megatron_atesd.errors import CheckpointError
 from megatron_atesd.exposure import policy
 from megatron_atesd.exposure.controller import Controller, Decision
 from megatron_atesd.records import Exposure, UpdateStats
@@ -20,7 +20,7 @@ CONFIG = ExposureConfig(hold=2, lookahead=3, batch=2, warmup_updates=3, warmup_e
 def stats(update: int, exposure: Exposure, probe_nll: float | None = None, grounding: float | None = None) -> UpdateStats:
     nll = 2.0 - 0.01 * update + 0.003 * math.sin(5 * update) if probe_nll is None else probe_nll
     grounded = -1.0 + 0.1 * math.cos(update) if grounding is None else grounding
-    return UpdateStats(update, exposure, 0.02 + 0.001 * update, 0.1, 0.8, nll, grounded)
+    return UpdateStats(update, exposure, 0.02 + 0.001 * update, 0.1, 0.8, nll, nll, grounded)
 
 
 def drive(controller: Controller, first: int, last: int) -> list[Any]:
@@ -165,6 +165,7 @@ def test_only_normalised_terms_learn_the_same_from_another_unit_of_grounding(nor
             exposure = controller.propose(step)
             alphas[-1].append(exposure.alpha)
             seen = stats(step + 1, exposure)
+            assert seen.grounding is not None
             controller.observe(replace(seen, grounding=unit * seen.grounding))
     assert (alphas[0] == pytest.approx(alphas[1], abs=1e-9)) is normalised
 
@@ -246,9 +247,24 @@ def test_replayed_decisions_count_by_how_likely_they_still_are():
     assert_learned(controller, learned_gradients(before, controller.judged, controller._rewards(), [*weights, 1.0, 1.0], update=12))
 
 
-def test_a_missing_progress_signal_is_refused():
-    with pytest.raises(ConfigError, match="probe_kl"):
-        started(replace(CONFIG, progress="probe_kl"))
+def test_a_decision_without_all_its_progress_is_dropped():
+    """Update 7 is not measured: the decisions at 5 and 7 look at it."""
+    controller, known = started(CONFIG), list[int]()
+    for step in range(14):
+        observed = stats(step + 1, controller.propose(step))
+        metrics = controller.observe(replace(observed, progress=None) if step + 1 == 7 else observed)
+        known += [step + 1] if "controller/reward" in metrics else []
+    assert known == [6, 12, 14]  # decisions at 3, 9, 11
+
+
+def test_without_grounding_the_reward_is_learning_progress():
+    controller = started(replace(CONFIG, grounding="off"))
+    judged = []
+    for step in range(12):
+        metrics = controller.observe(replace(stats(step + 1, controller.propose(step)), grounding=None))
+        judged += [metrics] if "controller/reward" in metrics else []
+    assert controller.policy_updates > 0
+    assert [metrics["controller/reward"] for metrics in judged] == [metrics["controller/learning_progress"] for metrics in judged]
 
 
 @pytest.mark.parametrize("advantage", ["batch", "ema"])

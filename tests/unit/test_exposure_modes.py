@@ -61,7 +61,7 @@ def test_learned_is_the_controller():
 def test_the_exposure_in_force_is_reported(name: Any):
     mode = make_mode(replace(CONFIG, mode=name), 10, 1)
     exposure = mode.propose(4)
-    assert mode.observe(UpdateStats(5, exposure, 0.1, 0.1, 0.8, 2.0, -1.0)) == {"exposure/alpha": exposure.alpha}
+    assert mode.observe(UpdateStats(5, exposure, 0.1, 0.1, 0.8, 2.0, 2.0, -1.0)) == {"exposure/alpha": exposure.alpha}
 
 
 @pytest.mark.parametrize("stop", [3, 4])

@@ -1,6 +1,7 @@
 """The controller finds the exposure of fastest progress in a simulated student, and the simulator's own figures are right."""
 
 from dataclasses import replace
+from itertools import pairwise
 from statistics import fmean
 
 import pytest
@@ -46,6 +47,18 @@ def test_progress_is_fastest_at_the_optimum_and_slowest_furthest_from_it():
     student = StudentModel(optimum=0.3, best=8e-4, worst=2e-4)
     assert student.drop(0.3) == 8e-4
     assert student.drop(1.0) == pytest.approx(2e-4)
+
+
+def test_momentum_spreads_an_update_over_those_that_follow():
+    """With one exposure throughout and no noise, far above the floor: the drop of update t is d·(1 − m^t)."""
+    seen: list[float] = []
+    mode = make_mode(ExposureConfig(mode="fixed", fixed=0.5), 3, 1)
+    quiet = StudentModel(optimum=0.5, best=8e-4, training_noise=0.0, probe_noise=0.0, start=1e6, momentum=0.9)
+    observe = mode.observe
+    mode.observe = lambda stats: seen.append(stats.probe_nll or 0.0) or observe(stats)
+    simulate(mode, quiet, 3, 0)
+    drops = [before - after for before, after in pairwise(seen)]
+    assert drops == pytest.approx([8e-4 * (1 - 0.9**t) for t in (1, 2, 3)], rel=1e-4)
 
 
 def test_a_fixed_exposure_has_its_own_regret():

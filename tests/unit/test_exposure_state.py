@@ -12,7 +12,7 @@ def observed(*rows: tuple[int, float, float, float, float, float]) -> TrainingSt
     """rows: update, KL, mismatch, confidence, probe NLL, α."""
     state = TrainingState(decay=0.75)
     for update, kl, mismatch, confidence, probe_nll, alpha in rows:
-        state.observe(UpdateStats(update, Exposure(alpha, 0), kl, mismatch, confidence, probe_nll, -1.0))
+        state.observe(UpdateStats(update, Exposure(alpha, 0), kl, mismatch, confidence, probe_nll, probe_nll, -1.0))
     return state
 
 

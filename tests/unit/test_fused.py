@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Sequence
+from dataclasses import fields, replace
 from itertools import product
 from typing import Any
 
@@ -13,10 +14,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from megatron_atesd.distill import fused
-from megatron_atesd.distill.divergence import Divergence, Kind, divergence, top_k_and_tail
-from megatron_atesd.distill.fused import distill_loss
+from megatron_atesd.distill.divergence import ClipMode, Divergence, Kind, divergence, divergence_terms, top_k_and_tail
+from megatron_atesd.distill.fused import TokenStatistics, distill_loss
 
 KINDS: tuple[Kind, ...] = ("forward_kl", "reverse_kl", "jsd")
+CLIPS: tuple[tuple[float, ClipMode], ...] = ((0.0, "entry"), (0.05, "entry"), (0.05, "token"))
 Values = Sequence[Tensor]
 
 
@@ -35,10 +37,15 @@ def reference(
     student = torch.log_softmax(hidden @ weight.t() / setting.temperature, -1)
     teacher = torch.log_softmax(teacher_hidden @ teacher_weight.t() / setting.temperature, -1)
     pair = top_k_and_tail(teacher, student, setting.top_k) if setting.top_k else (teacher, student)
-    loss = (divergence(*pair, setting.kind, setting.clip, setting.beta) * token_weight).sum()
+    loss = (divergence(*pair, setting.kind, setting.clip, setting.beta, setting.clip_mode) * token_weight).sum()
+    terms = divergence_terms(*pair, setting.kind, setting.beta)
+    clip = setting.clip or float("inf")
+    entry = setting.clip_mode == "entry"
+    followed = (terms.clamp(max=clip) if entry else terms).sum(-1)
+    clipped = ((terms > clip).any(-1) if entry else followed > clip).double()
     kl = (teacher.exp() * (teacher - student)).sum(-1)
     differs = (teacher.argmax(-1) != student.argmax(-1)).double()
-    return loss, kl, differs, student.exp().amax(-1), entropy(teacher), entropy(student)
+    return loss, followed, kl, differs, student.exp().amax(-1), entropy(teacher), entropy(student), clipped
 
 
 def entropy(log_probs: Tensor) -> Tensor:
@@ -65,6 +72,7 @@ def relative_error(got: Tensor, expected: Tensor) -> float:
     vocabulary=st.integers(2, 40),
     kind=st.sampled_from(KINDS),
     clip=st.sampled_from([0.0, 0.01, 0.3]),
+    clip_mode=st.sampled_from(["entry", "token"]),
     chunk=st.integers(1, 9),
     temperature=st.sampled_from([0.7, 1.0, 1.1]),
     beta=st.sampled_from([0.2, 0.5, 0.9]),
@@ -73,9 +81,18 @@ def relative_error(got: Tensor, expected: Tensor) -> float:
 )
 @settings(max_examples=150)
 def test_value_and_gradients_equal_the_definition(
-    tokens: int, vocabulary: int, kind: Kind, clip: float, chunk: int, temperature: float, beta: float, top_k: int, cache_bytes: int
+    tokens: int,
+    vocabulary: int,
+    kind: Kind,
+    clip: float,
+    clip_mode: ClipMode,
+    chunk: int,
+    temperature: float,
+    beta: float,
+    top_k: int,
+    cache_bytes: int,
 ) -> None:
-    setting = Divergence(kind, beta, clip, temperature, chunk, min(top_k, vocabulary - 1))
+    setting = Divergence(kind, beta, clip, temperature, chunk, min(top_k, vocabulary - 1), clip_mode=clip_mode)
     values, token_weight = inputs(tokens, vocabulary, 5), torch.linspace(0.1, 1.0, tokens, dtype=torch.float64)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fused, "_CACHE_BYTES", cache_bytes)  # blocks of one row, of a few, of the whole chunk
@@ -84,19 +101,19 @@ def test_value_and_gradients_equal_the_definition(
         torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-10 * float(expected.abs().max()) + 1e-15)
 
 
-@pytest.mark.parametrize(("kind", "clip", "top_k"), list(product(KINDS, (0.0, 0.05), (0, 7))), ids=str)
-def test_fp32_is_within_1e_5_of_the_definition_in_fp64(kind: Kind, clip: float, top_k: int) -> None:
-    setting = Divergence(kind, 0.3, clip, 1.1, chunk=40, top_k=top_k)
+@pytest.mark.parametrize(("kind", "clip", "top_k"), list(product(KINDS, CLIPS, (0, 7))), ids=str)
+def test_fp32_is_within_1e_5_of_the_definition_in_fp64(kind: Kind, clip: tuple[float, ClipMode], top_k: int) -> None:
+    setting = Divergence(kind, 0.3, clip[0], 1.1, chunk=40, top_k=top_k, clip_mode=clip[1])
     values, ones = inputs(97, 501, 16, torch.float32), torch.ones(97)
     exact = value_and_gradients(reference, tuple(v.double() for v in values), ones.double(), setting)
     for got, expected in zip(value_and_gradients(distill_loss, values, ones, setting), exact, strict=True):
         assert relative_error(got, expected) <= 1e-5
 
 
-@pytest.mark.parametrize(("kind", "clip", "top_k"), list(product(KINDS, (0.0, 0.05), (0, 7))), ids=str)
-def test_bf16_is_as_exact_as_bf16_logits_allow(kind: Kind, clip: float, top_k: int) -> None:
+@pytest.mark.parametrize(("kind", "clip", "top_k"), list(product(KINDS, CLIPS, (0, 7))), ids=str)
+def test_bf16_is_as_exact_as_bf16_logits_allow(kind: Kind, clip: tuple[float, ClipMode], top_k: int) -> None:
     """The plain definition on logits, and gradients of logits, rounded to bf16 is the measure: at most twice as far from fp64."""
-    setting = Divergence(kind, 0.3, clip, chunk=40, top_k=top_k)
+    setting = Divergence(kind, 0.3, clip[0], chunk=40, top_k=top_k, clip_mode=clip[1])
     values, ones = inputs(97, 501, 16, torch.bfloat16), torch.ones(97)
     wide = tuple(v.double() for v in values)
 
@@ -116,32 +133,32 @@ def test_bf16_is_as_exact_as_bf16_logits_allow(kind: Kind, clip: float, top_k: i
         assert relative_error(got, expected) <= 2 * relative_error(measure, expected) + 2**-8
 
 
-@pytest.mark.parametrize("top_k", [0, 5])
-def test_statistics_are_of_the_whole_unclipped_distributions(top_k: int) -> None:
+@pytest.mark.parametrize(("top_k", "clip", "clip_mode"), list(product((0, 5), (0.0, 0.05, 0.15), ("entry", "token"))), ids=str)
+def test_statistics_are_of_the_whole_unclipped_distributions_but_those_of_the_clip(top_k: int, clip: float, clip_mode: ClipMode) -> None:
     hidden, head, noise, _ = inputs(11, 17, 4)
     values, weight = (hidden, head, hidden + noise, head), torch.ones(11, dtype=torch.float64)
-    setting = Divergence("jsd", 0.5, clip=1e-3, temperature=1.3, chunk=4, top_k=top_k)
+    setting = Divergence("jsd", 0.5, clip, temperature=1.3, chunk=4, top_k=top_k, clip_mode=clip_mode)
     _, stats = distill_loss(*values, weight, setting)
     _, *expected = reference(*values, weight, setting)
-    names = ("kl_T", "disagreement_T", "confidence_T", "teacher_entropy_T", "student_entropy_T")
-    for name, value in zip(names, expected, strict=True):
-        torch.testing.assert_close(getattr(stats, name), value, rtol=1e-12, atol=1e-12, msg=lambda m, n=name: f"{n}: {m}")
+    for field, value in zip(fields(TokenStatistics), expected, strict=True):
+        torch.testing.assert_close(getattr(stats, field.name), value, rtol=1e-12, atol=1e-12, msg=lambda m, n=field.name: f"{n}: {m}")
     assert 0 < float(stats.disagreement_T.sum()) < 11
+    assert (0 < float(stats.clipped_T.sum()) < 11) == (clip > 0)
 
 
-@pytest.mark.parametrize(("kind", "clip", "top_k"), list(product(KINDS, (0.0, 0.01), (0, 3))), ids=str)
-def test_identical_distributions_give_zero_and_no_gradient(kind: Kind, clip: float, top_k: int) -> None:
+@pytest.mark.parametrize(("kind", "clip", "top_k"), list(product(KINDS, CLIPS, (0, 3))), ids=str)
+def test_identical_distributions_give_zero_and_no_gradient(kind: Kind, clip: tuple[float, ClipMode], top_k: int) -> None:
     hidden, weight, *_ = inputs(7, 19, 6, torch.float32)
-    setting = Divergence(kind, 0.3, clip, temperature=1.1, top_k=top_k)
+    setting = Divergence(kind, 0.3, clip[0], temperature=1.1, top_k=top_k, clip_mode=clip[1])
     loss, *gradients = value_and_gradients(distill_loss, (hidden, weight, hidden, weight), torch.ones(7), setting)
     assert float(loss) == 0.0
     assert [float(gradient.abs().max()) for gradient in gradients] == [0.0, 0.0]
 
 
-@pytest.mark.parametrize(("kind", "top_k"), list(product(KINDS, (0, 3))), ids=str)
-def test_extreme_logits_stay_finite_and_right(kind: Kind, top_k: int) -> None:
+@pytest.mark.parametrize(("kind", "top_k", "clip"), list(product(KINDS, (0, 3), (0.0, 0.05))), ids=str)
+def test_extreme_logits_stay_finite_and_right(kind: Kind, top_k: int, clip: float) -> None:
     values: Any = tuple(v * 60 for v in inputs(6, 12, 4, torch.float32))
-    ones, setting = torch.ones(6), Divergence(kind, top_k=top_k)
+    ones, setting = torch.ones(6), Divergence(kind, clip=clip, top_k=top_k, clip_mode="token")
     assert float((values[0] @ values[1].t()).abs().max()) > 1e4
     ours = value_and_gradients(distill_loss, values, ones, setting)
     exact = value_and_gradients(reference, tuple(v.double() for v in values), ones.double(), setting)
@@ -249,10 +266,11 @@ def test_roles_of_different_lengths_are_refused(short: str) -> None:
 
 
 @pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++"))), reason="torch.compile needs a C++ compiler on a CPU")
-@pytest.mark.parametrize("top_k", [0, 5])
-def test_compiled_gives_what_eager_gives(top_k: int) -> None:
+@pytest.mark.parametrize(("top_k", "clip_mode"), [(0, "token"), (5, "entry")])
+def test_compiled_gives_what_eager_gives(top_k: int, clip_mode: ClipMode) -> None:
     values, ones = inputs(10, 40, 6, torch.float32), torch.ones(10)
-    eager, compiled = (Divergence(clip=0.05, temperature=1.1, chunk=8, top_k=top_k, compile=flag) for flag in (False, True))
+    setting = Divergence(clip=0.05, temperature=1.1, chunk=8, top_k=top_k, clip_mode=clip_mode)
+    eager, compiled = setting, replace(setting, compile=True)
     pairs = zip(*(value_and_gradients(distill_loss, values, ones, setting) for setting in (compiled, eager)), strict=True)
     for got, expected in pairs:
         assert relative_error(got, expected.double()) <= 1e-5

@@ -115,7 +115,8 @@ def test_the_highest_exposure_is_the_highest_that_a_run_proposes(mode: str, sett
         ({"mode": "learned", "clip_high": 0.4}, 0.4),
         ({"mode": "learned", "clip_high": 0.4, "warmup_updates": 1}, 1.0),
         ({"mode": "learned", "clip_high": 0.4, "progress": "probe_kl"}, 0.5),
-        ({"mode": "random", "clip_high": 0.4, "progress": "probe_kl"}, 0.4),
+        ({"mode": "random", "clip_high": 0.4, "progress": "probe_kl"}, 0.5),
+        ({"mode": "fixed", "fixed": 0.2, "progress": "probe_kl"}, 0.5),
     ],
 )
 def test_drawn_exposures_reach_up_to_the_clip(settings: dict[str, object], highest: float) -> None:

@@ -5,12 +5,14 @@ import math
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from megatron_atesd.config import MonitorConfig
 from megatron_atesd.report import monitor as module
+from megatron_atesd.report import pictures
 from megatron_atesd.report.monitor import Monitor, console_line, keep_lines_until
 
 PLAIN = MonitorConfig(tensorboard=False)
@@ -107,6 +109,18 @@ def test_the_policy_is_drawn_when_due(tmp_path: Path):
         for update in range(1, 6):
             monitor.log(update, METRICS | {"exposure/a": 2.0, "exposure/b": 3.0})
     assert [image.step for image in events(tmp_path).Images("exposure/policy")] == [2, 4]
+
+
+def test_the_scores_of_exposures_are_drawn_when_due(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    seen: list[Any] = []
+    scores_figure = pictures.scores_figure
+    monkeypatch.setattr(pictures, "scores_figure", lambda *values: seen.append(values) or scores_figure(*values))
+    scores = {"controller/score/0.25": -1.0, "controller/score/1": 0.5, "exposure/alpha": 1.0}
+    with Monitor(tmp_path, 10, MonitorConfig(figure_every=2), is_main=True, start=0) as monitor:
+        for update in (1, 2, 3):
+            monitor.log(update, METRICS | scores)
+    assert [image.step for image in events(tmp_path).Images("exposure/scores")] == [2]
+    assert seen == [(2, {0.25: -1.0, 1.0: 0.5}, 1.0, None)]
 
 
 def test_the_picture_shows_every_alpha_of_the_run_also_after_a_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

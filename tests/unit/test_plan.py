@@ -17,6 +17,7 @@ from megatron_atesd.plan.published import QWEN3
 from megatron_atesd.plan.search import OFFLOAD, RECOMPUTE, SHARD, best_plan, layouts, make_plan, remedies, ways_out
 from megatron_atesd.plan.speed import bubble, update_phases
 from megatron_atesd.plan.tables import suggestion_text
+from megatron_atesd.train.own_responses import KEPT
 from tests.support.patience import PATIENCE
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,6 +29,16 @@ PUBLISHED = {"1.7b": 1_720_574_976, "4b": 4_022_468_096, "8b": 8_190_735_360, "1
 def workload(size: str = "8b", gpus: int = 8, *settings: str) -> PlannedUpdate:
     config = load_config(["--config", RECIPE, *settings])
     return planned_update(config, QWEN3[size], gpus, Lengths.of(config))
+
+
+def test_a_choice_by_alignment_costs_at_most_a_twentieth_of_the_8b_recipes_update():
+    """At the recipe's hold; held twice as long, half."""
+    work = workload("8b", 8, "--exposure.mode=aligned", "--exposure.progress=train_accuracy", "--exposure.hold=5")
+    phases = {phase.name: phase.seconds for phase in update_phases(work, H100, ASSUMED)}
+    assert 0 < phases["exposure"] <= 0.05 * (sum(phases.values()) - phases["exposure"])
+    longer = update_phases(replace(work, hold=10), H100, ASSUMED)
+    assert {phase.name: phase.seconds for phase in longer}["exposure"] == pytest.approx(phases["exposure"] / 2)
+    assert "exposure" not in {phase.name for phase in update_phases(workload(), H100, ASSUMED)}
 
 
 @pytest.mark.parametrize("size", PUBLISHED)
@@ -127,14 +138,34 @@ def test_two_data_ranks_reduce_gradients_and_step(distributed: bool, sent: int, 
     assert step.seconds == pytest.approx(moved * parameters / (3.35e12 * ASSUMED.bandwidth))
 
 
-def test_the_probe_scores_a_data_ranks_share_of_the_references():
-    """64 problems over two data ranks; with grounding each a second time, after the teacher's prompt."""
-    once = replace(workload(), probe=64, grounded=False, lengths=Lengths(student=100, teacher=300, response=50))
+SIGNALS = {  # texts of a problem: tokens of prompt and text, with a student's prompt of 100, a teacher's of 300, a response of 50
+    "exposure.mode=fixed": [(100, 200)],
+    "exposure.mode=learned": [(100, 200), (300, 200)],
+    "exposure.grounding=off": [(100, 200)],
+    "exposure.grounding=own": [(100, 200), *[(300, 50)] * KEPT],
+    "exposure.progress=probe_own": [(100, 200), (300, 200), *[(100, 50)] * KEPT],
+    "exposure.progress=probe_margin": [(100, 200), (300, 200), *[(100, 50)] * 2 * KEPT],
+    "exposure.progress=probe_kl": [(100, 200), (300, 200), (100, 50), (300, 50)],
+}
+
+
+@pytest.mark.parametrize("setting", SIGNALS)
+def test_the_probe_scores_a_data_ranks_share_of_its_texts(setting: str):
+    """64 problems over two data ranks."""
+    work = replace(workload("8b", 8, f"--{setting}"), probe=64, lengths=Lengths(student=100, teacher=300, response=50))
     arch = QWEN3["8b"]
-    head = 2 * 200 * 4096 * 151_936
-    expected = [32 * (forward_flops(arch, 300) + head) / 4, 32 * (forward_flops(arch, 300) + forward_flops(arch, 500) + 2 * head) / 4]
-    found = [update_phases(work, H100, ASSUMED)[-1].flops for work in (once, replace(once, grounded=True))]
-    assert found == pytest.approx(expected)
+    texts = [forward_flops(arch, prompt + text) + 2 * text * 4096 * 151_936 for prompt, text in SIGNALS[setting]]
+    every = 10 if setting == "exposure.mode=fixed" else 1
+    assert update_phases(work, H100, ASSUMED)[-1].flops == pytest.approx(32 * sum(texts) / 4 / every)
+
+
+def test_fresh_answers_of_the_probe_cost_a_rollout_of_as_many_problems():
+    """32 problems of the probe are as many as an update has."""
+    seldom = [f"--exposure.{setting}" for setting in ("mode=fixed", "probe_every=4")]
+    signals = ("probe_accuracy", "probe_nll")
+    works = [workload("8b", 8, "--data.probe_size=32", *seldom, f"--exposure.progress={signal}") for signal in signals]
+    seconds = [{phase.name: phase.seconds for phase in update_phases(work, H100, ASSUMED)} for work in works]
+    assert seconds[0]["probe"] - seconds[1]["probe"] == pytest.approx(seconds[0]["rollout"] / 4)
 
 
 def test_messages_between_nodes_go_over_the_network():

@@ -28,7 +28,7 @@ def workload(arch: Architecture, size: int, recompute: Recompute) -> PlannedUpda
     return PlannedUpdate(
         arch=arch, gpus=1, tensor=1, pipeline=1, virtual=1, sequence=False, context=1, ring=False, size=size, micro_batch_tokens=4096,
         batch=SEQUENCES, rollout_batch=0, chunk=128, teacher="initial", offload=False, distributed=False, recompute=recompute, probe=64,
-        grounded=False, lengths=Lengths(PROMPT, PROMPT, RESPONSE),
+        probe_every=1, scored=(), probe_answers=0, compared=0, score_share=1.0, hold=1, texts=0, lengths=Lengths(PROMPT, PROMPT, RESPONSE),
     )  # fmt: skip
 
 

@@ -171,6 +171,20 @@ def test_the_delayed_recipes_history_comes_back_also_at_another_length(model: Hi
     assert torch.equal(new.fp8_meta["scaling_bwd"].scale, torch.full((2,), 7.0))
 
 
+def test_a_layer_without_saved_history_begins_anew(model: HiddenStateGPT) -> None:
+    used, fresh = with_stand_ins(model, 4), StandIn(4)
+    for layer in (used, fresh):
+        layer.fp8_meta["num_gemms"] = 1
+        layer.init_fp8_meta_tensors(None)
+    for way in ("fwd", "bwd"):
+        used.fp8_meta[f"scaling_{way}"].scale.fill_(7)
+        used.fp8_meta[f"scaling_{way}"].amax_history.fill_(3)
+    load_scaling_history(model, {})
+    for way in ("fwd", "bwd"):
+        assert torch.equal(used.fp8_meta[f"scaling_{way}"].scale, fresh.fp8_meta[f"scaling_{way}"].scale)
+        assert torch.equal(used.fp8_meta[f"scaling_{way}"].amax_history, fresh.fp8_meta[f"scaling_{way}"].amax_history)
+
+
 def test_a_folder_without_history_is_fine(model: HiddenStateGPT, tmp_path: Path) -> None:
     stand_in = with_stand_ins(model, 4)
     load_scaling_history(model, {})

@@ -50,6 +50,23 @@ def test_the_report_counts_difficulties_and_segments(
     assert lines[-1].split() == ["difficulty", "2:", "2,", "3:", "2,", "4:", "2,", "5:", "2,", "6:", "2"]
 
 
+@pytest.mark.parametrize(("references", "lines"), [("det", 6), ("late", 4)])
+def test_references_decide_how_chains_are_written(tmp_path: Path, references: str, lines: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = ("--train", 10, "--probe", 0, "--test", 0)
+    assert run("chain", "--out", tmp_path, *sizes, "--references", references, monkeypatch=monkeypatch) == 0
+    longest = [p for p in load_problems(tmp_path / "train.jsonl") if p.metadata["difficulty"] == 6]
+    assert {p.solution.count("=") for p in longest} == {lines}
+
+
+@pytest.mark.parametrize("arguments", [("chain", "--references", "early"), ("gsm_symbolic", "--references", "late")])
+def test_references_that_a_source_does_not_have_are_refused(
+    tmp_path: Path, arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(*arguments, "--out", tmp_path / "new", monkeypatch=monkeypatch) == 2
+    assert "--references" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
 def test_jsonl_trims_and_drops_repeats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [{"problem": " 1+1? ", "solution": "\\boxed{2}\n"}, {"problem": "1+1?", "solution": "again \\boxed{2}"}]
     (tmp_path / "raw.jsonl").write_text("\n".join(map(json.dumps, rows)))

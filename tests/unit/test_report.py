@@ -9,18 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 from matplotlib.axes import Axes
-from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from megatron_atesd.errors import DataError
-from megatron_atesd.evaluate import average
 from megatron_atesd.report import pictures, run_figures
 
 ROOT = Path(__file__).resolve().parents[2]
-MATRIX = np.array([[1, 1, 1, 1], [1, 0, 0, 0], [0, 0, 0, 0], [1, 1, 0, 0]])
-BASE = average.summarize(MATRIX, [1, 0, 0, 1], ["2", "2", "3", "3"])
-FINAL = average.summarize(np.maximum(MATRIX, [1, 0, 1, 0]), [1, 1, 0, 1], ["2", "2", "3", "3"])
 
 
 def write_run(run_dir: Path, alphas: list[float], learned: bool = False) -> Path:
@@ -42,10 +36,6 @@ def runs(tmp_path: Path) -> dict[str, Path]:
     }
 
 
-def summary_of(*names: str) -> dict[str, Any]:
-    return json.loads(json.dumps({"arms": {name: {"run": "", "base": BASE, "final": FINAL} for name in names}}))
-
-
 def titled(figure: Figure, start: str) -> Axes:
     return next(axes for axes in figure.axes if axes.get_title(loc="left").startswith(start))
 
@@ -57,22 +47,6 @@ def titles(figure: Figure) -> list[str]:
 def data_of(line: Any) -> list[list[float]]:
     """The [x, y] pairs of a drawn line."""
     return [[round(float(x), 6), round(float(y), 6)] for x, y in line.get_xydata()]
-
-
-def error_bars(axes: Axes) -> list[tuple[str, Line2D, Any]]:
-    """Label, points and bars of each series drawn with error bars."""
-    found = [container for container in axes.containers if isinstance(container, ErrorbarContainer)]
-    return [(str(bars.get_label()), bars.lines[0], bars.lines[2][0]) for bars in found if bars.lines[0] is not None]
-
-
-def points(axes: Axes) -> dict[str, list[list[float]]]:
-    return {label: data_of(line) for label, line, _ in error_bars(axes)}
-
-
-def first_bar(axes: Axes, label: str) -> list[float]:
-    """Lower and upper end of the series' first vertical bar."""
-    bars = next(bars for name, _, bars in error_bars(axes) if name == label)
-    return [float(y) for _, y in bars.get_segments()[0]]
 
 
 def test_each_run_is_drawn_as_it_was_logged(runs: dict[str, Path]):
@@ -127,92 +101,21 @@ def test_the_policy_figure_marks_each_alpha():
     assert titles(figure) == ["Exposure policy after update 10"]
 
 
+def test_the_scores_figure_is_drawn_by_alpha_without_unknown_scores():
+    line, used = pictures.scores_figure(5, {1.0: 0.1, 0.5: 0.3, 0.0: float("nan")}, 0.5).axes[0].lines
+    assert data_of(line) == [[0.5, 0.3], [1.0, 0.1]]
+    assert [x for x, _ in data_of(used)] == [0.5, 0.5]
+
+
+def test_the_scores_figure_has_a_band_of_one_deviation():
+    axes = pictures.scores_figure(5, {0.0: 0.1, 1.0: 0.3}, 1.0, sd=0.2).axes[0]
+    corners = np.asarray(axes.collections[0].get_paths()[0].vertices)
+    assert (corners.min(axis=0).tolist(), corners.max(axis=0).tolist()) == (pytest.approx([0, -0.1]), pytest.approx([1, 0.5]))
+
+
 def test_trailing_mean_leaves_gaps_out():
     values = np.array([np.nan, 1.0, np.nan, 3.0, 5.0])
     np.testing.assert_allclose(pictures.trailing_mean(values, 2), [np.nan, 1, 1, 3, 4])
-
-
-def test_accuracy_by_difficulty_shows_the_summary_in_percent(runs: dict[str, Path]):
-    drawn = points(titled(run_figures.quickstart_figure(summary_of("learned"), {"learned": runs["learned"]}), "Accuracy by difficulty"))
-    assert {label: [y for _, y in xy] for label, xy in drawn.items()} == {
-        "before, sampled": [62.5, 25.0],
-        "after, sampled": [75.0, 62.5],
-        "before, greedy": [50.0, 50.0],
-        "after, greedy": [100.0, 50.0],
-    }
-    assert all(round(x) == place for xy in drawn.values() for place, (x, _) in enumerate(xy))  # beside its difficulty
-
-
-def test_the_bars_are_the_intervals(runs: dict[str, Path]):
-    axes = titled(run_figures.quickstart_figure(summary_of("learned"), {"learned": runs["learned"]}), "Accuracy by difficulty")
-    low, high = BASE["by_difficulty"]["2"]["ci95"]
-    assert first_bar(axes, "before, sampled") == pytest.approx([100 * low, 100 * high])
-    assert first_bar(axes, "after, greedy") == pytest.approx([100 * end for end in average.interval([[1], [1]])])
-
-
-def test_arms_are_rows_under_the_base(runs: dict[str, Path]):
-    axes = titled(run_figures.quickstart_figure(summary_of("fixed", "learned"), runs), "Accuracy by arm")
-    assert [label.get_text() for label in axes.get_yticklabels()] == ["before training", "fixed", "learned"]
-    assert [text.get_text() for text in axes.texts] == ["43.8", "68.8", "68.8"]
-    sampled = [data_of(line)[0][0] for _, line, _ in error_bars(axes) if line.get_marker() == "o"]
-    assert sampled == [43.75, 68.75, 68.75]
-
-
-def test_the_panels_follow_what_was_run(runs: dict[str, Path]):
-    learned = titles(run_figures.quickstart_figure(summary_of("learned"), {"learned": runs["learned"]}))
-    fixed = titles(run_figures.quickstart_figure(summary_of("fixed"), {"fixed": runs["fixed"]}))
-    both = titles(run_figures.quickstart_figure(summary_of("fixed", "learned"), runs))
-    assert [title.split()[0] for title in learned] == ["Accuracy", "Teacher–student", "Reveal", "Exposure"]
-    assert [title.split()[0] for title in fixed] == ["Accuracy", "Teacher–student", "Reveal", "Probe"]
-    assert [title.split()[0] for title in both] == ["Accuracy", "Accuracy", "Teacher–student", "Reveal", "Exposure", "Probe"]
-    assert both[0] == "Accuracy by difficulty (learned)"
-
-
-def test_no_text_overlaps_another(runs: dict[str, Path]):
-    figure = run_figures.quickstart_figure(summary_of("fixed", "learned"), runs)
-    figure.draw_without_rendering()
-    boxes = [axes.get_tightbbox() for axes in figure.axes] + [figure.legends[0].get_window_extent()]
-    clashes = [
-        (i, j)
-        for i, one in enumerate(boxes)
-        for j, two in enumerate(boxes)
-        if i < j and one is not None and two is not None and one.overlaps(two)
-    ]
-    assert clashes == []
-
-
-def test_greedy_answers_may_be_missing(runs: dict[str, Path]):
-    evaluation = average.summarize(MATRIX, None, ["2", "2", "3", "3"])
-    arms = {"arms": {"fixed": {"base": evaluation, "final": evaluation}}}
-    assert set(points(titled(run_figures.quickstart_figure(arms, {"fixed": runs["fixed"]}), "Accuracy"))) == {
-        "before, sampled",
-        "after, sampled",
-    }
-
-
-def test_without_difficulties_all_problems_are_one_bin(runs: dict[str, Path]):
-    arms = {"arms": {"fixed": {"base": average.summarize(MATRIX), "final": average.summarize(MATRIX)}}}
-    axes = titled(run_figures.quickstart_figure(arms, {"fixed": runs["fixed"]}), "Accuracy")
-    assert [label.get_text() for label in axes.get_xticklabels()] == ["all"]
-    assert [y for _, y in points(axes)["after, sampled"]] == [43.75]
-
-
-def test_a_missing_figure_is_named(runs: dict[str, Path]):
-    summary = summary_of("learned")
-    del summary["arms"]["learned"]["final"]["by_difficulty"]["3"]["ci95"]
-    with pytest.raises(DataError, match=r"arms\.learned\.final\.by_difficulty\.3 lacks ci95"):
-        run_figures.quickstart_figure(summary, runs)
-
-
-def test_no_arm_is_refused(runs: dict[str, Path]):
-    with pytest.raises(DataError, match="no arms"):
-        run_figures.quickstart_figure({}, runs)
-
-
-def test_the_report_is_a_picture_of_that_figure(runs: dict[str, Path], tmp_path: Path):
-    out = tmp_path / "new" / "run_figures.svg"
-    run_figures.quickstart_report(summary_of("fixed", "learned"), runs, out)
-    assert out.read_text().count('id="axes_') == 6
 
 
 @pytest.mark.parametrize(("content", "reason"), [(None, "cannot be read"), ("", "no update"), ('{"update": 1}\n{"upd', "not JSON")])

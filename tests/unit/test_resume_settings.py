@@ -25,7 +25,7 @@ MAY_CHANGE = {
     *("parallel.tensor", "parallel.pipeline", "parallel.virtual_pipeline", "parallel.sequence", "parallel.context", "parallel.packed"),
     *("parallel.micro_batch_tokens", "parallel.timeout_minutes", "parallel.start_timeout_minutes"),
     *("data.train", "data.probe", "data.probe_size", "data.on_error"),
-    *("distill.chunk", "distill.compile", "distill.teacher_offload"),
+    *("distill.chunk", "distill.compile", "distill.teacher_offload", "exposure.bias_check"),
     *("checkpoint.every", "checkpoint.keep", "checkpoint.keep_every", "checkpoint.resume", "checkpoint.on_error", "checkpoint.background"),
     *("monitor.tensorboard", "monitor.figure_every", "monitor.samples"),
 }
@@ -56,6 +56,13 @@ def test_every_setting_is_guarded_unless_it_is_listed() -> None:
 def test_a_setting_that_comes_to_be_is_guarded() -> None:
     assert not is_free("run.some_new_setting")
     assert not is_free("megatron.some_new_setting")
+
+
+def test_a_run_from_before_the_clip_had_modes_keeps_the_clip_of_entries() -> None:
+    old = deepcopy(BEGAN)
+    del old["distill"]["clip_mode"]
+    assert "distill.clip_mode is token, but the run began with entry" in refusal(old, BEGAN)
+    assert refusal(old, changed("distill.clip_mode", "entry")) == ""
 
 
 def test_what_is_listed_exists() -> None:
@@ -115,7 +122,7 @@ def test_a_default_may_be_spelled_out_and_left_out(name: str, default: Any) -> N
     assert name in refusal(other, BEGAN)
 
 
-@pytest.mark.parametrize("name", [name for name in OWN if name not in MAY_CHANGE])
+@pytest.mark.parametrize("name", [name for name in OWN if name not in MAY_CHANGE | {"distill.clip_mode"}])
 def test_a_run_from_before_there_was_a_setting_had_its_default(name: str) -> None:
     section, key = name.split(".")
     older = deepcopy(BEGAN)
@@ -139,10 +146,11 @@ def test_all_changes_are_named_at_once() -> None:
 
 
 @pytest.mark.parametrize("decay", ["constant", "linear", "cosine", "wsd"])
-@pytest.mark.parametrize("mode", ["fixed", "none", "random", "linear", "cosine", "learned"])
+@pytest.mark.parametrize("mode", ["fixed", "none", "random", "aligned", "linear", "cosine", "learned", "posterior"])
 def test_more_updates_only_where_nothing_follows_their_number(mode: str, decay: str) -> None:
     old = changed("exposure.mode", mode, changed("schedule.decay", decay))
-    cause = f"schedule.decay {decay}" if decay != "constant" else f"exposure.mode {mode}" if mode not in ("fixed", "none", "random") else ""
+    follows = mode not in ("fixed", "none", "random", "aligned")
+    cause = f"schedule.decay {decay}" if decay != "constant" else f"exposure.mode {mode}" if follows else ""
     expected = f"run.updates is 999, but the run began with 100, and {cause} depends on it: set it back, or choose another run.dir"
     assert refusal(old, changed("run.updates", 999, old)) == (expected if cause else "")
 

@@ -38,6 +38,8 @@ def simulate(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
         (["--seeds", "0"], "--seeds is 0, must be 1 or more"),
         (["--updates", "0"], "--updates is 0, must be 1 or more"),
         (["--training-noise", "-1"], "--training-noise is -1.0, must be 0 or more"),
+        (["--probe-noise", "nan"], "--probe-noise is nan, must be 0 or more"),
+        (["--momentum", "1"], "--momentum is 1.0, must be below 1"),
         (["--vary", "hold=2,0"], "--vary hold=0: exposure.hold is 0, must be 1 or more"),
         (
             ["--vary", "batch=2,1"],

@@ -13,17 +13,19 @@ from transformers import Qwen3ForCausalLM
 from megatron_atesd.config import load_config
 from megatron_atesd.distill.divergence import Divergence
 from megatron_atesd.distill.fused import distill_loss
-from megatron_atesd.distill.step import distill_step, measure_step
+from megatron_atesd.distill.step import distill_step, measure_step, teacher_pass
 from megatron_atesd.model.chunk import ModelChunk
 from megatron_atesd.parallel.session import parallel_session
-from megatron_atesd.records import Problem, Rollout
-from megatron_atesd.train import loop
+from megatron_atesd.records import Exposure, Problem, Rollout
+from megatron_atesd.train import loop, student_step, training_run
 from megatron_atesd.train.checks import check_before_work
 from megatron_atesd.train.heartbeat import Heartbeat
+from megatron_atesd.train.progress import Finished
 from megatron_atesd.train.training_run import TrainingRun
 from tests.support.small_run import arguments, save_inputs
 
 ALPHA = 0.3
+START = Exposure(1.0, -1)
 DIVERGENCE = Divergence()
 
 
@@ -87,9 +89,43 @@ def test_the_divergence_takes_the_rollouts_temperature_unless_it_has_its_own(
 
 def test_the_divergence_is_what_the_settings_say(inputs: Path) -> None:
     settings = {"divergence": "jsd", "jsd_beta": 0.3, "clip": 0.7, "temperature": 1.4, "chunk": 9, "top_k": 5, "compile": True}
-    assert start(inputs, *(f"--distill.{name}={value}" for name, value in settings.items())).divergence == Divergence(
-        "jsd", beta=0.3, clip=0.7, temperature=1.4, chunk=9, top_k=5, compile=True
-    )
+    run = start(inputs, "--distill.clip_mode=token", *(f"--distill.{name}={value}" for name, value in settings.items()))
+    assert run.divergence == Divergence("jsd", beta=0.3, clip=0.7, temperature=1.4, chunk=9, top_k=5, compile=True, clip_mode="token")
+
+
+def test_the_shares_that_the_clip_touches_are_of_all_tokens_and_of_the_whole_kl(run: TrainingRun) -> None:
+    """The first token of each micro-batch is clipped, with a KL of 3 nats; each other has 1 nat."""
+    calls: list[int] = []
+
+    def first_clipped(hidden_TH: torch.Tensor, *rest: Any) -> Any:
+        loss, statistics = distill_loss(hidden_TH, *rest)
+        calls.append(len(hidden_TH))
+        first_T = (torch.arange(len(hidden_TH)) == 0).float()
+        return loss, replace(statistics, clipped_T=first_T, kl_T=1 + 2 * first_T)
+
+    run.optimization.zero_grad()
+    examples = run.examples(rollouts(run), run.contexts(rollouts(run), ALPHA))
+    step = distill_step(run.optimization.wrapped, run.model, run.teacher, examples, DIVERGENCE, 128, loss=first_clipped)
+    batches, tokens = len(calls), sum(calls)
+    assert 1 < batches < tokens
+    assert step.clipped_tokens == pytest.approx(batches / tokens)
+    assert step.clipped_kl == pytest.approx(3 * batches / (tokens + 2 * batches))
+
+
+@pytest.mark.parametrize(("share", "read"), [(1.0, 8), (0.25, 2), (0.01, 1)])
+def test_a_share_of_the_rollouts_is_read_to_compare_exposures(
+    share: float, read: int, inputs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = ("--exposure.mode=aligned", "--exposure.progress=probe_nll", "--exposure.grid=3", f"--exposure.score_share={share}")
+    run, lengths = start(inputs, *settings), list[int]()
+
+    def watched(model: Any, teacher: Any, examples: Sequence[Any], tokens: int) -> Any:
+        lengths.append(len(examples))
+        return teacher_pass(model, teacher, examples, tokens)
+
+    monkeypatch.setattr(training_run, "teacher_pass", watched)
+    assert run.alignment(rollouts(run)) is not None
+    assert lengths == [read] * 3
 
 
 def gradient_of(parameter: Any) -> torch.Tensor:
@@ -118,12 +154,12 @@ def test_an_update_normalises_its_loss_as_the_settings_say(normalize: str, input
     class SeenError(Exception):
         pass
 
-    def seen(*arguments: object) -> None:
+    def seen(*arguments: object, **_: object) -> None:
         raise SeenError(arguments[-1])
 
-    monkeypatch.setattr(loop, "distill_step", seen)
+    monkeypatch.setattr(student_step, "distill_step", seen)
     run = start(inputs, f"--distill.normalize={normalize}", "--data.batch=1", "--rollout.max_new_tokens=1")
-    run.service.observe(run.probe(0, run.service.propose(0), None))
+    run.service.observe(run.probe(Finished(0), START)[0])
     with Heartbeat(1.0) as heartbeat, pytest.raises(SeenError, match=normalize):
         loop.train_step(run, 0, heartbeat)
 
@@ -189,7 +225,7 @@ def test_an_update_draws_at_its_places_in_the_stream(inputs: Path, monkeypatch: 
     run, places = start(inputs, "--data.batch=4", "--rollout.max_new_tokens=1"), list[int]()
     rollout = run.rollout
     monkeypatch.setattr(run, "rollout", lambda problems, first: places.append(first) or rollout(problems, first))
-    run.service.observe(run.probe(0, run.service.propose(0), None))
+    run.service.observe(run.probe(Finished(0), START)[0])
     with Heartbeat(run.config.parallel.timeout_minutes) as heartbeat:
         for update in (0, 1, 2):
             loop.train_step(run, update, heartbeat)
@@ -198,7 +234,7 @@ def test_an_update_draws_at_its_places_in_the_stream(inputs: Path, monkeypatch: 
 
 PASSES: dict[str, Callable[[TrainingRun], object]] = {
     "a rollout": lambda run: run.rollout(run.probe_problems, 0),
-    "the probe": lambda run: run.probe(0, run.service.propose(0), None),
+    "the probe": lambda run: run.probe(Finished(0), START),
     "a measurement": lambda run: measure_step(
         run.model, run.teacher, run.examples(rollouts(run), run.contexts(rollouts(run), ALPHA)), run.divergence, 64
     ),

@@ -1,15 +1,14 @@
 """The loss with whole logits: what one writes first, and what distill_loss is measured against."""
 
-from dataclasses import fields
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from megatron_atesd.distill.divergence import divergence
+from megatron_atesd.distill.divergence import divergence, divergence_terms
 from megatron_atesd.distill.fused import Divergence, TokenStatistics
 
-# Of teacher's and student's log-probabilities [T, V], each [T].
+# Of teacher's and student's log-probabilities [T, V], each [T]; what depends on the settings is `_bounded`.
 _STATISTICS = {
     "kl_T": lambda teacher_TV, student_TV: divergence(teacher_TV, student_TV, "forward_kl"),
     "disagreement_T": lambda teacher_TV, student_TV: (teacher_TV.argmax(-1) != student_TV.argmax(-1)).to(student_TV.dtype),
@@ -35,10 +34,22 @@ def dense_loss(
     with torch.no_grad():
         teacher_TV = _log_probs(teacher_hidden_TH, teacher_weight_VH[:rows], settings.temperature)
     student_TV = _log_probs(hidden_TH, weight_VH[:rows], settings.temperature)
-    loss_T = divergence(teacher_TV, student_TV, settings.kind, settings.clip, settings.beta)
+    loss_T = divergence(teacher_TV, student_TV, settings.kind, settings.clip, settings.beta, settings.clip_mode)
     with torch.no_grad():
-        statistics = TokenStatistics(**{field.name: _STATISTICS[field.name](teacher_TV, student_TV) for field in fields(TokenStatistics)})
-    return (loss_T * token_weight_T).sum(), statistics
+        divergence_T, clipped_T = _bounded(teacher_TV, student_TV, loss_T, settings)
+        others = {name: function(teacher_TV, student_TV) for name, function in _STATISTICS.items()}
+    return (loss_T * token_weight_T).sum(), TokenStatistics(divergence_T=divergence_T, clipped_T=clipped_T, **others)
+
+
+def _bounded(teacher_TV: Tensor, student_TV: Tensor, loss_T: Tensor, settings: Divergence) -> tuple[Tensor, Tensor]:
+    """divergence_T and clipped_T of TokenStatistics; without a clip at no cost."""
+    if settings.clip == 0:
+        return loss_T.detach(), torch.zeros_like(loss_T)
+    terms_TV = divergence_terms(teacher_TV, student_TV, settings.kind, settings.beta)
+    if settings.clip_mode == "entry":
+        return loss_T.detach(), (terms_TV.amax(-1) > settings.clip).to(loss_T.dtype)
+    divergence_T = terms_TV.sum(-1)
+    return divergence_T, (divergence_T > settings.clip).to(loss_T.dtype)
 
 
 def _log_probs(hidden_TH: Tensor, weight_VH: Tensor, temperature: float) -> Tensor:

@@ -1,4 +1,4 @@
-"""Chains of arithmetic modulo 23: `15+3-3*4`, worked from left to right, one step a line.
+"""Chains of arithmetic modulo 23: `15+3-3*4`, worked from left to right, one operation a line or two.
 
 Small enough for a model of a few hundred thousand parameters, long enough that showing more or less of a solution matters.
 """
@@ -6,9 +6,11 @@ Small enough for a model of a few hundred thousand parameters, long enough that 
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from itertools import chain as concatenate
 from itertools import zip_longest
 
+from megatron_atesd.data.sources.chain_references import References, reference_sizes
 from megatron_atesd.errors import DataError
 from megatron_atesd.records import Problem
 
@@ -28,12 +30,23 @@ class Chain:
     def text(self) -> str:
         return f"{self.start}{''.join(self.operations)}"
 
-    def values(self) -> list[int]:
-        """The right result after each operation."""
-        results: list[int] = []
-        for operation in self.operations:
-            results.append(apply(results[-1] if results else self.start, operation))
-        return results
+    def lines(self, sizes: Sequence[int]) -> list["Line"]:
+        """The right lines; `sizes` are the operations in each, in all those of the chain."""
+        lines: list[Line] = []
+        value, done = self.start, 0
+        for size in sizes:
+            operations = self.operations[done : done + size]
+            value, done = reduce(apply, operations, value), done + size
+            lines.append(Line(operations, value))
+        return lines
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of a solution: the operations that it applies to the result before it, one or two, and its own result, right or wrong."""
+
+    operations: tuple[str, ...]
+    result: int
 
 
 def apply(value: int, operation: str) -> int:
@@ -43,15 +56,17 @@ def apply(value: int, operation: str) -> int:
     return results[operation[0]] % MODULUS
 
 
-def step_texts(chain: Chain, values: Sequence[int]) -> list[str]:
-    """One `15+3=18` a step, for any results, right or wrong: every step goes on from the result before it."""
-    return [f"{before}{op}={after}" for before, op, after in zip([chain.start, *values], chain.operations, values, strict=False)]
+def line_texts(start: int, lines: Sequence[Line]) -> list[str]:
+    """One `15+3=18` or `15+3*2=13` a line: every line goes on from the result before it."""
+    befores = [start, *(line.result for line in lines)]
+    return [f"{before}{''.join(line.operations)}={line.result}" for before, line in zip(befores, lines, strict=False)]
 
 
-def chain_problem(chain: Chain, values: Sequence[int], id: str) -> Problem:
-    """The problem whose reference solution goes through `values` (one a step) and boxes the last."""
-    solution = "\n".join([*step_texts(chain, values), f"\\boxed{{{values[-1]}}}"])
-    return Problem(id, chain.text, solution, str(values[-1]), {"difficulty": len(chain.operations)})
+def chain_problem(chain: Chain, lines: Sequence[Line], id: str) -> Problem:
+    """The problem whose reference solution is `lines` and the last result boxed; its difficulty is the number of operations."""
+    answer = str(lines[-1].result)
+    solution = "\n".join([*line_texts(chain.start, lines), f"\\boxed{{{answer}}}"])
+    return Problem(id, chain.text, solution, answer, {"difficulty": len(chain.operations)})
 
 
 def random_chain(rng: random.Random) -> Chain:
@@ -59,10 +74,10 @@ def random_chain(rng: random.Random) -> Chain:
     return Chain(rng.randrange(MODULUS), tuple(rng.choices(OPERATIONS, k=rng.choice(DIFFICULTIES))))
 
 
-def chain_splits(sizes: dict[str, int], seed: int) -> dict[str, list[Problem]]:
+def chain_splits(sizes: dict[str, int], seed: int, references: References = "det") -> dict[str, list[Problem]]:
     """Splits of the given sizes without a problem in common or twice, each as evenly spread over the difficulties as can be.
 
-    Raises DataError when more problems are asked for than exist.
+    A seed is a set of problems, the same for all `references`. Raises DataError when more problems are asked for than exist.
     """
     rng = random.Random(seed)
     by_difficulty = [_sample(rng, n, quota) for n, quota in _quotas(sum(sizes.values())).items()]
@@ -70,11 +85,13 @@ def chain_splits(sizes: dict[str, int], seed: int) -> dict[str, list[Problem]]:
     # Small splits first: they get their even share before the short chains run out.
     order = sorted(sizes, key=lambda name: sizes[name])
     splits = {name: [next(dealt) for _ in range(sizes[name])] for name in order}
-    return {name: [_solved(c, f"chain-{name}-{i}") for i, c in enumerate(splits[name], 1)] for name in sizes}
+    return {name: [_solved(c, f"chain-{name}-{i}", references, seed) for i, c in enumerate(splits[name], 1)] for name in sizes}
 
 
-def _solved(chain: Chain, id: str) -> Problem:
-    return chain_problem(chain, chain.values(), id)
+def _solved(chain: Chain, id: str, references: References, seed: int) -> Problem:
+    # A generator for each chain: how one is written depends on no other.
+    sizes = reference_sizes(references, len(chain.operations), random.Random(f"{seed}/{chain.text}"))
+    return chain_problem(chain, chain.lines(sizes), id)
 
 
 def _quotas(count: int) -> dict[int, int]:
