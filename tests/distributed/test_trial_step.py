@@ -43,8 +43,8 @@ def try_all(folder: Path) -> list[Tried]:
 
 def try_one(folder: Path, dtype: str, optimizer: str, updates: int) -> Tried:
     with parallel_session():
-        flags = {"distributed": optimizer != "plain", "overlap": optimizer == "overlapped"}
-        tried, other = (session(folder, dtype=dtype, **flags) for _ in range(2))
+        distributed, overlap = optimizer != "plain", optimizer == "overlapped"
+        tried, other = (session(folder, dtype=dtype, distributed=distributed, overlap=overlap) for _ in range(2))
         tried.train(updates)
         other.train(updates)
         tried.optimization.weights_ready()
