@@ -10,18 +10,17 @@ from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from megatron_atesd.distill.divergence import Divergence, bound_weights
 from megatron_atesd.distill.fused import distill_loss
-from megatron_atesd.distill.likelihood import CHUNK, ScoredText
+from megatron_atesd.distill.likelihood import ScoredText, weighted_nll_stage
 from megatron_atesd.distill.step import Normalize, TeacherStates, token_weights
 from megatron_atesd.distill.teacher import Teacher
 from megatron_atesd.model.gpt import HiddenStateGPT
 from megatron_atesd.model.micro_batches import MicroBatch, Pair
 from megatron_atesd.model.modes import evaluation_mode
 from megatron_atesd.model.schedule import LastStage, model_batches, run_schedule, sum_over_ranks
-from megatron_atesd.model.vocabulary import token_nll, vocabulary_shard
+from megatron_atesd.model.vocabulary import vocabulary_shard
 from megatron_atesd.parallel.groups import data_parallel_place
 
 
@@ -30,23 +29,11 @@ def add_progress_gradient(wrapped: torch.nn.Module, model: HiddenStateGPT, texts
 
     The same texts are given on every rank, and each data-parallel rank takes its share. In evaluation mode. Collective over all ranks.
     """
-    shard = vocabulary_shard(model)
     rank, size = data_parallel_place()
     mine = texts[rank::size]
-
-    def last_stage(batch: MicroBatch, hidden_BSH: Tensor) -> tuple[Tensor, Tensor, None]:
-        weights = [*(mine[member].weight * len(texts) for member in batch.members), 0.0]
-        weight_T = hidden_BSH.new_tensor(weights, dtype=torch.float32)[batch.sequence_T]
-        chunks = zip(batch.response_hidden(hidden_BSH).split(CHUNK), batch.targets_T.split(CHUNK), weight_T.split(CHUNK), strict=True)
-        loss = hidden_BSH.sum() * 0.0
-        for hidden_TH, targets_T, part_T in chunks:  # logits are made again in the backward: they exist for one chunk at a time
-            nll_T = checkpoint(token_nll, hidden_TH, model.head_weight(), targets_T, shard, use_reentrant=False)
-            loss = loss + (nll_T * part_T).sum()
-        return loss, (batch.place_T == 0).sum().int(), None
-
     with evaluation_mode(model):
         batches = model_batches(model, [(text.prompt, text.response) for text in mine], micro_batch_tokens)
-        run_schedule(wrapped, batches, last_stage, forward_only=False)
+        run_schedule(wrapped, batches, weighted_nll_stage(model, mine), forward_only=False)
 
 
 @torch.no_grad()
@@ -66,8 +53,9 @@ def alignment_scores(
     a token's loss (clip_mode token) is held where it was before the trial, as in the gradient. The same on every rank. Collective over all
     ranks.
     """
-    # A live teacher's head is the student's, and must not move with it.
-    head_VH = teacher.head_weight().clone() if model.post_process else torch.empty(0)
+    head_VH = teacher.head_weight() if model.post_process else torch.empty(0)
+    if teacher.kind == "live":  # its head is the student's, and must not move with it
+        head_VH = head_VH.clone()
     shard = vocabulary_shard(model)
 
     def divergences(batch: MicroBatch, hidden_BSH: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from megatron_atesd.model.gpt import HiddenStateGPT
 from megatron_atesd.model.micro_batches import MicroBatch, TokenIds
@@ -39,7 +40,7 @@ def weighted_nll(model: HiddenStateGPT, texts: Sequence[ScoredText], micro_batch
 
 
 def weighted_nll_stage(model: HiddenStateGPT, texts: Sequence[ScoredText]) -> LastStage:
-    """What the last stage does for `weighted_nll` with micro-batches made of `texts`: its loss is their part of the weighted sum.
+    """What the last stage does with micro-batches made of `texts`, for the value or the gradient: its loss is their part of the sum.
 
     The count that goes with the loss is that of the response tokens; kept is the sum [1], float64.
     """
@@ -47,7 +48,8 @@ def weighted_nll_stage(model: HiddenStateGPT, texts: Sequence[ScoredText]) -> La
 
     def last_stage(batch: MicroBatch, hidden_BSH: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         chunks = zip(batch.response_hidden(hidden_BSH).split(CHUNK), batch.targets_T.split(CHUNK), strict=True)
-        nll_T = torch.cat([token_nll(hidden_TH, model.head_weight(), targets_T, shard) for hidden_TH, targets_T in chunks])
+        head_VH = model.head_weight()  # a backward makes the logits again: they exist for one chunk at a time there too
+        nll_T = torch.cat([checkpoint(token_nll, hidden, head_VH, targets, shard, use_reentrant=False) for hidden, targets in chunks])
         weights = [texts[member].weight for member in batch.members]
         weight_T = torch.tensor(weights, dtype=torch.float64, device=nll_T.device)[batch.sequence_T]
         loss = (weight_T * nll_T.double()).sum()

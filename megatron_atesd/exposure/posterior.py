@@ -14,6 +14,7 @@ from torch import Tensor
 from megatron_atesd.config import ExposureConfig
 from megatron_atesd.exposure import policy
 from megatron_atesd.exposure.advice import enough_to_explore
+from megatron_atesd.exposure.aligned import score_name
 from megatron_atesd.exposure.controller import check_mode, seeded_generator
 from megatron_atesd.exposure.progress_model import NODES, ProgressModel
 from megatron_atesd.exposure.windows import hold_window
@@ -118,7 +119,7 @@ class PosteriorExposure:
 
     def _describe(self, mean_N: Tensor, covariance_NN: Tensor) -> dict[str, float]:
         """The curve in the signal's units an update; higher is better."""
-        scores = {f"controller/score/{self._alpha(place):.3g}": value for place, value in enumerate(mean_N.tolist())}
+        scores = {score_name(self._alpha(place)): value for place, value in enumerate(mean_N.tolist())}
         best, sd = self._alpha(int(mean_N.argmax())), covariance_NN.diagonal().sqrt().mean().item()
         return {"controller/posterior_best": best, "controller/posterior_sd": sd} | scores
 

@@ -123,7 +123,7 @@ class TrainAccuracy:
     """train_accuracy: less the share of the update's own rollouts that are right, graded by meaning.
 
     No pass; grading alone. Other problems each time, so its noise is that of a sample of data.batch. Its gradient is the policy gradient
-    of the expected accuracy (REINFORCE, with the accuracy of the others as baseline), from the very rollouts that are there.
+    of the expected accuracy (REINFORCE, with the mean of the batch as baseline), from the very rollouts that are there.
     """
 
     gather: Callable[[Sequence[Rollout]], list[Rollout]]  # of all data-parallel ranks
@@ -178,5 +178,5 @@ def warn_of_bias(exposure: ExposureConfig) -> None:
     if exposure.mode in ("learned", "aligned", "posterior") and exposure.progress == "probe_nll":
         warn_once(
             "exposure.progress is probe_nll, the NLL of reference solutions: where references are written otherwise than the student "
-            "can follow, it falls fastest at the worst exposure; probe_margin, probe_own and probe_accuracy measure what the student solves"
+            "can follow, it falls fastest at the worst exposure; train_accuracy, probe_margin and probe_accuracy measure what it solves"
         )

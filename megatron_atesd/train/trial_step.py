@@ -28,7 +28,7 @@ _BF16_BITS = 16  # of an fp32 that bf16 does not keep
 def trial_step(optimization: Optimization, rms: float, seed: int = 0) -> Iterator[bool]:
     """Inside, the weights are θ − s·g / (√v + δ), a step of root mean square `rms`; g is the accumulated gradient, and is lost.
 
-    v is Adam's second moment, and g² while it is 0 everywhere (before the first update, with SGD); δ is DAMPING times the root mean square
+    v is Adam's second moment, and g² while it is 0 everywhere (before the first update); δ is DAMPING times the root mean square
     of √v. Means are over the weights whose gradient is not 0. Weights in bf16 are rounded at random, up or down: a step smaller than their
     resolution moves them by its mean. seed: of that rounding, the same on every rank.
     Yields False and moves nothing when g is 0 or not finite. Collective over all ranks.
@@ -48,8 +48,10 @@ def trial_step(optimization: Optimization, rms: float, seed: int = 0) -> Iterato
 
 def _make_steps(part: Any, rms: float) -> bool:
     """Each weight's gradient becomes what to subtract from it; False when there is no such step."""
-    moment = _adam_moment if _mean(part, _adam_moment) > 0 else _own_square
-    floor = DAMPING * math.sqrt(_mean(part, moment))
+    moment, mean = _adam_moment, _mean(part, _adam_moment)
+    if mean == 0:
+        moment, mean = _own_square, _mean(part, _own_square)
+    floor = DAMPING * math.sqrt(mean)
     if not 0 < floor < math.inf:
         return False
     for weight in _weights(part):
@@ -68,7 +70,8 @@ def _weights(part: Any) -> list[Any]:
 
 
 def _adam_moment(part: Any, weight: Any) -> Tensor:
-    return part.optimizer.state.get(weight, {}).get("exp_avg_sq", torch.zeros_like(weight))
+    state = part.optimizer.state.get(weight, {})
+    return state["exp_avg_sq"] if "exp_avg_sq" in state else torch.zeros_like(weight)
 
 
 def _own_square(part: Any, weight: Any) -> Tensor:

@@ -67,6 +67,7 @@ def scores_at(
     rms: float = RMS,
     kind: Kind = "initial",
     normalize: Normalize = "token",
+    count: int = 3,
 ) -> list[float] | None:
     """After `updates` updates on the first exposure."""
     with parallel_session(layout.tensor, layout.pipeline, virtual_pipeline=layout.virtual, context=layout.context):
@@ -95,7 +96,7 @@ def scores_at(
             distill_step(optimization.wrapped, model, teacher, mine[0], BOUNDED, micro_batch_tokens=1)
             optimization.step()
         optimization.zero_grad()
-        add_progress_gradient(optimization.wrapped, model, texts(), 1)
+        add_progress_gradient(optimization.wrapped, model, texts()[:count], 1)
         seen = [teacher_pass(model, teacher, of, 1) for of in mine]
         rollouts = [(e.student_prompt, e.response) for e in mine[0]]
         return alignment_scores(model, teacher, rollouts, seen, BOUNDED, 1, normalize, lambda: trial_step(optimization, rms))
@@ -158,13 +159,15 @@ def on_one(folder: Path) -> dict[str, Any]:
         "again": scores_at(folder, Layout(), 0, "fp64"),
         "live": scores_at(folder, Layout(), 0, "fp64", kind="live"),
         "sequence": scores_at(folder, Layout(), 0, "fp64", normalize="sequence"),
+        "one text": scores_at(folder, Layout(), 0, rms=LARGER, count=1),
         **{str(n): scores_at(folder, Layout(), n, rms=LARGER) for n in (0, 2)},
     }
 
 
 def on_two(folder: Path) -> list[list[Any]]:
     dist.init_process_group("gloo")
-    return [[scores_at(folder, layout, n, rms=LARGER) for n in (0, 2)] for layout in LAYOUTS]
+    one_text = [scores_at(folder, Layout(), 0, rms=LARGER, count=1)]  # the second data rank has none
+    return [*([scores_at(folder, layout, n, rms=LARGER) for n in (0, 2)] for layout in LAYOUTS), one_text]
 
 
 @pytest.fixture(scope="module")
@@ -205,6 +208,10 @@ def test_every_layout_gives_the_same_scores(alone: dict[str, Any], shared: list[
     for updates, scores in zip(("0", "2"), shared[0][LAYOUTS.index(layout)], strict=True):
         largest = max(map(abs, alone[updates]))
         assert scores == pytest.approx(alone[updates], abs=1e-5 * largest, rel=0)
+
+
+def test_a_data_rank_without_a_text_takes_part(alone: dict[str, Any], shared: list[Any]) -> None:
+    assert shared[0][-1][0] == pytest.approx(alone["one text"], abs=1e-5 * max(map(abs, alone["one text"])), rel=0)
 
 
 def test_ranks_have_the_same_scores(shared: list[Any]) -> None:
