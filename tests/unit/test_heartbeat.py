@@ -77,7 +77,7 @@ def test_a_phase_that_lasts_too_long_shows_its_stack_once(
         timer_of(heartbeat).join()
     said = capsys.readouterr().err
     assert said.startswith("rank 0 has been in the probe of update 2 for ")
-    assert "timer_of(heartbeat).join()" in said
+    assert "in test_a_phase_that_lasts_too_long" in said  # the timer may ring before enter() has returned
     assert said.count("has been in") == 1
 
 
