@@ -18,7 +18,7 @@ from megatron_atesd.evaluate.sample import Answered, answer_problems
 from megatron_atesd.model.gpt import HiddenStateGPT, build_model
 from megatron_atesd.parallel.groups import is_main
 from megatron_atesd.parallel.session import end_start, session_of
-from megatron_atesd.rollout.training_engine import TrainingEngine
+from megatron_atesd.rollout.engines import build_engine
 
 
 def evaluate(task: Evaluation) -> dict[str, Any] | None:
@@ -44,7 +44,7 @@ def _answers(task: Evaluation, model: HiddenStateGPT, prepared: Prepared) -> lis
             print(f"\r{done}/{total} responses", end="\n" if done == total else "", file=sys.stderr, flush=True)
 
     renderer, settings = prepared.model.renderer, task.settings
-    engine = TrainingEngine(model, renderer.stop_ids, renderer.id_limit, settings.precision.rollout)
+    engine = build_engine(settings, model, renderer)
     return answer_problems(engine, renderer, prepared.problems, prepared.prompts, task.samples, settings.rollout, task.seed, progress)
 
 

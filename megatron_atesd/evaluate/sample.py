@@ -46,7 +46,7 @@ def answer_problems(
     mine = tasks[rank::size]
     mine.sort(key=lambda task: task[1] >= 0)  # greedy first: a batch is all greedy or all sampled
     answered: list[Answered] = []
-    size = (config.batch or 256) * context_place()[1]  # of which each context-parallel rank generates its share
+    size = 256 * context_place()[1]  # of which each context-parallel rank generates its share
     split = sum(sample < 0 for _, sample in mine)
     for part in (*_pieces(mine[:split], size), *_pieces(mine[split:], size)):
         seeds = [sequence_seed("evaluate", seed, problems[p].id, s) for p, s in part]

@@ -16,7 +16,7 @@ from megatron_atesd.model.modes import evaluation_mode
 from megatron_atesd.model.vocabulary import whole_logits
 from megatron_atesd.parallel.context import context_place
 from megatron_atesd.parallel.groups import broadcast_from_last_stage, broadcast_over_tensor_ranks, gathered
-from megatron_atesd.rollout.engine import Response
+from megatron_atesd.rollout.engine import Dependence, Finished, Response
 from megatron_atesd.rollout.sampling import sample_tokens, uniforms
 
 _FILLER = -1
@@ -34,8 +34,14 @@ class TrainingEngine:
     stop_ids: Sequence[int]
     id_limit: int | None = None
     precision: Precision | None = None
+    depends_on: frozenset[Dependence] = frozenset({"seed"})
 
-    def generate(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], sampling: RolloutConfig) -> list[Response]:
+    def refresh(self) -> None:
+        """Nothing to do: there is one set of weights."""
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], sampling: RolloutConfig, finished: Finished | None = None
+    ) -> list[Response]:
         """See RolloutEngine. A response is the same at every batch, order and layout."""
         with self.model.computing_in(self.precision):
             return generate(self.model, prompts, seeds, self.stop_ids, sampling, self.id_limit)
@@ -56,7 +62,7 @@ def generate(
     """
     rank, ranks = context_place()
     mine, my_seeds = prompts[rank::ranks], seeds[rank::ranks]
-    size = config.batch or max(1, len(mine))
+    size = max(1, len(mine))
     responses: list[Response] = []
     model.weights_changed()
     with torch.no_grad(), evaluation_mode(model), model.without_sequence_parallel():
@@ -117,7 +123,7 @@ class _Batch:
                     ids_B = ids_B[rows]
                 hidden = _forward_stages(self.model, ids_B[:, None])
                 hidden_BH = None if hidden is None else hidden[:, 0]
-        return [Response(tuple(ids), ids[-1] not in self.stop_ids) for ids in self.written]
+        return [Response(tuple(ids), ids[-1] not in self.stop_ids, (0.0,) * len(ids), len(ids) - (ids[-1] in self.stop_ids)) for ids in self.written]
 
     def _next_ids(self, hidden_BH: Tensor | None, step: int) -> Tensor:
         ids_B = torch.zeros(len(self.rows), dtype=torch.long, device=self.device)

@@ -30,8 +30,8 @@ from megatron_atesd.model.scaling_history import load_scaling_history, scaling_h
 from megatron_atesd.parallel.groups import data_parallel_place, from_rank_0, gathered, is_main
 from megatron_atesd.records import Exposure, Problem, Rollout, TeacherContext, UpdateStats
 from megatron_atesd.rollout.engine import RolloutEngine
+from megatron_atesd.rollout.engines import build_engine
 from megatron_atesd.rollout.sampling import sequence_seed
-from megatron_atesd.rollout.training_engine import TrainingEngine
 from megatron_atesd.train.checks import TrainingInputs
 from megatron_atesd.train.finite import Skipped, check_probe, check_weights
 from megatron_atesd.train.lengths import check_lengths
@@ -64,7 +64,7 @@ class TrainingRun:
         check_model_folder(folder)
         load_model_weights(self.model, folder)
         check_weights(self.model.named_parameters(), folder)
-        self.engine: RolloutEngine = TrainingEngine(self.model, self.renderer.stop_ids, self.renderer.id_limit, config.precision.rollout)
+        self.engine: RolloutEngine = build_engine(config, self.model, self.renderer)
         distill = config.distill
         self.teacher = Teacher(self.model, distill.teacher, distill.ema_decay, distill.teacher_offload, config.precision.teacher)
         self.optimization = build_optimization(self.model, config.optimizer, config.ddp, config.schedule, config.run.updates)

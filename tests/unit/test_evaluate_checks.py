@@ -68,7 +68,7 @@ def evaluate(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
         (["--top-p", "0"], "--top-p is 0.0, must be greater than 0 and at most 1"),
         (["--top-k", "-1"], "--top-k is -1, must be 0 or more"),
         (["--max-new-tokens", "0"], "--max-new-tokens is 0, must be 1 or more"),
-        (["--rollout.batch", "-1"], "rollout.batch is -1, must be 0 or more"),
+        (["--engine.batch", "-1"], "engine.batch is -1, must be 0 or more"),
         (["--prompt.max_length", "0"], "prompt.max_length is 0, must be 1 or more"),
         (["--parallel.tensor", "0"], "parallel.tensor is 0, must be 1 or more"),
         (["--parallel.timeout_minutes", "0"], "parallel.timeout_minutes is 0.0, must be greater than 0"),

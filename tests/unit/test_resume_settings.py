@@ -21,7 +21,7 @@ from tests.support.small_run import arguments, save_inputs
 BEGAN = asdict(TrainConfig())
 # Of this project's own settings, all that may change; written out once more, so that nothing becomes free by accident.
 MAY_CHANGE = {
-    *("run.dir", "run.max_skipped", "model.path", "model.attention", "rollout.batch"),
+    *("run.dir", "run.max_skipped", "model.path", "model.attention", "engine.batch"),
     *("parallel.tensor", "parallel.pipeline", "parallel.virtual_pipeline", "parallel.sequence", "parallel.context", "parallel.packed"),
     *("parallel.micro_batch_tokens", "parallel.timeout_minutes", "parallel.start_timeout_minutes"),
     *("data.train", "data.probe", "data.probe_size", "data.on_error"),
