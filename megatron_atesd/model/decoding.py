@@ -161,4 +161,3 @@ def _turned(x_TGRD: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
 
 def _layers(chunk: ModelChunk) -> Iterator[Any]:
     yield from cast("Any", chunk).decoder.layers
-

@@ -24,7 +24,7 @@ class CacheLedger:
 
 
 class CacheBlock:
-    """Keys and values of B sequences whose newest tokens share a column: one pair [B, G, capacity, D] a layer (G query groups of this rank).
+    """Keys and values of B sequences whose newest tokens share a column: a pair [B, G, capacity, D] a layer (G: this rank's query groups).
 
     Sequence b fills the columns starts_B[b] … width - 1. All grow by one column a step, so that a new token is written without an index,
     and a block whose sequences are equally long needs no mask.

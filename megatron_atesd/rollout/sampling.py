@@ -1,4 +1,4 @@
-"""From logits to token ids: temperature, top-k, top-p, min-p, then one uniform number a token; over vocabulary shards without their logits."""
+"""From logits to token ids: temperature, top-k, top-p, min-p, then one uniform number a token. Vocabulary shards are not gathered."""
 
 import hashlib
 import math
@@ -58,7 +58,7 @@ class Sampler:
         wanted = self._wanted()
         while True:
             values_TK, ids_TK, complete = self._candidates(allowed_TV, wanted)
-            probability_TK, enough_T = self._kept(values_TK, among_T)
+            probability_TK, enough_T = self._kept(values_TK, None if complete else among_T)
             if complete or self.sampling.top_k or bool(enough_T.all()):
                 break
             wanted *= 8

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from megatron_atesd.model.decoding import Decoder, PromptAttention, StepAttention
 from megatron_atesd.model.kv_cache import CacheBlock, CacheLedger
+from megatron_atesd.rollout.engine import PROMPT_TOKENS
 from megatron_atesd.rollout.rows import Queue, Row
 
-PROMPT_TOKENS = 8192  # of prompts, padding included, that one pass computes; a longer prompt has a pass for itself
 _ADMIT = 16  # one of so many places is free before prompts are read for it
 _SLACK = 32  # one of so many rows is dead before it is taken out, and a block grows by one of so many columns, or by the least that pays
 _LEAST = 8
@@ -21,9 +21,11 @@ _PADDING = 0.03  # of all tokens; blocks are joined while it stays below
 
 @dataclass
 class GenerationStats:
-    """Of one call, on this rank. steps: passes. slots: places over all steps, an empty one counts while prompts wait for it. tokens: sampled.
-    cache_peak_bytes: the most that keys and values took at one time. token_peak_bytes: what those of the sequences then in the making take,
-    at their most."""
+    """Of one call, on this rank.
+
+    steps: passes. slots: places over all steps; an empty one counts while prompts wait for it. tokens: sampled. cache_peak_bytes: the most
+    that keys and values took at one time. token_peak_bytes: the most that those of the sequences then in the making come to.
+    """
 
     steps: int = 0
     slots: int = 0

@@ -16,8 +16,8 @@ from megatron_atesd.model.gpt import HiddenStateGPT
 from megatron_atesd.model.kv_cache import CacheLedger
 from megatron_atesd.model.modes import evaluation_mode
 from megatron_atesd.model.vocabulary import shard_logits, vocabulary_shard
-from megatron_atesd.parallel.cpu_backend import without_stand_in
 from megatron_atesd.parallel.context import context_place
+from megatron_atesd.parallel.cpu_backend import without_stand_in
 from megatron_atesd.parallel.groups import gathered
 from megatron_atesd.rollout.engine import Dependence, Finished, Response
 from megatron_atesd.rollout.rows import Decode, Queue, Row
@@ -115,7 +115,9 @@ class _Generation:
         if not self.decoder.model.post_process:
             self.decoder.mailbox.receive(stream.message, parallel_state.get_pipeline_model_parallel_last_rank())
         ids, logprobs = stream.message.tolist()
-        self.stats.token_peak_bytes = max(self.stats.token_peak_bytes, self.token_bytes * sum(r.length for s in self.streams for r in s.live))
+        self.stats.token_peak_bytes = max(
+            self.stats.token_peak_bytes, self.token_bytes * sum(r.length for s in self.streams for r in s.live)
+        )
         stream.settle([int(i) for i in ids], logprobs)
 
     def _draw(self, hidden_TH: Tensor, rows: Sequence[Row | None]) -> Tensor:
@@ -128,7 +130,7 @@ class _Generation:
         return torch.stack((ids_T.double(), logprobs_T))
 
     def _budget(self, cache_gib: float, streams: int) -> int | None:
-        """Tokens of keys and values of one stream, on the rank that has the most layers. Raises ConfigError when one sequence may be longer."""
+        """Tokens of keys and values of a stream, on the rank that has the most layers. Raises ConfigError when a sequence may be longer."""
         if not cache_gib:
             return None
         most = torch.tensor(self.token_bytes, device=torch.cuda.current_device())
@@ -140,8 +142,8 @@ class _Generation:
         longest = max((len(row.prompt) for row in self.queue.waiting), default=0) + self.queue.sampling.max_new_tokens
         if longest > tokens:
             raise ConfigError(
-                f"engine.cache_gib is {cache_gib:g}, which holds {tokens} tokens of keys and values{_each(streams)}; the longest prompt and "
-                f"rollout.max_new_tokens need {longest}: set it to {longest * gib_a_token * 1.001:.4g} or more, or 0"
+                f"engine.cache_gib is {cache_gib:g}, which holds {tokens} tokens of keys and values{_each(streams)}; the longest prompt "
+                f"and rollout.max_new_tokens need {longest}: set it to {longest * gib_a_token * 1.001:.4g} or more, or 0"
             )
         return tokens
 

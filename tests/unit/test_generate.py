@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from transformers import Qwen3Config
 
 from megatron_atesd.config import EngineConfig, RolloutConfig
@@ -152,7 +153,7 @@ def test_rows_that_fill_a_multiple_change_nothing(model: HiddenStateGPT, monkeyp
         def __init__(self, module: Any, norm: torch.Tensor | None, eps: float, *rest: Any, **more: Any) -> None:
             super().__init__(module, norm, eps, *rest, **more)
             self.fused, self.multiple = True, 16
-            self.module = lambda x: (torch.nn.functional.linear(x if norm is None else torch.nn.functional.rms_norm(x, norm.shape, norm, eps), module.weight),)
+            self.module = lambda x: (F.linear(x if norm is None else F.rms_norm(x, norm.shape, norm, eps), module.weight),)
 
     monkeypatch.setattr(decoding, "_Product", Alike)
     monkeypatch.setattr(decoding.F, "pad", seen)
