@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -160,4 +161,5 @@ def _token_bytes(model: HiddenStateGPT) -> int:
 
 def _other_stages() -> list[int]:
     """Global ranks of the pipeline's stages but the last."""
-    return dist.get_process_group_ranks(parallel_state.get_pipeline_model_parallel_group())[:-1]
+    group: Any = parallel_state.get_pipeline_model_parallel_group()
+    return dist.get_process_group_ranks(group)[:-1]
