@@ -11,6 +11,8 @@ The weights are random but for a few that let a prompt's own tokens decide how l
 every engine stops by its stop token and generates the same tokens in number. No engine is told the lengths.
 tokens/s: response tokens, stop tokens among them, over the seconds of the call (median of as many calls as take three seconds), which
 contain the prompts' pass. ÷ transformers: above 1 is faster.
+processor s: of one call, all threads of all processes. On a machine with other work the seconds depend on how much of the processor was
+left, these hardly. ÷ transformers: below 1 is less work.
 slot use: tokens over the places computed in all decoding steps (transformers: batch × its longest response); – where the engine
 does not say.
 GiB: peak of the call over what was there before (resident; with CUDA what torch allocated), of the fullest process; vllm's counts from
@@ -35,7 +37,7 @@ def main() -> None:
     args = parse()
     from benchmarks.rollouts import RolloutSettings, rollout_rows  # slow to import: torch
     from benchmarks.settings import software
-    from benchmarks.tables import WIDTH, rollout_tables
+    from benchmarks.tables import ROLLOUT_WIDTH, rollout_tables
     from benchmarks.workload import load_workloads
 
     workloads = load_workloads(args.sizes, args.workloads, ("--sizes", "--workloads"))
@@ -46,7 +48,7 @@ def main() -> None:
     settings = RolloutSettings(**chosen)
     settings.check(workloads, args.out)
     rows = rollout_rows(workloads, settings, Console(stderr=True).print)
-    Console(width=max(WIDTH, Console().width)).print(*rollout_tables(rows), sep="\n")
+    Console(width=max(ROLLOUT_WIDTH, Console().width)).print(*rollout_tables(rows), sep="\n")
     if args.out:
         environment = dict(software(settings.device)) | asdict(settings)
         args.out.write_text(json.dumps({"environment": environment, "rows": rows}, indent=2) + "\n", encoding="utf-8")
@@ -57,7 +59,7 @@ def parse() -> argparse.Namespace:
     add = parser.add_argument
     add("--workloads", default="quickstart,W1", metavar="NAME,…", help="of the file of sizes (default quickstart,W1; also W2)")
     add("--sizes", type=user_path, default=SIZES, metavar="FILE", help="JSON file of sizes by name (default: benchmarks/workloads.json)")
-    add("--batches", default="1,8,32,64", metavar="N,…", help="responses in the making at once (default 1,8,32,64)")
+    add("--batches", default="1,32,64", metavar="N,…", help="responses in the making at once (default 1,32,64; also 8 and 256)")
     add("--lengths", default="equal,mixed", metavar="NAME,…", help="default equal,mixed")
     add("--engines", default="training,vllm,transformers", metavar="NAME,…", help="default training,vllm,transformers")
     add("--tensors", default="1", metavar="N,…", help="tensor-parallel sizes of the training engine (default 1)")

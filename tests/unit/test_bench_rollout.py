@@ -75,7 +75,15 @@ def measured(
         if not left:
             raise MeasurementError(f"{task.name}: no memory")
         slots = 200 if task.engine == "transformers" else None
-        return {"seconds": left.pop(0), "tokens": 120, "slots": slots, "peak_gib": 0.5, "cache_bytes": None, "token_bytes": None}
+        return {
+            "seconds": left.pop(0),
+            "tokens": 120,
+            "slots": slots,
+            "peak_gib": 0.5,
+            "processor_seconds": 2.0 * task.tensor,
+            "cache_bytes": None,
+            "token_bytes": None,
+        }
 
     monkeypatch.setattr(rollouts, "result_of", result_of)
     monkeypatch.setattr(rollouts, "find_spec", lambda name: None)
@@ -91,6 +99,7 @@ def test_speeds_are_medians_and_ratios_to_transformers_on_the_same_case(monkeypa
         ("mixed", "training", 1, 30.0, 0.5), ("mixed", "training", 2, 40.0, pytest.approx(2 / 3)), ("mixed", "transformers", 1, 60.0, 1.0),
     ]  # fmt: skip
     assert [row["slot_use"] for row in rows[:3]] == [None, None, 0.6]
+    assert [row["ratio_processor_seconds"] for row in rows[:3]] == [1.0, 2.0, 1.0]
 
 
 def test_a_peer_that_fails_or_is_missing_is_left_out_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ LENGTHS, ENGINES = ("equal", "mixed"), ("training", "vllm", "transformers")
 class RolloutSettings:
     """What to measure, and how often. tensors: tensor-parallel sizes of the training engine."""
 
-    batches: Sequence[int] = (1, 8, 32, 64)
+    batches: Sequence[int] = (1, 32, 64)
     lengths: Sequence[str] = LENGTHS
     engines: Sequence[str] = ENGINES
     tensors: Sequence[int] = (1,)

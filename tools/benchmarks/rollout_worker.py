@@ -4,6 +4,7 @@ import json
 import os
 import statistics
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -21,7 +22,7 @@ MEASURED_SECONDS = 3.0  # a shorter call is repeated
 
 
 def measure(task: RolloutTask) -> Mapping[str, Any]:
-    """Median seconds of the calls, what one generated, and the fullest process's peak memory over that before.
+    """Median seconds of the calls and processor seconds of a call, of all processes, what one generated, and the fullest process's peak memory over that before.
 
     Before means before the engine was built where it is vLLM, which allocates its cache then, else before the first measured call.
     """
@@ -31,12 +32,14 @@ def measure(task: RolloutTask) -> Mapping[str, Any]:
             memory = PeakMemory(task.device)
         memory.reset()
         seconds: list[float] = []
+        used = time.process_time()
         while sum(gathered(sum(seconds))) < MEASURED_SECONDS * task.tensor:
             started = now()
             generated = generate(task.prompts, task.sampling)
             seconds.append(now() - started)
+        processor_seconds = sum(gathered(time.process_time() - used)) / len(seconds)
         peak = max(gathered(memory.figures()["over_start_gib"]))
-        return {"seconds": statistics.median(seconds), "peak_gib": peak, **asdict(generated)}
+        return {"seconds": statistics.median(seconds), "processor_seconds": processor_seconds, "peak_gib": peak, **asdict(generated)}
 
 
 def main() -> None:

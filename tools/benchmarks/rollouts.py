@@ -26,7 +26,7 @@ Say = Callable[[str], None]
 
 
 def rollout_rows(workloads: Sequence[Workload], settings: RolloutSettings, say: Say) -> list[Row]:
-    """One row for each workload, batch, lengths, engine and tensor-parallel size; `ratio_tokens_per_second` is to transformers'."""
+    """One row for each workload, batch, lengths, engine and tensor-parallel size; `ratio_…` are to transformers'."""
     engines = [name for name in settings.engines if name != "vllm" or _vllm_is_there(say)]
     if not engines:
         raise ConfigError("--engines leaves nothing to measure; name one more")
@@ -39,7 +39,7 @@ def rollout_rows(workloads: Sequence[Workload], settings: RolloutSettings, say: 
                 say(f"{workload.name}: {number} of {len(cases)}")
                 tasks = list(_tasks(workload, batch, lengths, engines, settings, folder))
                 found = [_row(task, results) for task, results in _in_turns(tasks, settings.repeats, say) if results]
-                rows += with_ratios(found, "engine", BASELINE, {"tokens_per_second": "tokens_per_second"})
+                rows += with_ratios(found, "engine", BASELINE, {name: name for name in ("tokens_per_second", "processor_seconds")})
     return rows
 
 
@@ -94,6 +94,7 @@ def _row(task: RolloutTask, results: Sequence[Row]) -> Row:
         "prompts": len(task.prompts),
         "tokens": results[0]["tokens"],
         "seconds": statistics.median(result["seconds"] for result in results),
+        "processor_seconds": statistics.median(result["processor_seconds"] for result in results),
         "tokens_per_second": statistics.median(result["tokens"] / result["seconds"] for result in results),
         "slot_use": results[0]["tokens"] / slots if slots else None,
         "peak_gib": statistics.median(result["peak_gib"] for result in results),
