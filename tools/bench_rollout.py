@@ -9,8 +9,8 @@ equal: `batch` prompts, each with response_tokens of the workload. mixed: a queu
 prompt_tokens, with responses of 16 … 512 tokens, evenly spread; `batch` of them in the making at once.
 The weights are random but for a few that let a prompt's own tokens decide how long its response is (benchmarks/rollout_model.py), so
 every engine stops by its stop token and generates the same tokens in number. No engine is told the lengths.
-tokens/s: response tokens, stop tokens among them, over the seconds of the call (median of as many calls as take three seconds), which
-contain the prompts' pass. ÷ transformers: above 1 is faster.
+tokens/s: response tokens, stop tokens among them, over the seconds of the call with the prompts' pass (median of as many calls as
+take three seconds). ÷ transformers: above 1 is faster.
 processor s: of one call, all threads of all processes. On a machine with other work the seconds depend on how much of the processor was
 left, these hardly. ÷ transformers: below 1 is less work.
 slot use: tokens over the places computed in all decoding steps (transformers: batch × its longest response); – where the engine

@@ -22,9 +22,10 @@ MEASURED_SECONDS = 3.0  # a shorter call is repeated
 
 
 def measure(task: RolloutTask) -> Mapping[str, Any]:
-    """Median seconds of the calls and processor seconds of a call, of all processes, what one generated, and the fullest process's peak memory over that before.
+    """Median seconds of a call, processor seconds of one (of all processes), what one generated, and the fullest process's peak memory.
 
-    Before means before the engine was built where it is vLLM, which allocates its cache then, else before the first measured call.
+    The memory is that over what was there before the first measured call, or before the engine was built where it is vLLM, which allocates
+    its cache then.
     """
     with GENERATORS[task.engine](task) as (generate, memory):
         generate(task.prompts[: min(task.batch, 8)], replace(task.sampling, max_new_tokens=WARM_UP))
