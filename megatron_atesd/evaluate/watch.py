@@ -11,6 +11,7 @@ from megatron_atesd.evaluate.grading import Grader
 from megatron_atesd.evaluate.responses import Answered, Key, ResponseReader
 from megatron_atesd.records import Problem
 
+LOOK_SECONDS = 1.0  # between two looks at the folder
 LINE_SECONDS = 30.0  # between two lines where stderr is no terminal
 
 
@@ -21,7 +22,7 @@ class Watch:
     """
 
     def __init__(self, reader: ResponseReader, grader: Grader, problems: Sequence[Problem], together: int) -> None:
-        """together: answers that are graded at one time, between two looks at the folder."""
+        """together: answers that are graded at one time, before the next word on progress."""
         self.right: dict[Key, bool] = {}
         self._reader, self._grader, self._problems, self._together = reader, grader, problems, together
         self._pending: list[Answered] = list(reader.found.values())
@@ -49,8 +50,11 @@ class Watch:
 
     def _run(self) -> None:
         try:
-            while not self._stop.wait(0.0 if self._pending else 1.0):
-                self._pending += self._reader.read_on()
+            looked = 0.0
+            while not self._stop.wait(0.0 if self._pending else LOOK_SECONDS):
+                if (now := time.monotonic()) - looked >= LOOK_SECONDS:
+                    looked = now
+                    self._pending += self._reader.read_on()
                 part, self._pending = self._pending[: self._together], self._pending[self._together :]
                 self._take(part)
                 self._say()
@@ -63,7 +67,7 @@ class Watch:
 
     def _say(self, last: bool = False) -> None:
         now = time.monotonic()
-        if not last and now - self._said < (1.0 if self._terminal else LINE_SECONDS):
+        if not last and now - self._said < (LOOK_SECONDS if self._terminal else LINE_SECONDS):
             return
         self._said = now
         now_there = amount(self._reader.found.values())
