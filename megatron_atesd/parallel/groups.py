@@ -23,11 +23,11 @@ def broadcast_from_last_stage(tensor: torch.Tensor) -> None:
         dist.broadcast(tensor, parallel_state.get_pipeline_model_parallel_last_rank(), group)
 
 
-def broadcast_over_tensor_ranks(tensor: torch.Tensor) -> None:
-    """Overwrite `tensor` on every tensor-parallel rank with the first one's. Collective over them; nothing to do without others."""
+def sum_over_tensor_ranks(tensor: torch.Tensor) -> None:
+    """Overwrite `tensor` with its sum over tensor-parallel ranks. Collective over them; nothing to do without others."""
     if parallel_state.get_tensor_model_parallel_world_size() > 1:
         group: Any = parallel_state.get_tensor_model_parallel_group()
-        dist.broadcast(tensor, parallel_state.get_tensor_model_parallel_src_rank(), group)
+        dist.all_reduce(tensor, group=group)
 
 
 def data_parallel_place() -> tuple[int, int]:

@@ -9,4 +9,4 @@ from megatron_atesd.rollout.training_engine import TrainingEngine
 
 def build_engine(config: TrainConfig, model: HiddenStateGPT, renderer: PromptRenderer) -> RolloutEngine:
     """See EngineConfig."""
-    return TrainingEngine(model, renderer.stop_ids, renderer.id_limit, config.precision.rollout)
+    return TrainingEngine(model, renderer.stop_ids, renderer.id_limit, config.precision.rollout, config.engine, renderer.decode)
