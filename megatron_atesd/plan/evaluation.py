@@ -93,17 +93,19 @@ def steps(responses: int, rows: int, asked: Evaluation) -> float:
 def _decoding(
     work: PlannedUpdate, engine: str, asked: Evaluation, responses: int, rows: int, gpu: Gpu, assume: Assumptions
 ) -> dict[str, float]:
-    """Seconds, if nothing else were to do, of reading weights and cache, of starting kernels, and of products; all stages in turn."""
+    """Seconds, if nothing else were to do, of reading weights and cache, of starting kernels, and of products; stages as in an update's
+    rollout (speed.py)."""
     arch, count = work.arch, steps(responses, rows, asked)
     parameters = arch.layers * layer_parameters(arch, work.tensor) + vocabulary_parameters(arch, work.tensor)
     tokens = responses * asked.mean
+    at_once = work.pipeline if work.virtual == 1 else 1
     context = work.lengths.student + asked.mean / 2
     cache = 2 * arch.query_groups * arch.head_size / work.tensor * work.size * arch.layers * context
     layer = (assume.launch if engine == "training" else assume.captured) + (2 * assume.hop if work.tensor > 1 else 0)
     return {
-        "memory": (count * parameters * work.size + tokens * cache) / (gpu.bandwidth * assume.bandwidth),
+        "memory": (count * parameters * work.size + tokens * cache / at_once) / (gpu.bandwidth * assume.bandwidth),
         "kernel launches": count * arch.layers * layer,
-        "products": 2 * tokens * parameters / (gpu.flops * assume.utilization),
+        "products": 2 * tokens * parameters / at_once / (gpu.flops * assume.utilization),
     }
 
 
