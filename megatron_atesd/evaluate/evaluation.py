@@ -44,7 +44,8 @@ def _answers(task: Evaluation, model: HiddenStateGPT, prepared: Prepared) -> lis
             print(f"\r{done}/{total} responses", end="\n" if done == total else "", file=sys.stderr, flush=True)
 
     renderer, settings = prepared.model.renderer, task.settings
-    engine = build_engine(settings, model, renderer)
+    engine = build_engine(settings, model, renderer, prepared.model.hf_folder)
+    engine.refresh()
     return answer_problems(engine, renderer, prepared.problems, prepared.prompts, task.samples, settings.rollout, task.seed, progress)
 
 
