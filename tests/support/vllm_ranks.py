@@ -4,7 +4,6 @@ import os
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from math import log
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -35,7 +34,7 @@ SAMPLINGS: dict[str, RolloutConfig] = {
     "all cuts": RolloutConfig(NEW_TOKENS, temperature=0.7, top_k=8, top_p=0.9, min_p=0.1),
     "long": RolloutConfig(NEW_TOKENS, min_new_tokens=6, temperature=1.3, top_k=0, top_p=1.0),
 }
-FIRST_TOKENS = 4000
+FIRST_TOKENS = 1500
 FIRSTS: dict[str, RolloutConfig] = {
     "temperature 0.7": RolloutConfig(1, temperature=0.7, top_k=0, top_p=1.0),
     "temperature 1.3": RolloutConfig(1, temperature=1.3, top_k=0, top_p=1.0),
@@ -140,7 +139,7 @@ def reference_distribution(logits_V: torch.Tensor, sampling: RolloutConfig) -> l
     weights = {token: float((logits_V[token].double() / sampling.temperature).exp()) for token in order}
     total, mass, kept = sum(weights.values()), 0.0, dict[int, float]()
     for token in order:
-        if mass >= sampling.top_p * total or log(weights[token]) < log(weights[order[0]] * sampling.min_p):
+        if mass >= sampling.top_p * total or weights[token] < weights[order[0]] * sampling.min_p:
             break
         kept[token], mass = weights[token], mass + weights[token]
     return [kept.get(token, 0.0) / mass for token in range(VOCABULARY)]
