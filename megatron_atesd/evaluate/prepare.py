@@ -20,7 +20,7 @@ from megatron_atesd.model.micro_batches import TokenIds
 from megatron_atesd.model.supported import check_fp8
 from megatron_atesd.output_folder import make_writable
 from megatron_atesd.records import Problem
-from megatron_atesd.rollout.vllm_start import check_vllm
+from megatron_atesd.rollout.vllm_check import check_vllm
 
 
 @dataclass(frozen=True)
@@ -59,11 +59,11 @@ def prepare(task: Evaluation, world_size: int) -> Prepared:
     architecture = model.architecture
     refuse(layout_problems(parallel, world_size, architecture.shape))
     check_precision(settings, architecture)
-    check_vllm(settings, architecture)
     alike = PrecisionConfig(student=settings.precision.rollout, rollout=settings.precision.rollout)
     megatron = megatron_settings(replace(settings, parallel=replace(parallel, sequence=False), precision=alike), architecture)
     problems = load_problems(task.data, settings.data.on_error)
     prompts = [model.renderer.student(problem) for problem in problems]
+    check_vllm(settings, architecture)
     check_room(problems, prompts, settings.rollout.max_new_tokens, architecture.max_positions)
     out = Path(os.path.realpath(task.out))  # resolve() raises for a link round in a circle
     if Path(os.path.realpath(folder)) in (out, *out.parents):

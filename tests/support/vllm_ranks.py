@@ -1,8 +1,9 @@
 """What the ranks of the vLLM tests do: an engine on a student that trains, beside the training engine on the same student."""
 
+import gc
 import os
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -48,7 +49,7 @@ FIRSTS: dict[str, RolloutConfig] = {
 def save_models(folder: Path, tied: bool) -> Path:
     """student/ and teacher/ with heads of a size that vLLM has on a CPU; the vocabulary is odd: TP pads it."""
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32, "tie_word_embeddings": tied}
-    shape = {"vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "max_position_embeddings": 64}
+    shape = {"vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "max_position_embeddings": 256}
     for seed, role in enumerate(("student", "teacher")):
         torch.manual_seed(seed)
         model: Any = Qwen3ForCausalLM(Qwen3Config(**shape, **heads))
@@ -94,7 +95,7 @@ def engine_facts(folder: Path, tensor: int) -> dict[str, Any]:
         process = process_state()
         engine = build_engine(config, student.model, renderer, folder / "student")
         engine.refresh()
-        kept = process_state() == process
+        changed = [name for name, value in process_state().items() if value != process[name]]
         ours = build_engine(replace(config, engine=EngineConfig()), student.model, renderer, folder / "student")
         asked, told = prompts(), []
         before = engine.generate(asked, seeds(), SAMPLINGS["greedy"]), ours.generate(asked, seeds(), SAMPLINGS["greedy"])
@@ -106,7 +107,7 @@ def engine_facts(folder: Path, tensor: int) -> dict[str, Any]:
         first = {name: engine.generate([asked[0]] * FIRST_TOKENS, range(FIRST_TOKENS), sampling) for name, sampling in FIRSTS.items()}
         logits_V = model_logprobs(student.model, asked[0], [0], 1.0)[0]
         facts = {
-            "kept": kept and process_state() == process,
+            "changed": changed,
             "before": before,
             "theirs": theirs,
             "ours": {name: ours.generate(asked, seeds(), SAMPLINGS[name]) for name in ("greedy", "whole", "cut")},
@@ -156,21 +157,36 @@ def refusal_of_a_changed_head(engine: Any) -> str:
     return ""
 
 
-def process_state() -> tuple[Any, ...]:
-    """What vLLM must leave as it was: environment but its own variables, threads, random states, precision of products."""
-    environment: Mapping[str, str] = {name: value for name, value in os.environ.items() if not name.startswith("VLLM_")}
-    return (
-        environment,
-        torch.set_num_threads is _SET_NUM_THREADS,
-        torch.get_num_threads(),
-        torch.get_float32_matmul_precision(),
-        torch.get_rng_state().tolist(),
-        str(np.random.get_state()),
-        random.getstate(),
-    )
+def process_state() -> dict[str, Any]:
+    """What vLLM must leave as it was."""
+    return {
+        "environment": {name: value for name, value in os.environ.items() if not name.startswith("VLLM_")},
+        "set_num_threads": torch.set_num_threads is _SET_NUM_THREADS,
+        "threads": torch.get_num_threads(),
+        "precision": torch.get_float32_matmul_precision(),
+        "torch's random state": torch.get_rng_state().tolist(),
+        "numpy's": str(np.random.get_state()),
+        "Python's": random.getstate(),
+        "frozen objects": gc.get_freeze_count(),
+    }
 
 
 _SET_NUM_THREADS = torch.set_num_threads
+
+
+def crowded(folder: Path, tokens: int) -> tuple[list[Response], list[Response]]:
+    """Both engines' responses of `tokens` tokens, which nothing stops, 24 at a time: vLLM has five blocks of 128 tokens for its cache."""
+    with parallel_session():
+        student = session(folder)
+        sampling = RolloutConfig(tokens, temperature=1.0, top_k=8, top_p=1.0)
+        block = 128 * 2 * 2 * 2 * 32 * 4  # tokens, layers, keys and values, query groups, their size, bytes
+        config = replace(run_config(1), rollout=sampling, engine=EngineConfig("vllm", batch=24, cache_gib=6 * block / 2**30))
+        renderer = cast("Any", SimpleNamespace(stop_ids=(KNOWN,), id_limit=KNOWN))
+        engine = build_engine(config, student.model, renderer, folder / "student")
+        engine.refresh()
+        ours = build_engine(replace(config, engine=EngineConfig()), student.model, renderer, folder / "student")
+        theirs, expected = (each.generate(prompts()[:24], seeds()[:24], sampling) for each in (engine, ours))
+        return theirs, expected
 
 
 def half_precision_gap(folder: Path) -> tuple[float, float]:

@@ -9,9 +9,9 @@ import torch
 from megatron_atesd.config import EngineConfig, ModelConfig, ParallelConfig, PrecisionConfig, PromptConfig, RolloutConfig, TrainConfig
 from megatron_atesd.errors import ConfigError
 from megatron_atesd.model.architecture import Architecture
-from megatron_atesd.rollout import vllm_start
+from megatron_atesd.rollout import vllm_check
+from megatron_atesd.rollout.vllm_check import GIB, cache_bytes, check_vllm
 from megatron_atesd.rollout.vllm_sampler import Sampling, choose_tokens, tempered
-from megatron_atesd.rollout.vllm_start import GIB, cache_bytes, check_vllm
 
 # A block of 128 tokens: keys and values of 3 layers with 2 query groups of size 32 in fp32, 196,608 bytes.
 ARCH = Architecture("qwen3", 96, 288, 3, 4, 2, 32, 61, 4096, 1e4, 1e-6, tied=True, qk_norm=True)
@@ -25,7 +25,7 @@ CONFIG = TrainConfig(
 
 
 def test_without_vllm_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(vllm_start, "find_spec", lambda name: None)
+    monkeypatch.setattr(vllm_check, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"engine.name is vllm, but vLLM is not installed; pip install -e '.\[vllm\]' with a GPU"):
         check_vllm(CONFIG, ARCH)
     check_vllm(replace(CONFIG, engine=EngineConfig("training")), ARCH)  # which needs none
