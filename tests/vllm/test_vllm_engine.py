@@ -157,8 +157,8 @@ def test_a_cache_that_is_full_starts_responses_anew_and_changes_none(tmp_path: P
 
 def test_a_bf16_students_log_probabilities_differ_by_rounding(tmp_path: Path):
     ((mean, largest),) = run_distributed(half_precision_gap, 1, save_models(tmp_path, tied=True))
-    assert 0 < mean < 0.02
-    assert largest < 0.2
+    assert 0 < mean < 0.05
+    assert largest < 0.5
 
 
 def test_a_stop_text_ends_a_response_with_the_token_that_completes_it(tmp_path: Path):
