@@ -60,9 +60,10 @@ def _generate(task: Evaluation, prepared: Prepared, there: Mapping[Key, int], wa
     settings, renderer = task.settings, prepared.model.renderer
     model = build_model(prepared.model.architecture, prepared.megatron)
     load_model_weights(model, prepared.model.folder)
+    engine = build_engine(settings, model, renderer, prepared.model.hf_folder)
+    engine.refresh()
     wait_for_all = patient_barrier()
     end_start(settings.parallel)
-    engine = build_engine(settings, model, renderer)
     writer = ResponseWriter(task.out, dist.get_rank(), prepared.problems) if model_parallel_first() else None
     finished = writer.write if writer else lambda _: None
     problems, prompts = prepared.problems, prepared.prompts

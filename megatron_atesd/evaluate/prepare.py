@@ -21,6 +21,7 @@ from megatron_atesd.model.micro_batches import TokenIds
 from megatron_atesd.model.supported import check_fp8
 from megatron_atesd.output_folder import make_writable
 from megatron_atesd.records import Problem
+from megatron_atesd.rollout.vllm_check import check_vllm
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ def prepare(task: Evaluation, world_size: int) -> Prepared:
     megatron = megatron_settings(replace(settings, parallel=replace(parallel, sequence=False), precision=alike), architecture)
     problems = load_problems(task.data, settings.data.on_error)
     prompts = [model.renderer.student(problem) for problem in problems]
+    check_vllm(settings, architecture)
     check_room(problems, prompts, settings.rollout.max_new_tokens, architecture.max_positions)
     out = Path(os.path.realpath(task.out))  # resolve() raises for a link round in a circle
     if Path(os.path.realpath(folder)) in (out, *out.parents):

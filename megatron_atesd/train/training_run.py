@@ -65,7 +65,7 @@ class TrainingRun:
         check_model_folder(folder)
         load_model_weights(self.model, folder)
         check_weights(self.model.named_parameters(), folder)
-        self.engine: RolloutEngine = build_engine(config, self.model, self.renderer)
+        self.engine: RolloutEngine = build_engine(config, self.model, self.renderer, self.hf_folder)
         distill = config.distill
         self.teacher = Teacher(self.model, distill.teacher, distill.ema_decay, distill.teacher_offload, config.precision.teacher)
         self.optimization = build_optimization(self.model, config.optimizer, config.ddp, config.schedule, config.run.updates)
@@ -79,8 +79,17 @@ class TrainingRun:
     def rollout(self, problems: Sequence[Problem], first: int) -> list[Rollout]:
         """One student response a problem, whose seed is made of run seed, place in the stream of problems, and problem.
 
-        first: place of the first one. Places below 0 are no problem's of the stream.
+        first: place of the first one. Places below 0 are no problem's of the stream. Collective over all ranks.
         """
+        self._refresh_engine()
+        return self._responses(problems, first)
+
+    def _refresh_engine(self) -> None:
+        if self.config.engine.name != "training":  # whose first pass gathers the weights
+            self.optimization.weights_ready()
+        self.engine.refresh()
+
+    def _responses(self, problems: Sequence[Problem], first: int) -> list[Rollout]:
         prompts = [self.renderer.student(problem) for problem in problems]
         seeds = [sequence_seed(self.config.run.seed, place, problem.id) for place, problem in enumerate(problems, first)]
         self.engine.refresh()
@@ -184,8 +193,9 @@ class TrainingRun:
         start, end = rank * len(problems) // size, (rank + 1) * len(problems) // size
         step = max(1, self.config.data.batch // size)
         mine: list[Rollout] = []
+        self._refresh_engine()
         for i in range(start, end, step):
-            mine += self.rollout(problems[i : min(i + step, end)], first + i)
+            mine += self._responses(problems[i : min(i + step, end)], first + i)
         return self._of_all_ranks(mine)
 
     def _of_all_ranks(self, rollouts: Sequence[Rollout]) -> list[Rollout]:

@@ -87,6 +87,11 @@ def test_the_largest_uniform_number_still_gives_a_kept_token() -> None:
     assert sample_tokens(LOGITS, almost_one, 1.0, 0.6, 0).tolist() == [3]
 
 
+def test_logits_that_are_nan_give_some_token() -> None:
+    nothing = torch.full((2, 5), torch.nan)
+    assert all(0 <= token < 5 for token in sample_tokens(nothing, torch.tensor([0.1, 0.9]), 1.0, 0.9, 3).tolist())
+
+
 def test_uniforms_of_a_row_depend_on_its_seed_alone() -> None:
     assert (uniforms(4, 8) == uniforms(4, 8)).all()
     assert (uniforms(4, 8) == uniforms(4, 12)[:8]).all()

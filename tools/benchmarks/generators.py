@@ -51,7 +51,7 @@ def engine(task: RolloutTask) -> Iterator[tuple[Generate, PeakMemory]]:
         load_hf_weights(model, folder)
         renderer = PromptRenderer(PreTrainedTokenizerFast.from_pretrained(folder), PromptConfig())
         memory = PeakMemory(task.device)
-        built = build_engine(config, model, renderer)
+        built = build_engine(config, model, renderer, folder)
         built.refresh()
 
         def generate(prompts: Sequence[Sequence[int]], sampling: RolloutConfig) -> Generated:
