@@ -19,7 +19,16 @@ from typing import Any, Literal, get_origin
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 
-from megatron_atesd.config.fields import RENAMED, Setting, all_settings, describe, did_you_mean, section_settings, section_title, section_types
+from megatron_atesd.config.fields import (
+    RENAMED,
+    Setting,
+    all_settings,
+    describe,
+    did_you_mean,
+    section_settings,
+    section_title,
+    section_types,
+)
 from megatron_atesd.config.rules import refuse
 from megatron_atesd.config.schema import TrainConfig
 from megatron_atesd.config.yaml import SettingsDumper, read_settings

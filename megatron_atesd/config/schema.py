@@ -155,7 +155,7 @@ class RolloutConfig:
 
     Args:
         max_new_tokens: A response is cut after so many tokens.
-        min_new_tokens: No stop token is sampled before so many tokens. [ours]
+        min_new_tokens: No stop token is sampled, and no stop text ends a response, before so many tokens. [ours]
         temperature: Divides the logits; 0 takes the most likely token. [paper: OPSD 1.1]
         top_k: Most likely tokens kept (0 = all). [paper: OPSD 20]
         top_p: Nucleus mass kept, after top-k. [paper: OPSD 0.95]

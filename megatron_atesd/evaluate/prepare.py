@@ -14,6 +14,7 @@ from megatron_atesd.config.bounds import SEED
 from megatron_atesd.data.problems import load_problems
 from megatron_atesd.errors import ConfigError
 from megatron_atesd.evaluate.flags import FLAGS
+from megatron_atesd.evaluate.same_settings import Decisive, check_same, decisive_settings
 from megatron_atesd.model.architecture import Architecture
 from megatron_atesd.model.megatron_config import megatron_settings
 from megatron_atesd.model.micro_batches import TokenIds
@@ -39,12 +40,13 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Prepared:
-    """The checked parts of an evaluation. prompts: the student's, one a problem."""
+    """The checked parts of an evaluation. prompts: the student's, one a problem. decisive: what decides the responses."""
 
     model: ModelInputs
     megatron: TransformerConfig
     problems: Sequence[Problem]
     prompts: Sequence[TokenIds]
+    decisive: Decisive
 
 
 def prepare(task: Evaluation, world_size: int) -> Prepared:
@@ -68,8 +70,10 @@ def prepare(task: Evaluation, world_size: int) -> Prepared:
     out = Path(os.path.realpath(task.out))  # resolve() raises for a link round in a circle
     if Path(os.path.realpath(folder)) in (out, *out.parents):
         raise ConfigError(f"--out is {task.out}, inside the model's folder {folder}, whose files must stay as they are; choose another")
+    decisive = decisive_settings(settings, folder, problems, task.samples, task.seed)
+    check_same(task.out, decisive)
     make_writable("--out", task.out)
-    return Prepared(model, megatron, problems, prompts)
+    return Prepared(model, megatron, problems, prompts, decisive)
 
 
 def check_numbers(task: Evaluation, world_size: int) -> None:
@@ -77,7 +81,7 @@ def check_numbers(task: Evaluation, world_size: int) -> None:
     problems = [f"--samples is {task.samples}, must be 1 or more"] if task.samples < 1 else []
     seeds, is_seed = SEED
     problems += [] if is_seed(task.seed) else [f"--seed is {task.seed}, must be {seeds}"]
-    for problem in section_problems(task.settings, ("rollout", "parallel", "prompt")):
+    for problem in section_problems(task.settings, ("rollout", "engine", "parallel", "prompt")):
         name, rest = problem.split(" ", 1)
         problems.append(f"{FLAGS.get(name, name)} {rest}")
     refuse(problems)

@@ -1,5 +1,7 @@
 """This rank's place in the process groups, and what one rank hands to the others of its group."""
 
+from collections.abc import Callable
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -21,16 +23,31 @@ def broadcast_from_last_stage(tensor: torch.Tensor) -> None:
         dist.broadcast(tensor, parallel_state.get_pipeline_model_parallel_last_rank(), group)
 
 
-def broadcast_over_tensor_ranks(tensor: torch.Tensor) -> None:
-    """Overwrite `tensor` on every tensor-parallel rank with the first one's. Collective over them; nothing to do without others."""
+def sum_over_tensor_ranks(tensor: torch.Tensor) -> None:
+    """Overwrite `tensor` with its sum over tensor-parallel ranks. Collective over them; nothing to do without others."""
     if parallel_state.get_tensor_model_parallel_world_size() > 1:
         group: Any = parallel_state.get_tensor_model_parallel_group()
-        dist.broadcast(tensor, parallel_state.get_tensor_model_parallel_src_rank(), group)
+        dist.all_reduce(tensor, group=group)
 
 
 def data_parallel_place() -> tuple[int, int]:
     """(rank, size) in data parallelism: which share of a batch is this process's."""
     return parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
+
+
+def model_parallel_first() -> bool:
+    """True on one rank of each copy of the model: the first of its TP × PP ranks. Context-parallel ranks hold copies of their own."""
+    return parallel_state.get_tensor_model_parallel_rank() == 0 and parallel_state.get_pipeline_model_parallel_rank() == 0
+
+
+def patient_barrier() -> Callable[[], None]:
+    """A barrier of all ranks that waits for the last one however long its work takes; a rank that dies still ends it. Collective."""
+    group: Any = dist.new_group(backend="gloo", timeout=timedelta(days=365))
+
+    def wait() -> None:
+        dist.barrier(group)
+
+    return wait
 
 
 def gathered(mine: T, group: Any = None) -> list[T]:

@@ -6,6 +6,9 @@ from typing import Literal, Protocol
 
 from megatron_atesd.config import RolloutConfig
 
+# Of prompts, padding included, that one pass of the training engine computes; a longer prompt has a pass for itself.
+PROMPT_TOKENS = 8192
+
 Dependence = Literal["seed", "batch", "layout"]
 
 

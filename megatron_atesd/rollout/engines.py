@@ -14,4 +14,4 @@ def build_engine(config: TrainConfig, model: HiddenStateGPT, renderer: PromptRen
     """See EngineConfig; `refresh` comes before the first `generate`. hf_folder: where config.json and the tokenizer are. Collective."""
     if config.engine.name == "vllm":
         return VllmEngine(config, model, renderer, hf_folder)
-    return TrainingEngine(model, renderer.stop_ids, renderer.id_limit, config.precision.rollout)
+    return TrainingEngine(model, renderer.stop_ids, renderer.id_limit, config.precision.rollout, config.engine, renderer.decode)

@@ -35,6 +35,7 @@ from megatron_atesd.rollout.sampling import sequence_seed
 from megatron_atesd.train.checks import TrainingInputs
 from megatron_atesd.train.finite import Skipped, check_probe, check_weights
 from megatron_atesd.train.lengths import check_lengths
+from megatron_atesd.train.logprob_gap import logprob_gap
 from megatron_atesd.train.optimizer import build_optimization
 from megatron_atesd.train.own_responses import OwnResponses, graded
 from megatron_atesd.train.progress import (
@@ -92,7 +93,12 @@ class TrainingRun:
         prompts = [self.renderer.student(problem) for problem in problems]
         seeds = [sequence_seed(self.config.run.seed, place, problem.id) for place, problem in enumerate(problems, first)]
         responses = self.engine.generate(prompts, seeds, self.config.rollout)
-        return [Rollout(p, prompt, r.ids, r.truncated) for p, prompt, r in zip(problems, prompts, responses, strict=True)]
+        return [Rollout(p, prompt, r.ids, r.truncated, r.logprobs) for p, prompt, r in zip(problems, prompts, responses, strict=True)]
+
+    def logprob_gap(self, rollouts: Sequence[Rollout]) -> dict[str, float]:
+        """Metrics of how far the engine is from the training model, on the first engine.checked rollouts of each rank. Collective."""
+        checked, temperature = rollouts[: self.config.engine.checked], self.config.rollout.temperature
+        return logprob_gap(self.model, checked, temperature, self.config.parallel.micro_batch_tokens) if self.config.engine.checked else {}
 
     def examples(self, rollouts: Sequence[Rollout], contexts: Sequence[TeacherContext]) -> list[Example]:
         """Both roles' view of each rollout."""

@@ -54,7 +54,7 @@ METRICS = {
     *("probe/nll", "probe/progress", "student/confidence", "student/entropy", "distill/teacher_entropy", "perf/padding"),
     *("rollout/length", "rollout/truncated", "rollout/loops", "rollout/empty", "rollout/accuracy"),
     *("optim/lr", "optim/grad_norm", "optim/skipped"),
-    *("time/rollout", "time/exposure", "time/teacher", "time/student", "time/probe", "time/step"),
+    *("time/rollout", "time/check", "time/exposure", "time/teacher", "time/student", "time/probe", "time/step"),
     *("perf/tokens_per_second", "memory/peak_gib"),
 }
 
