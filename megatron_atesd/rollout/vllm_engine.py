@@ -15,11 +15,12 @@ from megatron_atesd.config import RolloutConfig, TrainConfig
 from megatron_atesd.data.prompts import PromptRenderer
 from megatron_atesd.model.gpt import HiddenStateGPT
 from megatron_atesd.parallel.context import context_place
+from megatron_atesd.parallel.cpu_backend import without_stand_in
 from megatron_atesd.parallel.groups import gathered
 from megatron_atesd.rollout.engine import Dependence, Finished, Response
 from megatron_atesd.rollout.handed_over import check_handed_over
 from megatron_atesd.rollout.vllm_check import longest_sequence
-from megatron_atesd.rollout.vllm_sampler import Sampling, sampling_params
+from megatron_atesd.rollout.vllm_sampler import Draws
 from megatron_atesd.rollout.vllm_start import start_vllm
 
 CHECKED, CHECKED_PROMPT, CHECKED_TOKENS = 4, 8, 16
@@ -41,8 +42,8 @@ class VllmEngine:
         self.model, self.stop_ids = model, list(renderer.stop_ids)
         self.micro_batch_tokens = config.parallel.micro_batch_tokens
         self.room = longest_sequence(config, model.arch)
-        self.sampling = Sampling(renderer.id_limit)
-        self.llm = start_vllm(config, model, hf_folder, self.sampling)
+        self.draws = Draws(model.arch.vocabulary, renderer.id_limit, renderer.stop_ids)
+        self.llm = start_vllm(config, model, hf_folder, self.draws)
         self.sleeps = torch.cuda.is_available()
         self._sleep()
 
@@ -86,22 +87,26 @@ class VllmEngine:
         longest = max((len(prompts[i]) for i in mine), default=0) + config.max_new_tokens
         if longest > self.room:
             raise ValueError(f"a prompt and its response may have {self.room} tokens together, not {longest}")
-        engine, self.sampling.config = self.llm.llm_engine, config
+        engine = self.llm.llm_engine
+        self.draws.begin(config)
         engine.reset_prefix_cache()  # of other weights, and a response may not depend on earlier calls
         for i in mine:
-            engine.add_request(str(i), {"prompt_token_ids": list(prompts[i])}, sampling_params(config, seeds[i], self.stop_ids))
+            engine.add_request(str(i), {"prompt_token_ids": list(prompts[i])}, self.draws.request(i, seeds[i]))
         responses: dict[int, Response] = {}
         while engine.has_unfinished_requests():
-            for output in engine.step():
+            with without_stand_in():
+                outputs = engine.step()
+            for output in outputs:
                 place = int(output.request_id)
-                responses[place] = self._response(output.outputs[0])
+                responses[place] = self._response(place, output.outputs[0])
                 if finished is not None:
                     finished(place, responses[place])
         return responses
 
-    def _response(self, output: Any) -> Response:
+    def _response(self, place: int, output: Any) -> Response:
         ids, truncated = tuple(output.token_ids), output.finish_reason == "length"
-        return Response(ids, truncated, tuple(output.logprobs.logprobs), len(ids) - (not truncated and ids[-1] in self.stop_ids))
+        logprobs = self.draws.by_place.pop(place).logprobs[: len(ids)].tolist()
+        return Response(ids, truncated, tuple(logprobs), len(ids) - (not truncated and ids[-1] in self.stop_ids))
 
     def _weights(self) -> Iterator[tuple[str, Tensor]]:
         """vLLM's model has a head of its own, also where the student's is tied (see start_vllm)."""
@@ -112,7 +117,7 @@ class VllmEngine:
 
     def _check(self) -> None:
         """A few responses to prompts of no meaning, whose log-probabilities the training model must share."""
-        limit = self.sampling.id_limit or self.model.arch.vocabulary
+        limit = self.draws.limit
         prompts = np.random.default_rng(0).integers(limit, size=(CHECKED, CHECKED_PROMPT)).tolist()
         plain = RolloutConfig(max_new_tokens=min(CHECKED_TOKENS, self.room - CHECKED_PROMPT), temperature=1.0, top_k=0, top_p=1.0)
         check_handed_over(self.model, prompts, self._shared(prompts, range(CHECKED), plain, None), self.micro_batch_tokens)

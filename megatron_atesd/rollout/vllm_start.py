@@ -14,13 +14,13 @@ from megatron_atesd.errors import ConfigError
 from megatron_atesd.model.gpt import HiddenStateGPT
 from megatron_atesd.rollout.vllm_check import MOST_SEQUENCES, cache_bytes, free_bytes, longest_sequence
 from megatron_atesd.rollout.vllm_process import import_vllm, kept_process
-from megatron_atesd.rollout.vllm_sampler import Sampling, logits_processor, tempered
+from megatron_atesd.rollout.vllm_sampler import Draws, logits_processor
 
 CLASSES = {"qwen3": "Qwen3ForCausalLM", "llama": "LlamaForCausalLM"}
 ALONE = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}  # without torchrun
 
 
-def start_vllm(config: TrainConfig, model: HiddenStateGPT, hf_folder: Path, sampling: Sampling) -> Any:
+def start_vllm(config: TrainConfig, model: HiddenStateGPT, hf_folder: Path, draws: Draws) -> Any:
     """vLLM's LLM on this rank, with weights of no meaning. Collective over all ranks; once a process.
 
     The ranks of one tensor-parallel group are one engine. Raises ConfigError where vLLM refuses to start.
@@ -51,15 +51,13 @@ def start_vllm(config: TrainConfig, model: HiddenStateGPT, hf_folder: Path, samp
                 enforce_eager=not gpu,
                 enable_sleep_mode=gpu,
                 async_scheduling=False,  # every rank schedules alike
-                logprobs_mode="raw_logprobs",
-                logits_processors=[logits_processor(sampling)],
+                logits_processors=[logits_processor(draws)],
                 generation_config="vllm",
                 seed=config.run.seed % 2**32,
             )
         except (ValueError, RuntimeError, OSError, SubprocessError) as error:
             reason = " ".join(str(error).split())[:400]
             raise ConfigError(f"engine.name is vllm, but vLLM does not start: {reason}; mend that, or set it to training") from error
-        llm.apply_model(lambda module: setattr(module, "compute_logits", tempered(module.compute_logits, sampling)))
         # It would take down process groups at the end of the process, when they are gone, and shared memory that nobody uses.
         llm.llm_engine.engine_core._finalizer.detach()
         get_tp_group().mq_broadcaster = None

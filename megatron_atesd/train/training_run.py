@@ -92,7 +92,6 @@ class TrainingRun:
     def _responses(self, problems: Sequence[Problem], first: int) -> list[Rollout]:
         prompts = [self.renderer.student(problem) for problem in problems]
         seeds = [sequence_seed(self.config.run.seed, place, problem.id) for place, problem in enumerate(problems, first)]
-        self.engine.refresh()
         responses = self.engine.generate(prompts, seeds, self.config.rollout)
         return [Rollout(p, prompt, r.ids, r.truncated, r.logprobs) for p, prompt, r in zip(problems, prompts, responses, strict=True)]
 

@@ -70,6 +70,11 @@ def seeds() -> list[int]:
     return [(1 << 62) + i for i in range(64)]
 
 
+def renderer_of(stop: int) -> PromptRenderer:
+    """What an engine asks of it, where there are no texts."""
+    return cast("PromptRenderer", SimpleNamespace(stop_ids=(stop,), id_limit=KNOWN, decode=None))
+
+
 def run_config(tensor: int, dtype: str = "fp32") -> TrainConfig:
     return TrainConfig(
         model=ModelConfig(dtype=cast("Any", dtype)),
@@ -91,7 +96,7 @@ def engine_facts(folder: Path, tensor: int) -> dict[str, Any]:
     """Responses of both engines before and after updates, and what else is asked of vLLM, on one rank."""
     with parallel_session(tensor):
         student = session(folder, tensor)
-        config, renderer = run_config(tensor), cast("Any", SimpleNamespace(stop_ids=(STOP,), id_limit=KNOWN))
+        config, renderer = run_config(tensor), renderer_of(STOP)
         process = process_state()
         engine = build_engine(config, student.model, renderer, folder / "student")
         engine.refresh()
@@ -181,7 +186,7 @@ def crowded(folder: Path, tokens: int) -> tuple[list[Response], list[Response]]:
         sampling = RolloutConfig(tokens, temperature=1.0, top_k=8, top_p=1.0)
         block = 128 * 2 * 2 * 2 * 32 * 4  # tokens, layers, keys and values, query groups, their size, bytes
         config = replace(run_config(1), rollout=sampling, engine=EngineConfig("vllm", batch=24, cache_gib=6 * block / 2**30))
-        renderer = cast("Any", SimpleNamespace(stop_ids=(KNOWN,), id_limit=KNOWN))
+        renderer = renderer_of(KNOWN)
         engine = build_engine(config, student.model, renderer, folder / "student")
         engine.refresh()
         ours = build_engine(replace(config, engine=EngineConfig()), student.model, renderer, folder / "student")
@@ -193,7 +198,7 @@ def half_precision_gap(folder: Path) -> tuple[float, float]:
     """Mean and largest |vLLM − model| of a bf16 student's tokens, nats; refresh has compared them too."""
     with parallel_session():
         student = session(folder, dtype="bf16")
-        renderer = cast("Any", SimpleNamespace(stop_ids=(STOP,), id_limit=KNOWN))
+        renderer = renderer_of(STOP)
         engine = build_engine(run_config(1, "bf16"), student.model, renderer, folder / "student")
         engine.refresh()
         found = []

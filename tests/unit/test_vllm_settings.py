@@ -1,18 +1,14 @@
-"""What is refused of engine.name vllm before the heavy work, how much memory it gets, and what it does with logits: all without vLLM."""
+"""What is refused of engine.name vllm before the heavy work and how much memory it gets: all without vLLM."""
 
 from dataclasses import replace
 
 import pytest
-import torch
 
 from megatron_atesd.config import EngineConfig, ModelConfig, ParallelConfig, PrecisionConfig, PromptConfig, RolloutConfig, TrainConfig
 from megatron_atesd.errors import ConfigError
 from megatron_atesd.model.architecture import Architecture
-from megatron_atesd.model.vocabulary import VocabularyShard
 from megatron_atesd.rollout import vllm_check
-from megatron_atesd.rollout.sampling import Sampler
 from megatron_atesd.rollout.vllm_check import GIB, cache_bytes, check_vllm
-from megatron_atesd.rollout.vllm_sampler import Sampling, tempered
 
 # A block of 128 tokens: keys and values of 3 layers with 2 query groups of size 32 in fp32, 196,608 bytes.
 ARCH = Architecture("qwen3", 96, 288, 3, 4, 2, 32, 61, 4096, 1e4, 1e-6, tied=True, qk_norm=True)
@@ -37,6 +33,11 @@ def test_fp8_rollouts_are_the_training_engines():
         check_vllm(replace(CONFIG, precision=PrecisionConfig(rollout="fp8_tensorwise")), ARCH)
 
 
+def test_stop_texts_before_min_new_tokens_are_the_training_engines():
+    with pytest.raises(ConfigError, match=r"stop is given with rollout\.min_new_tokens 5 and engine\.name vllm"):
+        check_vllm(replace(CONFIG, rollout=RolloutConfig(min_new_tokens=5, stop=["x"])), ARCH)
+
+
 def test_the_cache_is_no_larger_than_all_sequences():
     assert cache_bytes(CONFIG, ARCH, free=GIB) == (4 * 3 + 1) * BLOCK
     assert cache_bytes(replace(CONFIG, engine=EngineConfig("vllm", batch=4, cache_gib=1.0)), ARCH, free=0) == (4 * 3 + 1) * BLOCK
@@ -54,22 +55,3 @@ def test_tensor_parallel_ranks_hold_their_query_groups_only():
 def test_a_cache_without_room_for_one_sequence_is_refused():
     with pytest.raises(ConfigError, match=r"engine.cache_gib is 0.0005, but keys and values of one sequence of prompt.max_length 200"):
         cache_bytes(replace(CONFIG, engine=EngineConfig("vllm", cache_gib=0.0005)), ARCH, free=GIB)
-
-
-def test_logits_are_divided_by_the_temperature_in_fp32():
-    sampling = Sampling(None, RolloutConfig(temperature=0.7))
-    compute = tempered(lambda hidden: hidden.bfloat16(), sampling)
-    hidden = torch.randn(3, 5)
-    torch.testing.assert_close(compute(hidden), hidden.bfloat16().float() / 0.7)
-    sampling.config = RolloutConfig(temperature=0.0)  # greedy: as they are
-    assert torch.equal(compute(hidden), hidden.bfloat16().float())
-
-
-@pytest.mark.parametrize("temperature", [0.0, 0.7])
-def test_logits_at_the_temperature_are_sampled_as_the_training_engine_samples(temperature: float):
-    config, uniform_B = RolloutConfig(temperature=temperature, top_k=9, top_p=0.8), torch.linspace(0, 0.99, 50).double()
-    logits_BV, whole = torch.randn(1, 12, generator=torch.Generator().manual_seed(3)).repeat(50, 1), VocabularyShard(0, 12, None)
-    expected, _ = Sampler(whole, config, 10, ()).sample(logits_BV.clone(), uniform_B, [False] * 50)
-    sampling = Sampling(10, config)
-    chosen, _ = sampling.sampler(12).sample(logits_BV * sampling.scale, uniform_B, [False] * 50)
-    assert chosen.tolist() == expected.tolist()
