@@ -42,7 +42,7 @@ class Rollout:
     prompt_ids: tuple[int, ...]
     response_ids: tuple[int, ...]
     truncated: bool
-    logprobs: tuple[float, ...] = ()
+    logprobs: tuple[float, ...] = field(default=(), compare=False)  # measured, not what was written
 
 
 @dataclass(frozen=True)

@@ -3,16 +3,13 @@
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
 from megatron_atesd.errors import TrainingError
 from megatron_atesd.model.gpt import HiddenStateGPT
-from megatron_atesd.model.micro_batches import MicroBatch, TokenIds
-from megatron_atesd.model.modes import evaluation_mode
-from megatron_atesd.model.schedule import model_batches, run_schedule
-from megatron_atesd.model.vocabulary import token_nll, vocabulary_shard
+from megatron_atesd.model.micro_batches import TokenIds
 from megatron_atesd.parallel.groups import gathered
 from megatron_atesd.rollout.engine import Response
+from megatron_atesd.rollout.token_gaps import token_gaps
 
 # Mean |difference| of a token's log-probability, nats. In fp32 kernels differ in their last digits (1e-6 seen); bf16 has 8 bits a number.
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.2}
@@ -35,16 +32,6 @@ def check_handed_over(model: HiddenStateGPT, prompts: Sequence[TokenIds], respon
 
 def mean_gap(model: HiddenStateGPT, prompts: Sequence[TokenIds], responses: Sequence[Response], micro_batch_tokens: int) -> float | None:
     """Mean |difference| in nats over the tokens that this rank judges; inf for NaN, None where it judges none. Collective over a model."""
-    shard = vocabulary_shard(model)
-
-    def last_stage(batch: MicroBatch, hidden_BSH: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        nll_T = token_nll(batch.response_hidden(hidden_BSH), model.head_weight(), batch.targets_T, shard)
-        places = zip(batch.sequence_T.tolist(), batch.place_T.tolist(), strict=True)
-        engine_T = torch.tensor([responses[batch.members[s]].logprobs[p] for s, p in places], device=nll_T.device)
-        return nll_T.sum(), torch.tensor(len(nll_T), dtype=torch.int, device=nll_T.device), (nll_T + engine_T).abs()
-
-    batches = model_batches(model, [(p, r.ids) for p, r in zip(prompts, responses, strict=True)], micro_batch_tokens)
-    with torch.no_grad(), evaluation_mode(model):
-        gaps = run_schedule(model, batches, last_stage, forward_only=True)
-    gap_T = torch.cat([*gaps, torch.empty(0, device=torch.cuda.current_device())])
-    return float(gap_T.mean().nan_to_num(nan=torch.inf)) if len(gap_T) else None
+    pairs = [(prompt, response.ids) for prompt, response in zip(prompts, responses, strict=True)]
+    gap_T, _ = token_gaps(model, pairs, [response.logprobs for response in responses], 1.0, micro_batch_tokens)
+    return float(gap_T.abs().mean().nan_to_num(nan=torch.inf)) if len(gap_T) else None

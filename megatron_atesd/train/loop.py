@@ -119,6 +119,7 @@ def train_step(run: TrainingRun, update: int, heartbeat: Heartbeat) -> tuple[dic
     problems = run.sampler.batch_at(update)
     rollouts = run.rollout(problems, run.sampler.place_at(update))
     rolled = time.perf_counter()
+    heartbeat.enter(f"the check of the rollout of update {update + 1}")
     gap = run.logprob_gap(rollouts)
     checked = time.perf_counter()
 

@@ -85,8 +85,7 @@ class TrainingRun:
         return self._responses(problems, first)
 
     def _refresh_engine(self) -> None:
-        if self.config.engine.name != "training":  # whose first pass gathers the weights
-            self.optimization.weights_ready()
+        self.optimization.weights_ready()  # an engine reads them without the passes that would wait for their gather
         self.engine.refresh()
 
     def _responses(self, problems: Sequence[Problem], first: int) -> list[Rollout]:
