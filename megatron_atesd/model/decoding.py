@@ -84,15 +84,19 @@ class _Layer:
         self.proj = _Product(attention.linear_proj, None, self.eps, config, summed=True)
         self.fc1 = _Product(layer.mlp.linear_fc1, mlp_norm, self.eps, config)
         self.fc2 = _Product(layer.mlp.linear_fc2, None, self.eps, config, summed=True)
-        self.head_norms = (attention.q_layernorm.weight, attention.k_layernorm.weight) if arch.qk_norm else None
+        self.head_norm_HD = None  # of the query heads of a group, then of its key
+        if arch.qk_norm:
+            query_D, key_D = attention.q_layernorm.weight.detach(), attention.k_layernorm.weight.detach()
+            self.head_norm_HD = torch.stack([query_D] * (arch.heads // arch.query_groups) + [key_D]).float()
 
     def __call__(self, hidden_TH: Tensor, turn: tuple[Tensor, Tensor], attend: Attention) -> Tensor:
         with layer_context(self.config, self.number) if self.config.fp8 else nullcontext():
             qkv = self.qkv(hidden_TH).view(len(hidden_TH), self.groups, -1, self.size)
-            query, key, value = qkv.split([qkv.shape[2] - 2, 1, 1], dim=2)
-            if self.head_norms is not None:
-                query, key = (F.rms_norm(x, x.shape[-1:], w, self.eps) for x, w in zip((query, key), self.head_norms, strict=True))
-            out = attend(self.number, _turned(query, turn), _turned(key, turn).squeeze(2), value.squeeze(2))
+            heads = qkv[:, :, :-1]  # a group's queries and its key, which are treated alike
+            if self.head_norm_HD is not None:
+                heads = (F.rms_norm(heads.float(), (self.size,), None, self.eps) * self.head_norm_HD).to(qkv.dtype)
+            heads = _turned(heads, turn)
+            out = attend(self.number, heads[:, :, :-1], heads[:, :, -1], qkv[:, :, -1])
             hidden_TH = self.proj(out) + hidden_TH
             gate, up = self.fc1(hidden_TH).chunk(2, dim=-1)
             return self.fc2(F.silu(gate) * up) + hidden_TH
@@ -148,9 +152,12 @@ class StepAttention:
         self.sizes, self.masks = [len(block.starts) for block in blocks], [block.mask() for block in blocks]
 
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        if len(self.blocks) == 1:
+            keys, values = self.blocks[0].append(layer, key, value)
+            return F.scaled_dot_product_attention(query, keys, values, attn_mask=self.masks[0], scale=self.scale).flatten(1)
         parts = zip(self.blocks, self.masks, *(x.split(self.sizes) for x in (query, key, value)), strict=True)
         outs = [F.scaled_dot_product_attention(q, *b.append(layer, k, v), attn_mask=m, scale=self.scale) for b, m, q, k, v in parts]
-        return (outs[0] if len(outs) == 1 else torch.cat(outs)).flatten(1)
+        return torch.cat(outs).flatten(1)
 
 
 def _turned(x_TGRD: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:

@@ -111,6 +111,8 @@ class Stream:
 
     def _admitted(self) -> list[Row]:
         """The next prompts that have places and memory, once it is worth a pass."""
+        if not self.queue.waiting:
+            return []
         live = self.live
         free = min(self.places - sum(len(batch.rows) for batch in self.batches), len(self.queue.waiting))
         if free < min(max(1, self.places // _ADMIT), len(self.queue.waiting)) and live:
