@@ -1,6 +1,7 @@
 """What an evaluation needs before any process group or model exists, and what it refuses by then."""
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,7 +10,15 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_atesd.checkpoint.model_folder import find_model_folder
 from megatron_atesd.checkpoint.model_inputs import ModelInputs, read_model
-from megatron_atesd.config import PrecisionConfig, TrainConfig, layout_problems, precision_problems, refuse, section_problems
+from megatron_atesd.config import (
+    PrecisionConfig,
+    TrainConfig,
+    layout_problems,
+    precision_problems,
+    refuse,
+    rollout_problems,
+    section_problems,
+)
 from megatron_atesd.config.bounds import SEED
 from megatron_atesd.data.problems import load_problems
 from megatron_atesd.errors import ConfigError
@@ -77,13 +86,12 @@ def prepare(task: Evaluation, world_size: int) -> Prepared:
 
 
 def check_numbers(task: Evaluation, world_size: int) -> None:
-    """Raise one ConfigError that lists every number out of its bounds, under the name of its flag."""
+    """Raise one ConfigError that lists every number out of its bounds and every rule of sampling broken, under the names of flags."""
     problems = [f"--samples is {task.samples}, must be 1 or more"] if task.samples < 1 else []
     seeds, is_seed = SEED
     problems += [] if is_seed(task.seed) else [f"--seed is {task.seed}, must be {seeds}"]
-    for problem in section_problems(task.settings, ("rollout", "engine", "parallel", "prompt")):
-        name, rest = problem.split(" ", 1)
-        problems.append(f"{FLAGS.get(name, name)} {rest}")
+    wrong = section_problems(task.settings, ("rollout", "engine", "parallel", "prompt")) or list(rollout_problems(task.settings.rollout))
+    problems += [re.sub(r"rollout\.\w+", lambda name: FLAGS[name[0]], problem) for problem in wrong]
     refuse(problems)
     refuse(layout_problems(task.settings.parallel, world_size))
 

@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -76,8 +77,13 @@ class Queue:
         return False
 
     def _ends_with_stop_text(self, ids: Sequence[int]) -> bool:
+        """Whether the last token ends a stop text: one that ended before min_new_tokens does not count."""
         if not self.sampling.stop or self.decode is None or len(ids) < self.sampling.min_new_tokens:
             return False
         longest = max(len(text.encode()) for text in self.sampling.stop)
         tail = self.decode(ids[-longest - _MARGIN :])
-        return any(text in tail for text in self.sampling.stop)
+        if not any(text in tail for text in self.sampling.stop):
+            return False
+        before = self.decode(ids[-longest - _MARGIN : -1])
+        known = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(tail, before, strict=False)))
+        return any(text in tail[max(0, known - len(text) + 1) :] for text in self.sampling.stop)

@@ -82,20 +82,33 @@ class Sampler:
         return allowed_TV
 
     def _candidates(self, allowed_TV: Tensor, wanted: int) -> tuple[Tensor, Tensor, bool]:
-        """The `wanted` most likely tokens of all shards: tempered logits and ids [T, K], the most likely first, and whether that is all."""
-        here = min(wanted, allowed_TV.shape[1])
-        values_TK, ids_TK = allowed_TV.topk(here, dim=-1, sorted=False)
+        """The `wanted` most likely tokens of all shards: tempered logits and ids [T, K], the most likely first, and whether that is all.
+
+        Equal logits, which bf16 has many of, are taken by id: at every layout the same ones in the same order.
+        """
+        wanted = min(wanted, self.id_limit)
+        complete, here = wanted == self.id_limit, min(wanted, allowed_TV.shape[1])
+        values_TK, ids_TK = self._of_shard(allowed_TV, here, complete)
         values_TK, ids_TK = values_TK.double(), (ids_TK + self.shard.start).double()
         if self.shard.group is not None:  # shards may have fewer than are wanted, or none
             values_TK, ids_TK = (F.pad(x, (0, wanted - here), value=gap) for x, gap in ((values_TK, -math.inf), (ids_TK, 0.0)))
             values_TK, ids_TK = self._gathered(torch.stack((values_TK, ids_TK))).unbind()
-        # Equal logits, which bf16 has many of, are taken by id: at every layout in the same order.
-        order_TK = (values_TK - ids_TK * 1e-13).argsort(dim=-1, descending=True)[:, :wanted]
-        complete = wanted >= self.id_limit
+        if not complete:
+            by_id_TK = ids_TK.argsort(dim=-1)
+            values_TK, ids_TK = values_TK.gather(-1, by_id_TK), ids_TK.gather(-1, by_id_TK)
+        order_TK = values_TK.argsort(dim=-1, descending=True, stable=True)[:, :wanted]
         return values_TK.gather(-1, order_TK), ids_TK.gather(-1, order_TK).long(), complete
 
+    def _of_shard(self, allowed_TV: Tensor, here: int, complete: bool) -> tuple[Tensor, Tensor]:
+        """The shard's candidates: all in the order of their ids, or its most likely ones in any."""
+        if complete:
+            return allowed_TV, torch.arange(here, device=allowed_TV.device).expand_as(allowed_TV)
+        if self.sampling.top_k or self.sampling.temperature == 0:
+            return _most_likely(allowed_TV, here)
+        return allowed_TV.topk(here, sorted=False)  # which of those that are as likely as the last does not matter: none is kept
+
     def _kept(self, values_TK: Tensor, among_T: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Probabilities [T, K] of candidates, 0 for those that top-p and min-p drop, and where [T] the last candidate was dropped.
+        """Probabilities [T, K] of candidates, 0 for those that top-p and min-p drop, and where [T] all as likely as the last are dropped.
 
         among_T: log-mass of what they are a part of; None: of themselves.
         """
@@ -105,7 +118,8 @@ class Sampler:
         probability_TK = torch.softmax(values_TK, dim=-1) if among_T is None else (values_TK - among_T[:, None]).exp()
         mass_TK = probability_TK.cumsum(dim=-1)
         dropped_TK = (mass_TK - probability_TK >= s.top_p) | (probability_TK < s.min_p * probability_TK[:, :1])
-        return probability_TK.masked_fill(dropped_TK, 0.0), dropped_TK[:, -1]
+        enough_T = (dropped_TK | (probability_TK != probability_TK[:, -1:])).all(dim=-1)
+        return probability_TK.masked_fill(dropped_TK, 0.0), enough_T
 
     def _draw_of_all(self, allowed_TV: Tensor, uniform_T: Tensor, whole_T: Tensor) -> tuple[Tensor, Tensor]:
         """By inverse CDF in the order of the ids: first the shard, then the token in it."""
@@ -135,6 +149,24 @@ class Sampler:
         parts = [torch.empty_like(part, memory_format=torch.contiguous_format) for _ in range(dist.get_world_size(self.shard.group))]
         dist.all_gather(parts, part.contiguous(), group=self.shard.group)
         return torch.cat(parts, dim=-1)
+
+
+def _most_likely(logits_TV: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The `count` largest of each row and their places, of equal ones the first; in any order."""
+    if count == logits_TV.shape[1]:
+        return logits_TV.topk(count, sorted=False)
+    values_TK, places_TK = logits_TV.topk(count + 1)
+    # torch takes any of those that are as large as the last.
+    rows = (values_TK[:, count] == values_TK[:, count - 1]).nonzero()[:, 0]
+    values_TK, places_TK = values_TK[:, :count], places_TK[:, :count]
+    if len(rows):
+        logits_RV = logits_TV[rows]
+        least_R1 = values_TK[rows, -1:]
+        larger_RV, equal_RV = ~(logits_RV <= least_R1), logits_RV == least_R1  # NaN is the largest
+        first_RV = equal_RV.cumsum(dim=-1, dtype=torch.int32) <= count - larger_RV.sum(dim=-1, keepdim=True)
+        places_TK[rows] = (larger_RV | equal_RV & first_RV).nonzero()[:, 1].view(-1, count)
+        values_TK[rows] = logits_RV.gather(-1, places_TK[rows])
+    return values_TK, places_TK
 
 
 def _inverse_cdf(probability_TK: Tensor, uniform_T: Tensor) -> Tensor:

@@ -70,6 +70,11 @@ def evaluate(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
         (["--max-new-tokens", "0"], "--max-new-tokens is 0, must be 1 or more"),
         (["--min-p", "1"], "--min-p is 1.0, must be 0 or more and below 1"),
         (["--min-new-tokens", "-1"], "--min-new-tokens is -1, must be 0 or more"),
+        (
+            ["--min-new-tokens", "9", "--max-new-tokens", "8"],
+            "--min-new-tokens is 9, must not exceed --max-new-tokens 8: no response could stop; lower it",
+        ),
+        (["--stop", ""], "--stop has an empty text, with which every response would end at once; remove it"),
         (["--engine.batch", "-1"], "engine.batch is -1, must be 0 or more"),
         (["--prompt.max_length", "0"], "prompt.max_length is 0, must be 1 or more"),
         (["--parallel.tensor", "0"], "parallel.tensor is 0, must be 1 or more"),

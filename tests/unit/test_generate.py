@@ -108,6 +108,15 @@ def test_a_stop_text_ends_a_response_and_is_part_of_its_text(model: HiddenStateG
     assert (first.ids, first.truncated, first.text_end) == (free[0].ids[:4], False, 4)
 
 
+def test_a_stop_text_before_min_new_tokens_does_not_count(model: HiddenStateGPT) -> None:
+    engine = TrainingEngine(model, [STOP], decode=lambda ids: "".join(chr(97 + i) for i in ids))
+    longer = replace(CONFIG, min_new_tokens=6)
+    free = engine.generate(PROMPTS * 4, range(16), longer)
+    early = next(r for r in free if not set(r.ids[1:3]) & {*r.ids[:1], *r.ids[3:]})
+    text = "".join(chr(97 + i) for i in early.ids[1:3])
+    assert engine.generate(PROMPTS * 4, range(16), replace(longer, stop=[text]))[free.index(early)] == early
+
+
 def test_each_response_is_told_when_it_is_finished(model: HiddenStateGPT) -> None:
     told: dict[int, Response] = {}
     responses = TrainingEngine(model, [STOP], config=EngineConfig(batch=3)).generate(PROMPTS * 4, range(16), CONFIG, told.__setitem__)

@@ -82,6 +82,31 @@ def test_temperature_zero_takes_the_most_likely() -> None:
     assert sample_tokens(LOGITS, torch.tensor([0.99]), 0.0, 0.1, 1).tolist() == [1]
 
 
+@pytest.mark.parametrize("top_k", [1, 3, 20, 31])
+def test_of_equally_likely_tokens_the_first_ids_are_kept(top_k: int) -> None:
+    logits = torch.randint(3, (200, 32), generator=torch.Generator().manual_seed(2)).float()
+    uniform = torch.rand(200, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    kept = [np.argsort(-row, kind="stable")[:top_k] for row in logits.numpy()]
+    mass = [np.cumsum(np.exp(row[ids])) for row, ids in zip(logits.double().numpy(), kept, strict=True)]
+    expected = [int(ids[np.searchsorted(m, float(u) * m[-1], side="right")]) for ids, m, u in zip(kept, mass, uniform, strict=True)]
+    assert sample_tokens(logits, uniform, 1.0, 1.0, top_k).tolist() == expected
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1e-3])
+def test_of_the_most_likely_tokens_the_first_is_taken(temperature: float) -> None:
+    logits = torch.zeros(1, 40)
+    logits[0, 9:] = 30.0
+    assert sample_tokens(logits, torch.zeros(1, dtype=torch.float64), temperature, 0.01, 20).tolist() == [9]
+
+
+def test_top_p_counts_all_that_are_as_likely_as_its_last() -> None:
+    """A nucleus that ends among equals beyond the tokens that are looked at first."""
+    logits = torch.zeros(1, 5000)
+    logits[0, 3000:] = 1.0
+    last = sample_tokens(logits, torch.tensor([math.nextafter(1.0, 0.0)], dtype=torch.float64), 1.0, 0.1, 0).item()
+    assert last == 3000 + math.ceil(0.1 * (2000 + 3000 / math.e)) - 1
+
+
 def test_the_largest_uniform_number_still_gives_a_kept_token() -> None:
     almost_one = torch.tensor([math.nextafter(1.0, 0.0)], dtype=torch.float64)
     assert sample_tokens(LOGITS, almost_one, 1.0, 0.6, 0).tolist() == [3]
