@@ -42,7 +42,7 @@ test-te: $(TE_VENV)/.installed
 	CUDA_VISIBLE_DEVICES= $(ONE_THREAD) $(TE_VENV)/bin/python -m pytest tests/te
 
 test-vllm: $(VLLM_VENV)/.installed
-	CUDA_VISIBLE_DEVICES= $(ONE_THREAD) $(VLLM_VENV)/bin/python -m pytest tests/vllm
+	CUDA_VISIBLE_DEVICES= $(ONE_THREAD) $(VLLM_VENV)/bin/python -m pytest tests/with_vllm
 
 # One process: they share a GPU.
 test-gpu: PYTEST_ARGS = tests/gpu
