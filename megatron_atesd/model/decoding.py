@@ -44,7 +44,7 @@ class Decoder:
         turn = self._rotation(positions_T)
         for chunk, layers in self.chunks:
             if chunk.pre_process:
-                hidden_TH = cast("Any", chunk).embedding.word_embeddings(ids_T)
+                hidden_TH = _embedded(cast("Any", chunk).embedding.word_embeddings, ids_T)
             else:
                 shape, config = (len(ids_T), self.model.arch.hidden), self.model.config
                 hidden_TH = torch.empty(shape, dtype=config.params_dtype, device=ids_T.device)
@@ -158,6 +158,15 @@ class StepAttention:
         parts = zip(self.blocks, self.masks, *(x.split(self.sizes) for x in (query, key, value)), strict=True)
         outs = [F.scaled_dot_product_attention(q, *b.append(layer, k, v), attn_mask=m, scale=self.scale) for b, m, q, k, v in parts]
         return torch.cat(outs).flatten(1)
+
+
+def _embedded(embedding: Any, ids_T: Tensor) -> Tensor:
+    """megatron.core's VocabParallelEmbedding of tokens [T], whose rows are divided over TP."""
+    rows_T = ids_T - embedding.vocab_start_index
+    here_T1 = ((rows_T >= 0) & (ids_T < embedding.vocab_end_index))[:, None]
+    hidden_TH = F.embedding(rows_T.clamp(0, len(embedding.weight) - 1), embedding.weight).masked_fill(~here_T1, 0.0)
+    sum_over_tensor_ranks(hidden_TH)
+    return hidden_TH
 
 
 def _turned(x_TGRD: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:

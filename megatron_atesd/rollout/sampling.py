@@ -14,6 +14,7 @@ from torch import Tensor
 
 from megatron_atesd.config import RolloutConfig
 from megatron_atesd.model.vocabulary import VocabularyShard
+from megatron_atesd.parallel.groups import all_parts
 
 _CANDIDATES = 1024  # of the whole vocabulary that top-p and min-p look at first, where top-k does not say how many there are
 
@@ -146,9 +147,7 @@ class Sampler:
         """The shards' parts side by side along the last dimension."""
         if self.shard.group is None:
             return part
-        parts = [torch.empty_like(part, memory_format=torch.contiguous_format) for _ in range(dist.get_world_size(self.shard.group))]
-        dist.all_gather(parts, part.contiguous(), group=self.shard.group)
-        return torch.cat(parts, dim=-1)
+        return torch.cat(all_parts(part, self.shard.group), dim=-1)
 
 
 def _most_likely(logits_TV: Tensor, count: int) -> tuple[Tensor, Tensor]:
