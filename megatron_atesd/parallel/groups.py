@@ -31,7 +31,7 @@ def sum_over_tensor_ranks(tensor: torch.Tensor) -> None:
     if tensor.device.type != "cpu":
         dist.all_reduce(tensor, group=group)
         return
-    tensor.copy_(sum(all_parts(tensor, group)))  # in the same order on every rank
+    tensor.copy_(torch.stack(all_parts(tensor, group)).sum(dim=0))  # in the same order on every rank
 
 
 def all_parts(tensor: torch.Tensor, group: dist.ProcessGroup) -> list[torch.Tensor]:
