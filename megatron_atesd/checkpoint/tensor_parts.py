@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from megatron_atesd.checkpoint.name_table import Operation
+from megatron_atesd.checkpoint.name_table import Entry, Operation
+from megatron_atesd.model.architecture import Architecture
 
 
 def take(source: Any, shape: Sequence[int], operation: Operation, size: int, rank: int) -> Tensor:
@@ -56,3 +57,21 @@ def unpack_qkv(weight: Tensor, groups: int, head_size: int) -> tuple[Tensor, Ten
     by_group = weight.unflatten(0, (groups, -1))
     query, key, value = by_group.split([by_group.shape[1] - 2 * head_size, head_size, head_size], dim=1)
     return query.flatten(0, 1), key.flatten(0, 1), value.flatten(0, 1)
+
+
+def split(shards: Sequence[Tensor], entry: Entry, arch: Architecture) -> list[Tensor]:
+    """The Hugging Face tensors of an entry, whole, from every TP rank's part of its parameter: the inverse of take and join together.
+
+    A copy has one part. The result may be views of the parts.
+    """
+    if entry.operation == "copy":
+        return [shards[0]]
+    if entry.operation == "columns":
+        return [torch.cat(list(shards), dim=1)]
+    if entry.operation == "vocabulary":
+        return [torch.cat(list(shards))[: entry.shape[0]]]
+    if entry.operation == "gate_up":
+        by_shard = [shard.chunk(2) for shard in shards]
+    else:
+        by_shard = [unpack_qkv(shard, arch.query_groups // len(shards), arch.head_size) for shard in shards]
+    return [torch.cat(parts) for parts in zip(*by_shard, strict=True)]

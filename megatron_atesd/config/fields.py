@@ -3,12 +3,15 @@
 import difflib
 import types
 from collections.abc import Collection
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import docstring_parser
 
 from megatron_atesd.config.schema import PathText, TrainConfig
+
+# Settings that had another name before; the old one is still read.
+RENAMED = {"rollout.batch": "engine.batch"}
 
 
 @dataclass(frozen=True)
@@ -39,8 +42,13 @@ def section_settings(section: str) -> list[Setting]:
         return [Setting(section, cls, {}, _argument_help(TrainConfig)[section])]
     lines, hints, annotated = _argument_help(cls), get_type_hints(cls), get_type_hints(cls, include_extras=True)
     return [
-        Setting(f"{section}.{f.name}", hints[f.name], f.default, lines.get(f.name, ""), annotated[f.name] == PathText) for f in fields(cls)
+        Setting(f"{section}.{f.name}", hints[f.name], _default(f), lines.get(f.name, ""), annotated[f.name] == PathText)
+        for f in fields(cls)
     ]
+
+
+def _default(field: Any) -> Any:
+    return field.default if field.default_factory is MISSING else field.default_factory()
 
 
 def all_settings() -> dict[str, Setting]:

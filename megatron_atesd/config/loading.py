@@ -19,7 +19,16 @@ from typing import Any, Literal, get_origin
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 
-from megatron_atesd.config.fields import Setting, all_settings, describe, did_you_mean, section_settings, section_title, section_types
+from megatron_atesd.config.fields import (
+    RENAMED,
+    Setting,
+    all_settings,
+    describe,
+    did_you_mean,
+    section_settings,
+    section_title,
+    section_types,
+)
 from megatron_atesd.config.rules import refuse
 from megatron_atesd.config.schema import TrainConfig
 from megatron_atesd.config.yaml import SettingsDumper, read_settings
@@ -92,6 +101,7 @@ def _pairs(arguments: Sequence[str]) -> list[tuple[str, str]]:
         if not word.startswith("--"):
             raise ConfigError(f"unexpected argument {word!r}; settings are given as --section.key value")
         name, equals, value = word[2:].partition("=")
+        name = RENAMED.get(name, name)
         _check_name(name)
         if not equals and (not rest or rest[0].startswith("--")):
             raise ConfigError(f"--{name} needs a value: --{name} VALUE")

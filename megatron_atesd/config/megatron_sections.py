@@ -61,6 +61,12 @@ UNSUPPORTED: dict[str, dict[str, Any]] = {
         "layernorm_zero_centered_gamma": False,
         "window_size": None,
         "softmax_type": "vanilla",
+        "fp32_residual_connection": False,
+        "add_qkv_bias": False,
+        "attention_output_gate": False,
+        "rotary_interleaved": False,
+        "glu_linear_offset": 0.0,
+        "activation_func_clamp_value": None,
         "delay_wgrad_compute": False,  # nobody here would ask for the gradients of the weights
         "tp_comm_overlap": False,  # Transformer Engine's communication buffers are not set up
     },

@@ -9,7 +9,7 @@ from typing import Any
 
 from megatron_atesd.config.bounds import BOUNDS
 from megatron_atesd.config.fields import spell
-from megatron_atesd.config.schema import OPTIMIZER_DEFAULTS, ExposureConfig, ParallelConfig, RunConfig, TrainConfig
+from megatron_atesd.config.schema import OPTIMIZER_DEFAULTS, ExposureConfig, ParallelConfig, RolloutConfig, RunConfig, TrainConfig
 from megatron_atesd.config.signals import FREE, WITH_GRADIENT, needs_each_probe
 from megatron_atesd.errors import ConfigError
 
@@ -41,6 +41,7 @@ def validate(config: TrainConfig, world_size: int = 1, model: ModelShape | None 
             *_file_problems(config),
             *precision_problems(config),
             *_context_problems(config),
+            *rollout_problems(config.rollout),
             *method_problems(config),
             *_schedule_problems(config),
             *_checkpoint_problems(config),
@@ -173,6 +174,17 @@ def _context_messages(config: TrainConfig) -> list[Any]:
     """How context-parallel ranks exchange keys and values with Transformer Engine, of all layers or layer by layer."""
     given = config.megatron.get("cp_comm_type")
     return given if isinstance(given, list) else [given or "p2p"]
+
+
+def rollout_problems(rollout: RolloutConfig) -> Iterator[str]:
+    """The rules between settings of sampling that are broken."""
+    if rollout.min_new_tokens > rollout.max_new_tokens:
+        yield (
+            f"rollout.min_new_tokens is {rollout.min_new_tokens}, must not exceed rollout.max_new_tokens {rollout.max_new_tokens}: no "
+            "response could stop; lower it"
+        )
+    if "" in rollout.stop:
+        yield "rollout.stop has an empty text, with which every response would end at once; remove it"
 
 
 def method_problems(config: TrainConfig) -> Iterator[str]:

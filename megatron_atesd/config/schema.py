@@ -155,17 +155,44 @@ class RolloutConfig:
 
     Args:
         max_new_tokens: A response is cut after so many tokens.
+        min_new_tokens: No stop token is sampled, and no stop text ends a response, before so many tokens. [ours]
         temperature: Divides the logits; 0 takes the most likely token. [paper: OPSD 1.1]
-        top_p: Nucleus mass kept, after top-k. [paper: OPSD 0.95]
         top_k: Most likely tokens kept (0 = all). [paper: OPSD 20]
-        batch: Sequences generated at once by one data- and context-parallel rank (0 = all).
+        top_p: Nucleus mass kept, after top-k. [paper: OPSD 0.95]
+        min_p: Tokens less probable than this share of the most likely one are dropped, after top-p (0 = none). [ours]
+        stop: Texts that end a response, besides the model's stop tokens. [ours]
     """
 
     max_new_tokens: int = 1024
+    min_new_tokens: int = 0
     temperature: float = 1.1
-    top_p: float = 0.95
     top_k: int = 20
+    top_p: float = 0.95
+    min_p: float = 0.0
+    stop: list[str] = field(default_factory=list[str])
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """What samples the responses, and how it works; how they are sampled is said by rollout.
+
+    Args:
+        name: training = the model that trains, from its very parameters; vllm = vLLM (the `vllm` extra) in the same process, which gets
+            the weights before each round of rollouts.
+        batch: Responses in the making at once on one data- and context-parallel rank (0 = all); the place of a finished one is taken by
+            the next prompt.
+        cache_gib: Memory for keys and values on one rank, GiB (0 = as much as the responses take; vllm: a share of what is free).
+            A cache that is too small for engine.batch makes the batch smaller.
+        checked: Responses of a data-parallel rank whose log-probabilities are compared with the training model's, each update
+            (rollout/logprob_gap; 0 = none).
+        gap_alarm: Warn when the mean gap of a token's log-probability is above it, nats.
+    """
+
+    name: Literal["training", "vllm"] = "training"
     batch: int = 0
+    cache_gib: float = 0.0
+    checked: int = 4
+    gap_alarm: float = 0.05
 
 
 @dataclass(frozen=True)
@@ -369,6 +396,7 @@ class TrainConfig:
     data: DataConfig = field(default_factory=DataConfig)
     prompt: PromptConfig = field(default_factory=PromptConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
     distill: DistillConfig = field(default_factory=DistillConfig)
     exposure: ExposureConfig = field(default_factory=ExposureConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)

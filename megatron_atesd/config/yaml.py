@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from megatron_atesd.config.fields import accepts, all_settings, describe, did_you_mean, section_types, spell
+from megatron_atesd.config.fields import RENAMED, accepts, all_settings, describe, did_you_mean, section_types, spell
 from megatron_atesd.errors import ConfigError
 
 IGNORED_SECTIONS = frozenset({"versions"})  # what save_config adds for the reader
@@ -58,7 +58,7 @@ def read_settings(path: Path) -> dict[str, dict[str, Any]]:
         loader = SettingsLoader(_read_text(path))
         root = loader.get_single_node()
         sections = _entries(path, root, "") if root is not None else []
-        return {e.name: _section(path, loader, e) for e in sections if e.name not in IGNORED_SECTIONS}
+        return _under_new_names({e.name: _section(path, loader, e) for e in sections if e.name not in IGNORED_SECTIONS})
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise ConfigError(f"{path}:{line}: not valid YAML: {error.problem or error.context}") from None
@@ -109,8 +109,18 @@ def _section(path: Path, loader: SettingsLoader, section: Entry) -> dict[str, An
     return {entry.name.partition(".")[2]: _value(loader, entry) for entry in entries}
 
 
+def _under_new_names(settings: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The settings without old names; where a file has both, the new one counts."""
+    for old, new in RENAMED.items():
+        (section, key), (new_section, new_key) = old.split("."), new.split(".")
+        if key in settings.get(section, {}):
+            settings.setdefault(new_section, {}).setdefault(new_key, settings[section].pop(key))
+    return settings
+
+
 def _value(loader: SettingsLoader, entry: Entry) -> Any:
     known = all_settings()
+    known |= {old: known[new] for old, new in RENAMED.items()}
     if entry.name not in known:
         raise ConfigError(f"{entry.where}: unknown setting {entry.name}{did_you_mean(entry.name, known)}")
     value, hint = loader.construct_object(entry.node, deep=True), known[entry.name].hint

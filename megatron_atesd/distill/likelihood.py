@@ -44,18 +44,22 @@ def weighted_nll_stage(model: HiddenStateGPT, texts: Sequence[ScoredText]) -> La
 
     The count that goes with the loss is that of the response tokens; kept is the sum [1], float64.
     """
-    shard = vocabulary_shard(model)
 
     def last_stage(batch: MicroBatch, hidden_BSH: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        chunks = zip(batch.response_hidden(hidden_BSH).split(CHUNK), batch.targets_T.split(CHUNK), strict=True)
-        head_VH = model.head_weight()  # a backward makes the logits again: they exist for one chunk at a time there too
-        nll_T = torch.cat([checkpoint(token_nll, hidden, head_VH, targets, shard, use_reentrant=False) for hidden, targets in chunks])
+        nll_T = torch.cat(token_nlls(model, batch.response_hidden(hidden_BSH), batch.targets_T))
         weights = [texts[member].weight for member in batch.members]
         weight_T = torch.tensor(weights, dtype=torch.float64, device=nll_T.device)[batch.sequence_T]
         loss = (weight_T * nll_T.double()).sum()
         return loss, torch.tensor(len(nll_T), dtype=torch.int, device=nll_T.device), loss.detach()[None]
 
     return last_stage
+
+
+def token_nlls(model: HiddenStateGPT, hidden_TH: Tensor, targets_T: Tensor) -> list[Tensor]:
+    """NLL of the targets (nats, fp32), chunk by chunk; logits exist for one chunk at a time, in a backward too, that makes them again."""
+    shard, head_VH = vocabulary_shard(model), model.head_weight()
+    chunks = zip(hidden_TH.split(CHUNK), targets_T.split(CHUNK), strict=True)
+    return [checkpoint(token_nll, hidden, head_VH, targets, shard, use_reentrant=False) for hidden, targets in chunks]
 
 
 def mean_nll(model: HiddenStateGPT, pairs: Sequence[tuple[TokenIds, TokenIds]], micro_batch_tokens: int) -> float:

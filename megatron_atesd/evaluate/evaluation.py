@@ -3,54 +3,79 @@
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+import torch.distributed as dist
 
 from megatron_atesd.checkpoint.model_folder import load_model_weights
-from megatron_atesd.config import TrainConfig
+from megatron_atesd.config import RolloutConfig, TrainConfig
 from megatron_atesd.evaluate.average import difficulty_of, summarize
 from megatron_atesd.evaluate.grading import Grader
 from megatron_atesd.evaluate.prepare import Evaluation, Prepared, prepare
-from megatron_atesd.evaluate.sample import Answered, answer_problems
-from megatron_atesd.model.gpt import HiddenStateGPT, build_model
-from megatron_atesd.parallel.groups import is_main
+from megatron_atesd.evaluate.responses import Answered, Key, ResponseReader, ResponseWriter, finish, write_whole
+from megatron_atesd.evaluate.same_settings import SETTINGS
+from megatron_atesd.evaluate.sample import answer_problems
+from megatron_atesd.evaluate.watch import Watch
+from megatron_atesd.model.gpt import build_model
+from megatron_atesd.parallel.agreement import on_rank_0
+from megatron_atesd.parallel.groups import is_main, model_parallel_first, patient_barrier
 from megatron_atesd.parallel.session import end_start, session_of
-from megatron_atesd.rollout.training_engine import TrainingEngine
+from megatron_atesd.rollout.engines import build_engine
 
 
 def evaluate(task: Evaluation) -> dict[str, Any] | None:
     """Average@K, pass@k and greedy accuracy with 95 % intervals, on rank 0 (None elsewhere).
 
-    Writes <out>/evaluation.json and <out>/responses.jsonl. Every setting, problem and prompt is checked before process groups are made
-    and the model is loaded (see `prepare`). After that only weights that are missing or damaged, and a grading process that does not
-    start, are refused.
+    Writes <out>/settings.json, while it goes on <out>/unfinished/, in the end <out>/evaluation.json and <out>/responses.jsonl. Responses
+    that are there are not generated again; where all are there, the model is not loaded.
+    Every setting, problem and prompt, and whether <out> has responses made otherwise, is checked before process groups are made and the
+    model is loaded (see `prepare`). After that only weights that are missing or damaged, a grading process that does not start, and a
+    disk that takes no more are refused.
     """
     with Grader(task.grading_workers, task.grading_seconds) as grader:
-        prepared, parallel = prepare(task, int(os.environ.get("WORLD_SIZE", "1"))), task.settings.parallel
-        with session_of(parallel, task.seed):
-            model = build_model(prepared.model.architecture, prepared.megatron)
-            load_model_weights(model, prepared.model.folder)
-            end_start(parallel)
-            answered = _answers(task, model, prepared)
-            return _report(task, prepared, answered, grader) if is_main() else None
+        prepared = prepare(task, int(os.environ.get("WORLD_SIZE", "1")))
+        with session_of(task.settings.parallel, task.seed):
+            reader = ResponseReader(task.out, prepared.problems, task.samples)
+            there = on_rank_0(lambda: _begin(task, prepared, reader), f"--out {task.out} cannot be used")
+            watch = Watch(reader, grader, prepared.problems, task.grading_workers) if is_main() else None
+            if len(there) < reader.total:
+                _generate(task, prepared, there, watch)
+            return None if watch is None else _report(task, prepared, reader.read_all(), watch, grader)
 
 
-def _answers(task: Evaluation, model: HiddenStateGPT, prepared: Prepared) -> list[Answered]:
-    def progress(done: int, total: int) -> None:
-        if is_main():
-            print(f"\r{done}/{total} responses", end="\n" if done == total else "", file=sys.stderr, flush=True)
-
-    renderer, settings = prepared.model.renderer, task.settings
-    engine = TrainingEngine(model, renderer.stop_ids, renderer.id_limit, settings.precision.rollout)
-    return answer_problems(engine, renderer, prepared.problems, prepared.prompts, task.samples, settings.rollout, task.seed, progress)
+def _begin(task: Evaluation, prepared: Prepared, reader: ResponseReader) -> dict[Key, int]:
+    """Write down what decides the responses; the tokens of each response that is there."""
+    write_whole(task.out / SETTINGS, (json.dumps(prepared.decisive, indent=2, ensure_ascii=False) + "\n").encode())
+    if reader.read_on():
+        print(f"{len(reader.found)} of {reader.total} responses are in {task.out} already", file=sys.stderr, flush=True)
+    return {key: a.tokens for key, a in reader.found.items()}
 
 
-def _report(task: Evaluation, prepared: Prepared, answered: Sequence[Answered], grader: Grader) -> dict[str, Any]:
+def _generate(task: Evaluation, prepared: Prepared, there: Mapping[Key, int], watch: Watch | None) -> None:
+    """What is not there yet. Collective over all ranks, each of which may take as long as it needs."""
+    settings, renderer = task.settings, prepared.model.renderer
+    model = build_model(prepared.model.architecture, prepared.megatron)
+    load_model_weights(model, prepared.model.folder)
+    engine = build_engine(settings, model, renderer, prepared.model.hf_folder)
+    engine.refresh()
+    wait_for_all = patient_barrier()
+    end_start(settings.parallel)
+    writer = ResponseWriter(task.out, dist.get_rank(), prepared.problems) if model_parallel_first() else None
+    finished = writer.write if writer else lambda _: None
+    problems, prompts = prepared.problems, prepared.prompts
+    with watch or nullcontext():
+        with writer or nullcontext():
+            answer_problems(engine, renderer, problems, prompts, task.samples, settings.rollout, task.seed, there, finished)
+        wait_for_all()
+
+
+def _report(task: Evaluation, prepared: Prepared, answered: Sequence[Answered], watch: Watch, grader: Grader) -> dict[str, Any]:
     problems = prepared.problems
-    right = grader.grade([(a.text, problems[a.problem].answer) for a in answered])
+    right = watch.verdicts(answered)
     faults = {"grading_timeouts": grader.timeouts, "grading_crashes": grader.crashes}
     table = np.array(right).reshape(len(problems), task.samples + 1)  # column 0 is the greedy response
     sampled = [a for a in answered if a.sample >= 0]
@@ -63,15 +88,13 @@ def _report(task: Evaluation, prepared: Prepared, answered: Sequence[Answered], 
         "data": str(task.data),
         "seed": task.seed,
         "rollout": asdict(task.settings.rollout),
+        "engine": task.settings.engine.name,
     }
-    with (task.out / "responses.jsonl").open("w", encoding="utf-8") as file:
-        for a, verdict in zip(answered, right, strict=True):
-            file.write(json.dumps({"id": problems[a.problem].id, **asdict(a), "right": verdict}, ensure_ascii=False) + "\n")
-    (task.out / "evaluation.json").write_text(json.dumps(summary, indent=2) + "\n")
+    finish(task.out, answered, right, problems, summary)
     return summary
 
 
-def with_sampling(settings: TrainConfig, temperature: float, top_p: float, top_k: int, max_new_tokens: int, thinking: bool) -> TrainConfig:
-    """Settings with the evaluation's own sampling and the student's thinking switch."""
-    rollout = replace(settings.rollout, temperature=temperature, top_p=top_p, top_k=top_k, max_new_tokens=max_new_tokens)
-    return replace(settings, rollout=rollout, prompt=replace(settings.prompt, student_thinking=thinking))
+def with_flags(settings: TrainConfig, rollout: RolloutConfig, engine: Literal["training", "vllm"], thinking: bool) -> TrainConfig:
+    """Settings with the evaluation's own sampling, engine and thinking switch of the student, see `flags.FLAGS`."""
+    prompt = replace(settings.prompt, student_thinking=thinking)
+    return replace(settings, rollout=rollout, engine=replace(settings.engine, name=engine), prompt=prompt)

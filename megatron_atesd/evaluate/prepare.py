@@ -1,6 +1,7 @@
 """What an evaluation needs before any process group or model exists, and what it refuses by then."""
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,17 +10,27 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_atesd.checkpoint.model_folder import find_model_folder
 from megatron_atesd.checkpoint.model_inputs import ModelInputs, read_model
-from megatron_atesd.config import PrecisionConfig, TrainConfig, layout_problems, precision_problems, refuse, section_problems
+from megatron_atesd.config import (
+    PrecisionConfig,
+    TrainConfig,
+    layout_problems,
+    precision_problems,
+    refuse,
+    rollout_problems,
+    section_problems,
+)
 from megatron_atesd.config.bounds import SEED
 from megatron_atesd.data.problems import load_problems
 from megatron_atesd.errors import ConfigError
 from megatron_atesd.evaluate.flags import FLAGS
+from megatron_atesd.evaluate.same_settings import Decisive, check_same, decisive_settings
 from megatron_atesd.model.architecture import Architecture
 from megatron_atesd.model.megatron_config import megatron_settings
 from megatron_atesd.model.micro_batches import TokenIds
 from megatron_atesd.model.supported import check_fp8
 from megatron_atesd.output_folder import make_writable
 from megatron_atesd.records import Problem
+from megatron_atesd.rollout.vllm_check import check_vllm
 
 
 @dataclass(frozen=True)
@@ -38,12 +49,13 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Prepared:
-    """The checked parts of an evaluation. prompts: the student's, one a problem."""
+    """The checked parts of an evaluation. prompts: the student's, one a problem. decisive: what decides the responses."""
 
     model: ModelInputs
     megatron: TransformerConfig
     problems: Sequence[Problem]
     prompts: Sequence[TokenIds]
+    decisive: Decisive
 
 
 def prepare(task: Evaluation, world_size: int) -> Prepared:
@@ -62,22 +74,24 @@ def prepare(task: Evaluation, world_size: int) -> Prepared:
     megatron = megatron_settings(replace(settings, parallel=replace(parallel, sequence=False), precision=alike), architecture)
     problems = load_problems(task.data, settings.data.on_error)
     prompts = [model.renderer.student(problem) for problem in problems]
+    check_vllm(settings, architecture)
     check_room(problems, prompts, settings.rollout.max_new_tokens, architecture.max_positions)
     out = Path(os.path.realpath(task.out))  # resolve() raises for a link round in a circle
     if Path(os.path.realpath(folder)) in (out, *out.parents):
         raise ConfigError(f"--out is {task.out}, inside the model's folder {folder}, whose files must stay as they are; choose another")
+    decisive = decisive_settings(settings, folder, problems, task.samples, task.seed)
+    check_same(task.out, decisive)
     make_writable("--out", task.out)
-    return Prepared(model, megatron, problems, prompts)
+    return Prepared(model, megatron, problems, prompts, decisive)
 
 
 def check_numbers(task: Evaluation, world_size: int) -> None:
-    """Raise one ConfigError that lists every number out of its bounds, under the name of its flag."""
+    """Raise one ConfigError that lists every number out of its bounds and every rule of sampling broken, under the names of flags."""
     problems = [f"--samples is {task.samples}, must be 1 or more"] if task.samples < 1 else []
     seeds, is_seed = SEED
     problems += [] if is_seed(task.seed) else [f"--seed is {task.seed}, must be {seeds}"]
-    for problem in section_problems(task.settings, ("rollout", "parallel", "prompt")):
-        name, rest = problem.split(" ", 1)
-        problems.append(f"{FLAGS.get(name, name)} {rest}")
+    wrong = section_problems(task.settings, ("rollout", "engine", "parallel", "prompt")) or list(rollout_problems(task.settings.rollout))
+    problems += [re.sub(r"rollout\.\w+", lambda name: FLAGS[name[0]], problem) for problem in wrong]
     refuse(problems)
     refuse(layout_problems(task.settings.parallel, world_size))
 

@@ -1,4 +1,4 @@
-"""Core attention inside Megatron's GPTModel: plain causal, over packed sequences, over context-parallel ranks, and over a KV cache."""
+"""Core attention inside Megatron's GPTModel: plain causal, over packed sequences, over context-parallel ranks."""
 
 from collections.abc import Iterator
 from itertools import pairwise
@@ -10,53 +10,32 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 from torch.nn.attention.bias import causal_lower_right
 
-from megatron_atesd.model.kv_cache import CacheSlot, KVCache
 from megatron_atesd.model.packed_sequences import PackedSequences
 from megatron_atesd.parallel.context import Bounds, context_place, join_sequences
 
 
-class CachedAttention(torch.nn.Module):
+class CausalAttention(torch.nn.Module):
     """Parameter-free core attention on torch's scaled_dot_product_attention; causal, grouped queries.
 
     The interface is megatron.core's `core_attention`: query [S, B, heads, D], key and value [S, B, groups, D] → [S, B, heads·D]; packed
     sequences have no B. Each is attended by itself. Under context parallelism every rank gathers keys and values.
     """
 
-    def __init__(self, config: TransformerConfig, layer_number: int, slot: CacheSlot, **_: Any) -> None:
+    def __init__(self, config: TransformerConfig, **_: Any) -> None:
         super().__init__()
-        self.layer_number, self.slot, self.scale = layer_number, slot, config.softmax_scale
+        self.scale = config.softmax_scale
 
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, *_: Any, packed_seq_params: PackedSequences | None = None, **__: Any
     ) -> Tensor:
         if packed_seq_params is not None:
             query, key, value = (t[:, None] for t in (query, key, value))
-        if (cache := self.slot.cache) is not None:
-            outs = [self._cached(cache, *_heads_first(query, key, value))]
-        else:
-            bounds = packed_seq_params.bounds if packed_seq_params is not None else (0, len(query) * context_place()[1])
-            if context_place()[1] > 1:
-                key, value = join_sequences(torch.cat((key, value), dim=-1), bounds).chunk(2, dim=-1)
-            outs = list(self._by_sequence(bounds, *_heads_first(query, key, value)))
+        bounds = packed_seq_params.bounds if packed_seq_params is not None else (0, len(query) * context_place()[1])
+        if context_place()[1] > 1:
+            key, value = join_sequences(torch.cat((key, value), dim=-1), bounds).chunk(2, dim=-1)
+        outs = list(self._by_sequence(bounds, *_heads_first(query, key, value)))
         out = outs[0] if len(outs) == 1 else torch.cat(outs, dim=2)  # a copy of one would be kept beside it for the backward pass
         return out.permute(2, 0, 1, 3).flatten(2)
-
-    def _cached(self, cache: KVCache, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        if cache.prefilled:
-            return self._decode(query, *cache.append(self.layer_number, key, value))
-        cache.store_prompt(self.layer_number, key, value)
-        return self._attend(query, key, value)
-
-    def _decode(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
-        """One token a sequence, [B, heads, 1, D]: the heads of a group go as positions of one head, [B, groups, heads / groups, D].
-
-        Asked for grouped queries and a mask at once, torch has no fused kernel on a GPU: it would copy all keys and values for every head,
-        in fp32.
-        """
-        out = F.scaled_dot_product_attention(
-            query.squeeze(2).unflatten(1, (key.shape[1], -1)), key, value, attn_mask=mask, scale=self.scale
-        )
-        return out.flatten(1, 2).unsqueeze(2)
 
     def _by_sequence(self, bounds: Bounds, query: Tensor, key: Tensor, value: Tensor) -> Iterator[Tensor]:
         """Of each sequence what this rank has: all of it, or two chunks, each of which sees the keys up to its own last."""

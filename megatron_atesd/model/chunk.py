@@ -10,8 +10,6 @@ from megatron.core.transformer.transformer_layer import get_transformer_layer_of
 from torch import Tensor
 
 from megatron_atesd.model.architecture import Architecture
-from megatron_atesd.model.kv_cache import CacheSlot
-from megatron_atesd.model.layers import PositionedRotary
 from megatron_atesd.model.packed_sequences import PackedSequences
 from megatron_atesd.model.spec import block_spec
 from megatron_atesd.parallel.context import Bounds, context_place, join_sequences, split_sequences
@@ -28,10 +26,10 @@ class ModelChunk(GPTModel):
     index: which of the pipeline rank's chunks this is, in the order in which activations pass them.
     """
 
-    def __init__(self, arch: Architecture, config: TransformerConfig, index: int, slot: CacheSlot) -> None:
+    def __init__(self, arch: Architecture, config: TransformerConfig, index: int) -> None:
         super().__init__(
             config=config,
-            transformer_layer_spec=block_spec(config, index, slot),
+            transformer_layer_spec=block_spec(config, index),
             vocab_size=padded_vocabulary(arch.vocabulary, config.tensor_model_parallel_size),
             max_sequence_length=arch.max_positions,
             pre_process=parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=index),
@@ -41,21 +39,12 @@ class ModelChunk(GPTModel):
             rotary_base=arch.rope_base,  # pyright: ignore[reportArgumentType]
             vp_stage=index,
         )
-        self.slot = slot
         self.first_layer = get_transformer_layer_offset(config, index)
-        self.rotary_pos_emb = PositionedRotary(
-            slot=slot,
-            kv_channels=arch.head_size,
-            rotary_percent=1.0,
-            rotary_base=arch.rope_base,
-            use_cpu_initialization=not torch.cuda.is_available(),
-        )
 
     def forward(self, ids_BS: Tensor, bounds: Bounds | None = None) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Hidden states of whole sequences [B, S]; with `bounds` B is 1 and several sequences lie one after the other between them."""
         packed: Any = None if bounds is None else PackedSequences(bounds)
-        if self.slot.cache is None:
-            ids_BS = split_sequences(ids_BS, bounds or (0, ids_BS.shape[1]))
+        ids_BS = split_sequences(ids_BS, bounds or (0, ids_BS.shape[1]))
         return super().forward(ids_BS, cast("Any", None), cast("Any", None), packed_seq_params=packed)
 
     def _postprocess(self, hidden_states: Tensor, *_: Any, packed_seq_params: PackedSequences | None = None, **__: Any) -> Tensor:
@@ -63,9 +52,8 @@ class ModelChunk(GPTModel):
             return hidden_states
         if self.config.sequence_parallel:
             hidden_states = tensor_parallel.gather_from_sequence_parallel_region(hidden_states, tensor_parallel_output_grad=False)
-        if self.slot.cache is None:
-            bounds = packed_seq_params.bounds if packed_seq_params is not None else (0, len(hidden_states) * context_place()[1])
-            hidden_states = join_sequences(hidden_states, bounds)
+        bounds = packed_seq_params.bounds if packed_seq_params is not None else (0, len(hidden_states) * context_place()[1])
+        hidden_states = join_sequences(hidden_states, bounds)
         return hidden_states.transpose(0, 1).contiguous()
 
     def head_weight(self) -> torch.nn.Parameter:

@@ -1,9 +1,10 @@
 """FP8 through Transformer Engine: megatron.core's settings for a pass, and what it asks of a machine and of shapes."""
 
+from contextlib import AbstractContextManager
 from typing import Any, get_args
 
 from megatron.core.enums import Fp8Recipe
-from megatron.core.fp8_utils import get_fp8_align_size
+from megatron.core.fp8_utils import get_fp8_align_size, get_fp8_context
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_atesd.config import Precision, fp8_recipe
@@ -23,6 +24,11 @@ def fp8_fields(precision: Precision | None) -> dict[str, Any]:
 def token_multiple(config: TransformerConfig) -> int:
     """FP8 products need a multiple of so many tokens; 1 without FP8."""
     return get_fp8_align_size(Fp8Recipe(config.fp8_recipe)) if config.fp8 else 1
+
+
+def layer_context(config: TransformerConfig, layer_number: int) -> AbstractContextManager[Any]:
+    """Inside, Transformer Engine's modules of one layer (counted from 1) compute in the config's FP8, as megatron.core's own passes do."""
+    return get_fp8_context(config) if config.fp8_recipe == Fp8Recipe.delayed else get_fp8_context(config, layer_number - 1)
 
 
 def products(arch: Architecture, tensor: int) -> dict[str, int]:

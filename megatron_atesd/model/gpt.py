@@ -12,7 +12,6 @@ from megatron_atesd.config import Precision
 from megatron_atesd.model.architecture import Architecture
 from megatron_atesd.model.chunk import ModelChunk
 from megatron_atesd.model.fp8 import fp8_fields
-from megatron_atesd.model.kv_cache import CacheSlot
 
 EXTRA_STATE = "_extra_state"
 
@@ -25,9 +24,8 @@ class HiddenStateGPT(torch.nn.ModuleList):
     """
 
     def __init__(self, arch: Architecture, config: TransformerConfig, packed: bool = False) -> None:
-        slot = CacheSlot()
-        super().__init__([ModelChunk(arch, config, index, slot) for index in range(config.virtual_pipeline_model_parallel_size or 1)])
-        self.arch, self.config, self.slot, self.packed = arch, config, slot, packed
+        super().__init__([ModelChunk(arch, config, index) for index in range(config.virtual_pipeline_model_parallel_size or 1)])
+        self.arch, self.config, self.packed = arch, config, packed
 
     @property
     def chunks(self) -> list[ModelChunk]:

@@ -5,14 +5,12 @@ from typing import Any
 
 import torch
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec, get_gpt_layer_with_transformer_engine_spec
-from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_atesd.config import ModelConfig
 from megatron_atesd.errors import ConfigError
-from megatron_atesd.model.attention import CachedAttention
-from megatron_atesd.model.kv_cache import CacheSlot
+from megatron_atesd.model.attention import CausalAttention
 from megatron_atesd.model.layers import RMSNorm
 
 
@@ -29,29 +27,29 @@ def uses_transformer_engine(model: ModelConfig) -> bool:
     return model.attention == "te" or (model.attention == "auto" and model.dtype == "bf16" and installed and gpu)
 
 
-def block_spec(config: TransformerConfig, index: int, slot: CacheSlot) -> Any:
-    """megatron.core's spec of the layers of chunk `index`, whose attention fills and reads the KV cache in `slot`."""
-    layer, norm = (_transformer_engine if config.transformer_impl == "transformer_engine" else _local)(config, slot)
+def block_spec(config: TransformerConfig, index: int) -> Any:
+    """megatron.core's spec of the layers of chunk `index`."""
+    layer, norm = (_transformer_engine if config.transformer_impl == "transformer_engine" else _local)(config)
     return TransformerBlockSubmodules(layer_specs=[layer] * get_num_layers_to_build(config, index), layer_norm=norm)
 
 
-def _local(config: TransformerConfig, slot: CacheSlot) -> tuple[Any, Any]:
+def _local(config: TransformerConfig) -> tuple[Any, Any]:
     """A layer and the last norm; a class serves where megatron.core's annotations ask for a spec."""
     layer: Any = get_gpt_layer_local_spec(qk_layernorm=config.qk_layernorm, normalization="RMSNorm")
     parts, attention = layer.submodules, layer.submodules.self_attention.submodules
     parts.input_layernorm = parts.pre_mlp_layernorm = RMSNorm
-    attention.core_attention = ModuleSpec(module=CachedAttention, params={"slot": slot})
+    attention.core_attention = CausalAttention
     if config.qk_layernorm:
         attention.q_layernorm = attention.k_layernorm = RMSNorm
     return layer, RMSNorm
 
 
-def _transformer_engine(config: TransformerConfig, slot: CacheSlot) -> tuple[Any, Any]:
+def _transformer_engine(config: TransformerConfig) -> tuple[Any, Any]:
     from megatron.core.extensions.transformer_engine import TENorm
 
-    from megatron_atesd.model.te_attention import CachedTEAttention
+    from megatron_atesd.model.te_attention import PackedTEAttention
 
     layer: Any = get_gpt_layer_with_transformer_engine_spec(qk_layernorm=config.qk_layernorm)
     attention = layer.submodules.self_attention.submodules
-    attention.core_attention = ModuleSpec(module=CachedTEAttention, params={"slot": slot})
+    attention.core_attention = PackedTEAttention
     return layer, TENorm

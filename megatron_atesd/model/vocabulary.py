@@ -1,10 +1,11 @@
-"""Where this TP rank's rows of the vocabulary lie, and the two ways to use them outside the loss: whole logits and log-likelihood."""
+"""Where this TP rank's rows of the vocabulary lie, and the two ways to use them outside the loss: logits and log-likelihood."""
 
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from megatron.core import parallel_state, tensor_parallel
 from torch import Tensor
 
@@ -30,9 +31,14 @@ def vocabulary_shard(model: HiddenStateGPT) -> VocabularyShard:
     return VocabularyShard(start, valid, group if size > 1 else None)
 
 
+def shard_logits(model: HiddenStateGPT, hidden_TH: Tensor) -> Tensor:
+    """Logits [T, valid], fp32, of this TP rank's part of the vocabulary without its padding. No gradient; last pipeline stage only."""
+    return F.linear(hidden_TH, model.head_weight().detach()[: vocabulary_shard(model).valid]).float()
+
+
 def whole_logits(model: HiddenStateGPT, hidden_TH: Tensor) -> Tensor:
     """Logits [T, V] over the whole unpadded vocabulary, fp32, equal on every TP rank. No gradient; last pipeline stage only."""
-    logits_TV = torch.matmul(hidden_TH, model.head_weight().detach().t()).float()
+    logits_TV = F.linear(hidden_TH, model.head_weight().detach()).float()
     if vocabulary_shard(model).group is not None:
         logits_TV = tensor_parallel.gather_from_tensor_model_parallel_region(logits_TV)
     return logits_TV[:, : model.arch.vocabulary]

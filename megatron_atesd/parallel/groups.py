@@ -1,5 +1,7 @@
 """This rank's place in the process groups, and what one rank hands to the others of its group."""
 
+from collections.abc import Callable
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -21,16 +23,54 @@ def broadcast_from_last_stage(tensor: torch.Tensor) -> None:
         dist.broadcast(tensor, parallel_state.get_pipeline_model_parallel_last_rank(), group)
 
 
-def broadcast_over_tensor_ranks(tensor: torch.Tensor) -> None:
-    """Overwrite `tensor` on every tensor-parallel rank with the first one's. Collective over them; nothing to do without others."""
-    if parallel_state.get_tensor_model_parallel_world_size() > 1:
-        group: Any = parallel_state.get_tensor_model_parallel_group()
-        dist.broadcast(tensor, parallel_state.get_tensor_model_parallel_src_rank(), group)
+def sum_over_tensor_ranks(tensor: torch.Tensor) -> None:
+    """Overwrite `tensor` with its sum over tensor-parallel ranks, equal on all. Collective over them; nothing to do without others."""
+    if parallel_state.get_tensor_model_parallel_world_size() == 1:
+        return
+    group: Any = parallel_state.get_tensor_model_parallel_group()
+    if tensor.device.type != "cpu":
+        dist.all_reduce(tensor, group=group)
+        return
+    tensor.copy_(torch.stack(all_parts(tensor, group)).sum(dim=0))  # in the same order on every rank
+
+
+def all_parts(tensor: torch.Tensor, group: dist.ProcessGroup) -> list[torch.Tensor]:
+    """Each rank's `tensor`, of one shape, in the order of the ranks of `group`. Collective over it.
+
+    On a CPU they go straight from rank to rank: gloo's own collectives take several times as long for a few kilobytes.
+    """
+    tensor = tensor.contiguous()
+    ranks, mine = dist.get_process_group_ranks(group), dist.get_rank(group)
+    parts = [tensor if rank == mine else torch.empty_like(tensor) for rank in range(len(ranks))]
+    if tensor.device.type != "cpu":
+        dist.all_gather(parts, tensor, group=group)
+        return parts
+    others = [(rank, part) for rank, part in zip(ranks, parts, strict=True) if part is not tensor]
+    messages = [dist.isend(tensor, rank, group) for rank, _ in others] + [dist.irecv(part, rank, group) for rank, part in others]
+    for message in messages:
+        assert message is not None
+        message.wait()
+    return parts
 
 
 def data_parallel_place() -> tuple[int, int]:
     """(rank, size) in data parallelism: which share of a batch is this process's."""
     return parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
+
+
+def model_parallel_first() -> bool:
+    """True on one rank of each copy of the model: the first of its TP × PP ranks. Context-parallel ranks hold copies of their own."""
+    return parallel_state.get_tensor_model_parallel_rank() == 0 and parallel_state.get_pipeline_model_parallel_rank() == 0
+
+
+def patient_barrier() -> Callable[[], None]:
+    """A barrier of all ranks that waits for the last one however long its work takes; a rank that dies still ends it. Collective."""
+    group: Any = dist.new_group(backend="gloo", timeout=timedelta(days=365))
+
+    def wait() -> None:
+        dist.barrier(group)
+
+    return wait
 
 
 def gathered(mine: T, group: Any = None) -> list[T]:

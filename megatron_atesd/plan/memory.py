@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from megatron_atesd.model.counts import layer_parameters, vocabulary_parameters
 from megatron_atesd.plan.planned_update import PlannedUpdate
+from megatron_atesd.rollout.engine import PROMPT_TOKENS
 
 _MASTER, _MOMENTS, _GRADIENT = 4, 8, 4
 
@@ -130,9 +131,10 @@ def hidden_states_bytes(work: PlannedUpdate) -> float:
 
 
 def kv_cache_bytes(work: PlannedUpdate, sequences: int, prompt: int, response: int) -> float:
-    """Keys and values of all layers of a stage at full length: 2 · K / T · size a token and layer, for the longest prompt + response."""
+    """Keys and values of all layers of a stage, the most at one time: 2 · K / T · size a token and layer, for prompt + response, those of
+    one layer's half twice while rows move into a larger block."""
     width = work.arch.query_groups * work.arch.head_size / work.tensor
-    return 2 * width * work.size * work.stage_layers * sequences * (prompt + response)
+    return 2 * width * work.size * (work.stage_layers + 0.5) * sequences * (prompt + response)
 
 
 def forward_bytes(work: PlannedUpdate, tokens: float) -> float:
@@ -143,11 +145,11 @@ def forward_bytes(work: PlannedUpdate, tokens: float) -> float:
 
 
 def rollout_bytes(work: PlannedUpdate, stage: int) -> dict[str, float]:
-    """KV cache, twice while finished sequences leave it (the others are copied), one layer's work on all prompts, logits of a step."""
+    """KV cache, one layer's work on a pass of prompts, logits of a step."""
     rows = work.generated_at_once
     cache = kv_cache_bytes(work, rows, work.lengths.student, work.lengths.response)
-    copied = cache * (rows - 1) / rows
-    found = {"KV cache": cache, "KV cache, copied": copied, "forward pass": forward_bytes(work, rows * work.lengths.student)}
+    at_once = min(rows * work.lengths.student, max(PROMPT_TOKENS, work.lengths.student))
+    found = {"KV cache": cache, "forward pass": forward_bytes(work, at_once)}
     return found | ({"logits of a step": rows * work.arch.vocabulary * 12.0} if stage == work.pipeline - 1 else {})
 
 

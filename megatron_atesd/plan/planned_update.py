@@ -148,7 +148,7 @@ def planned_update(config: TrainConfig, arch: Architecture, gpus: int, lengths: 
         size={"fp32": 4, "bf16": 2}[config.model.dtype],
         micro_batch_tokens=parallel.micro_batch_tokens,
         batch=config.data.batch,
-        rollout_batch=config.rollout.batch,
+        rollout_batch=config.engine.batch,
         chunk=config.distill.chunk,
         teacher=config.distill.teacher,
         offload=config.distill.teacher_offload,

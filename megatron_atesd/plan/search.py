@@ -98,7 +98,7 @@ def remedies(work: PlannedUpdate, gpu: Gpu, assume: Assumptions) -> list[str]:
         OFFLOAD: replace(work, offload=True),
         RECOMPUTE: replace(work, recompute=_every_layer(work)),
         f"parallel.micro_batch_tokens {work.micro_batch_tokens // 2}": replace(work, micro_batch_tokens=work.micro_batch_tokens // 2),
-        f"rollout.batch {max(1, work.generated_at_once // 2)}": replace(work, rollout_batch=max(1, work.generated_at_once // 2)),
+        f"engine.batch {max(1, work.generated_at_once // 2)}": replace(work, rollout_batch=max(1, work.generated_at_once // 2)),
         f"distill.chunk {max(1, work.chunk // 2)}": replace(work, chunk=max(1, work.chunk // 2)),
     }
     peaks = {name: make_plan(changed, gpu, assume).peak for name, changed in changes.items()}

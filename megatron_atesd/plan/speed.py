@@ -102,7 +102,11 @@ def _link(gpu: Gpu, assume: Assumptions, ranks: int) -> float:
 
 
 def _decode(work: PlannedUpdate, gpu: Gpu, assume: Assumptions) -> Phase:
-    """All stages in turn: each step reads the weights and the KV cache of half a response on average, after one pass over the prompts."""
+    """Each step reads the weights and the KV cache of half a response on average, after one pass over the prompts.
+
+    As many groups of rows are on their way as there are stages: each stage reads its weights for each of them, so that a step of all rows
+    takes as long as all stages in turn, but its share of the cache while others read theirs.
+    """
     arch, lengths, rows = work.arch, work.lengths, work.generated_at_once
     batches = -(-work.responses // rows)
     steps = batches * lengths.response
@@ -112,7 +116,8 @@ def _decode(work: PlannedUpdate, gpu: Gpu, assume: Assumptions) -> Phase:
     cache = 2 * arch.query_groups * arch.head_size / work.tensor * work.size * arch.layers * rows * context
     products = work.responses * forward_flops(arch, lengths.student) / work.tensor
     flops = (products + steps * rows * 2 * (layers + head)) / work.pipeline
-    reading = steps * (weights + cache) / (gpu.bandwidth * assume.bandwidth)
+    at_once = work.pipeline if work.virtual == 1 else 1
+    reading = steps * (weights + cache / at_once) / (gpu.bandwidth * assume.bandwidth)
     waiting = steps * arch.layers * (assume.launch + (2 * assume.hop if work.tensor > 1 else 0))
     prompts = products / (layer_speed(work, "rollout", gpu, assume) * utilization(assume, rows * lengths.student))
     bound = "kernel launches" if waiting > reading else "memory"

@@ -1,161 +1,165 @@
-"""Batched generation with the training model itself: same weights, same code, a KV cache, any TP × PP."""
+"""Generation with the training model itself: same weights, a KV cache, continuous batching, any TP × PP."""
 
+from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 from torch import Tensor
 
-from megatron_atesd.config import Precision, RolloutConfig
-from megatron_atesd.model.fp8 import token_multiple
+from megatron_atesd.config import EngineConfig, Precision, RolloutConfig
+from megatron_atesd.errors import ConfigError
+from megatron_atesd.model.decoding import Decoder
 from megatron_atesd.model.gpt import HiddenStateGPT
-from megatron_atesd.model.kv_cache import KVCache
+from megatron_atesd.model.kv_cache import CacheLedger
 from megatron_atesd.model.modes import evaluation_mode
-from megatron_atesd.model.vocabulary import whole_logits
+from megatron_atesd.model.vocabulary import shard_logits, vocabulary_shard
 from megatron_atesd.parallel.context import context_place
-from megatron_atesd.parallel.groups import broadcast_from_last_stage, broadcast_over_tensor_ranks, gathered
-from megatron_atesd.rollout.engine import Response
-from megatron_atesd.rollout.sampling import sample_tokens, uniforms
+from megatron_atesd.parallel.cpu_backend import without_stand_in
+from megatron_atesd.parallel.groups import gathered
+from megatron_atesd.rollout.engine import Dependence, Finished, Response
+from megatron_atesd.rollout.rows import Decode, Queue, Row
+from megatron_atesd.rollout.sampling import Sampler
+from megatron_atesd.rollout.stream import GenerationStats, Stream
 
-_FILLER = -1
 
-
-@dataclass(frozen=True)
+@dataclass
 class TrainingEngine:
     """The RolloutEngine of the model that trains: it samples from its very parameters.
 
+    A response is the same at every batch, order and layout, up to the rounding of sums of floating-point numbers.
     id_limit: ids from it on are never sampled; models have more embedding rows than their tokenizer has ids.
-    precision: of its passes (None: model.dtype).
+    precision: of its passes (None: model.dtype). decode: text of ids, needed for stop texts. last: figures of the last call.
     """
 
     model: HiddenStateGPT
     stop_ids: Sequence[int]
     id_limit: int | None = None
     precision: Precision | None = None
+    config: EngineConfig = field(default_factory=EngineConfig)
+    decode: Decode | None = None
+    depends_on: frozenset[Dependence] = frozenset({"seed"})
+    last: GenerationStats = field(default_factory=GenerationStats)
 
-    def generate(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], sampling: RolloutConfig) -> list[Response]:
-        """See RolloutEngine. A response is the same at every batch, order and layout."""
-        with self.model.computing_in(self.precision):
-            return generate(self.model, prompts, seeds, self.stop_ids, sampling, self.id_limit)
+    def refresh(self) -> None:
+        """Nothing to do: there is one set of weights."""
 
+    def generate(
+        self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], sampling: RolloutConfig, finished: Finished | None = None
+    ) -> list[Response]:
+        """See RolloutEngine. Context-parallel ranks hold the same weights: each answers its share of the prompts.
 
-def generate(
-    model: HiddenStateGPT,
-    prompts: Sequence[Sequence[int]],
-    seeds: Sequence[int],
-    stop_ids: Sequence[int],
-    config: RolloutConfig,
-    id_limit: int | None = None,
-) -> list[Response]:
-    """One response a prompt, in order; called with equal arguments on every rank of a data-parallel rank's model, and equal there.
-
-    Context-parallel ranks hold the same weights: each answers its share of the prompts.
-    A response depends on its own prompt and seed, not on the others of its batch. See TrainingEngine for `id_limit`.
-    """
-    rank, ranks = context_place()
-    mine, my_seeds = prompts[rank::ranks], seeds[rank::ranks]
-    size = config.batch or max(1, len(mine))
-    responses: list[Response] = []
-    model.weights_changed()
-    with torch.no_grad(), evaluation_mode(model), model.without_sequence_parallel():
-        for start in range(0, len(mine), size):
-            part = slice(start, start + size)
-            responses += _Batch(model, mine[part], my_seeds[part], stop_ids, config, id_limit).run()
-    return _of_all_ranks(responses, ranks, len(prompts))
+        Raises ConfigError when engine.cache_gib cannot hold the longest sequence.
+        """
+        rank, ranks = context_place()
+        rows = [Row(i, prompts[i], seeds[i]) for i in range(rank, len(prompts), ranks)]
+        queue = Queue(sampling, frozenset(self.stop_ids), deque(rows), self.decode, finished)
+        model = self.model
+        with torch.no_grad(), evaluation_mode(model), model.without_sequence_parallel(), model.computing_in(self.precision):
+            model.weights_changed()
+            generation = _Generation(self, queue)
+            with without_stand_in():
+                self.last = generation.run()
+        done = queue.done
+        shares = gathered(done, parallel_state.get_context_parallel_group()) if ranks > 1 else [done]
+        return [shares[i % ranks][i] for i in range(len(prompts))]
 
 
-def _of_all_ranks(mine: list[Response], ranks: int, count: int) -> list[Response]:
-    """All `count` responses, in the order of their prompts. Collective over context parallelism."""
-    shares = gathered(mine, parallel_state.get_context_parallel_group()) if ranks > 1 else [mine]
-    return [shares[i % ranks][i // ranks] for i in range(count)]
+class _Generation:
+    """One call on one rank: as many streams as there are pipeline stages, so that no stage waits for the last one's tokens.
 
-
-class _Batch:
-    """One batch on its way, whose rows shrink as responses finish.
-
-    rows: the prompt of each row; -1 for rows that nobody reads and that only make the multiple that FP8 needs: at the start copies of the
-    first prompt, later finished ones.
+    Every rank of the model makes the same decisions, from the same tokens.
     """
 
-    def __init__(
-        self,
-        model: HiddenStateGPT,
-        prompts: Sequence[Sequence[int]],
-        seeds: Sequence[int],
-        stop_ids: Sequence[int],
-        config: RolloutConfig,
-        id_limit: int | None,
-    ) -> None:
-        self.model, self.config, self.stop_ids, self.id_limit = model, config, set(stop_ids), id_limit
-        self.device = torch.device(torch.cuda.current_device())
-        self.multiple = token_multiple(model.config)
-        fillers = -len(prompts) % self.multiple
-        self.prompts = [*prompts, *[prompts[0]] * fillers]
-        self.uniform_BK = uniforms(seeds, config.max_new_tokens)
-        self.written: list[list[int]] = [[] for _ in prompts]
-        self.rows = [*range(len(prompts)), *[_FILLER] * fillers]
+    def __init__(self, engine: TrainingEngine, queue: Queue) -> None:
+        self.queue, self.stats, self.ledger = queue, GenerationStats(), CacheLedger()
+        self.decoder, model = Decoder(engine.model), engine.model
+        shard = vocabulary_shard(model)
+        limit = min(model.arch.vocabulary, engine.id_limit or model.arch.vocabulary)
+        self.sampler = Sampler(shard, queue.sampling, limit, engine.stop_ids)
+        self.token_bytes = _token_bytes(model) * self.decoder.layers
+        # With several chunks a rank, activations pass it several times a pass: then one stream, in order.
+        count = parallel_state.get_pipeline_model_parallel_world_size() if len(model.chunks) == 1 else 1
+        places = engine.config.batch or len(queue.waiting)
+        budget = self._budget(engine.config.cache_gib, count)
+        each = [places // count + (i < places % count) for i in range(min(count, max(1, places)))]
+        self.streams = [Stream(self.decoder, queue, size, budget, self.ledger) for size in each]
 
-    def run(self) -> list[Response]:
-        lengths_B = torch.tensor([len(prompt) for prompt in self.prompts], device=self.device)
-        longest = int(lengths_B.max())
-        padded = [[*prompt, *[0] * (longest - len(prompt))] for prompt in self.prompts]
-        with self.model.slot.use(KVCache(lengths_B, longest + self.config.max_new_tokens)) as cache:
-            hidden = _forward_stages(self.model, torch.tensor(padded, device=self.device))
-            hidden_BH = None if hidden is None else hidden[torch.arange(len(lengths_B), device=self.device), lengths_B - 1]
-            for step in range(self.config.max_new_tokens):
-                cache.advance()
-                ids_B = self._next_ids(hidden_BH, step)
-                live = self._record(ids_B.tolist())
-                if not live or step + 1 == self.config.max_new_tokens:
-                    break
-                kept = self._fill(live)
-                if len(kept) < len(ids_B):
-                    rows = torch.tensor(kept, device=self.device)
-                    cache.keep(rows)
-                    ids_B = ids_B[rows]
-                hidden = _forward_stages(self.model, ids_B[:, None])
-                hidden_BH = None if hidden is None else hidden[:, 0]
-        return [Response(tuple(ids), ids[-1] not in self.stop_ids) for ids in self.written]
+    def run(self) -> GenerationStats:
+        """All responses of the queue."""
+        while self.queue.waiting or any(stream.live for stream in self.streams):
+            for stream in self.streams:
+                if stream.sampled:
+                    self._settle(stream)
+                if stream.live or self.queue.waiting:
+                    self._pass(stream)
+        self.decoder.mailbox.wait()
+        self.stats.cache_peak_bytes = self.ledger.peak
+        return self.stats
 
-    def _next_ids(self, hidden_BH: Tensor | None, step: int) -> Tensor:
-        ids_B = torch.zeros(len(self.rows), dtype=torch.long, device=self.device)
-        if hidden_BH is not None:
-            logits_BV = whole_logits(self.model, hidden_BH)[:, : self.id_limit]
-            uniform_B = self.uniform_BK[self.rows, step].to(self.device)
-            ids_B = sample_tokens(logits_BV, uniform_B, self.config.temperature, self.config.top_p, self.config.top_k)
-            broadcast_over_tensor_ranks(ids_B)  # they sampled alike, but a GPU's sums may differ in their last bit
-        broadcast_from_last_stage(ids_B)
-        return ids_B
+    def _pass(self, stream: Stream) -> None:
+        hidden_TH = stream.forward()
+        rows = stream.sampled
+        self.stats.steps += 1
+        self.stats.slots += max(len(rows), stream.places if self.queue.waiting else 0)
+        self.stats.tokens += sum(row is not None for row in rows)
+        stream.message = torch.empty(2, len(rows), dtype=torch.float64, device=torch.cuda.current_device())
+        if hidden_TH is not None:
+            stream.message = self._draw(hidden_TH, rows)
+            for stage in _other_stages():
+                self.decoder.mailbox.send(stream.message, stage)
 
-    def _record(self, ids: Sequence[int]) -> list[int]:
-        """Append one token a row that is read; returns the positions in the batch of those that go on."""
-        live = []
-        for position, (row, token) in enumerate(zip(self.rows, ids, strict=True)):
-            if row != _FILLER:
-                self.written[row].append(token)
-                live += [position] if token not in self.stop_ids else []
-        return live
+    def _settle(self, stream: Stream) -> None:
+        if not self.decoder.model.post_process:
+            self.decoder.mailbox.receive(stream.message, parallel_state.get_pipeline_model_parallel_last_rank())
+        ids, logprobs = stream.message.tolist()
+        self.stats.token_peak_bytes = max(
+            self.stats.token_peak_bytes, self.token_bytes * sum(r.length for s in self.streams for r in s.live)
+        )
+        stream.settle([int(i) for i in ids], logprobs)
 
-    def _fill(self, live: Sequence[int]) -> list[int]:
-        """Positions of the rows to keep, in order: `live` and as many others as make the multiple; self.rows is of these."""
-        others = sorted(set(range(len(self.rows))).difference(live))[: -len(live) % self.multiple]
-        kept = sorted([*live, *others])
-        self.rows = [_FILLER if position in others else self.rows[position] for position in kept]
-        return kept
+    def _draw(self, hidden_TH: Tensor, rows: Sequence[Row | None]) -> Tensor:
+        """Ids and log-probabilities [2, T] of the next tokens; float64 holds any id."""
+        sampling = self.queue.sampling
+        uniform_T = torch.tensor([row.next_uniform(sampling.max_new_tokens) if row else 0.0 for row in rows], dtype=torch.float64)
+        too_short = [row is not None and len(row.ids) < sampling.min_new_tokens for row in rows]
+        logits_TV = shard_logits(self.decoder.model, self.decoder.final_norm(hidden_TH))
+        ids_T, logprobs_T = self.sampler.sample(logits_TV, uniform_T.to(hidden_TH.device), too_short)
+        return torch.stack((ids_T.double(), logprobs_T))
+
+    def _budget(self, cache_gib: float, streams: int) -> int | None:
+        """Tokens of keys and values of a stream, on the rank that has the most layers. Raises ConfigError when a sequence may be longer."""
+        if not cache_gib:
+            return None
+        most = torch.tensor(self.token_bytes, device=torch.cuda.current_device())
+        if streams > 1:
+            dist.all_reduce(most, dist.ReduceOp.MAX, parallel_state.get_pipeline_model_parallel_group())
+        # While rows move, keys or values of one layer are there twice.
+        gib_a_token = int(most) * streams * (1 + 1 / (2 * self.decoder.layers)) / 2**30
+        tokens = int(cache_gib / gib_a_token)
+        longest = max((len(row.prompt) for row in self.queue.waiting), default=0) + self.queue.sampling.max_new_tokens
+        if longest > tokens:
+            raise ConfigError(
+                f"engine.cache_gib is {cache_gib:g}, which holds {tokens} tokens of keys and values{_each(streams)}; the longest prompt "
+                f"and rollout.max_new_tokens need {longest}: set it to {longest * gib_a_token * 1.001:.4g} or more, or 0"
+            )
+        return tokens
 
 
-def _forward_stages(model: HiddenStateGPT, ids_BS: Tensor) -> Tensor | None:
-    """Hidden states [B, S, H] on the last pipeline stage, None on the others; activations pass chunk by chunk, round the stages."""
-    batch, steps = ids_BS.shape
-    for chunk in model.chunks:
-        if not chunk.pre_process:
-            received = torch.empty(steps, batch, model.arch.hidden, dtype=model.config.params_dtype, device=ids_BS.device)
-            dist.recv(received, parallel_state.get_pipeline_model_parallel_prev_rank())
-            chunk.set_input_tensor(received)  # pyright: ignore[reportArgumentType]
-        out = chunk(ids_BS)
-        if chunk.post_process:
-            return out
-        dist.send(out.contiguous(), parallel_state.get_pipeline_model_parallel_next_rank())
-    return None
+def _each(streams: int) -> str:
+    return f" for each of {streams} groups of rows" if streams > 1 else ""
+
+
+def _token_bytes(model: HiddenStateGPT) -> int:
+    """Bytes of one token's key and value in one layer of this rank."""
+    groups = model.arch.query_groups // parallel_state.get_tensor_model_parallel_world_size()
+    return 2 * groups * model.arch.head_size * model.config.params_dtype.itemsize
+
+
+def _other_stages() -> list[int]:
+    """Global ranks of the pipeline's stages but the last."""
+    group: Any = parallel_state.get_pipeline_model_parallel_group()
+    return dist.get_process_group_ranks(group)[:-1]

@@ -20,6 +20,7 @@ from megatron_atesd.model.megatron_config import DTYPES, megatron_settings
 from megatron_atesd.model.supported import check_context, check_fp8
 from megatron_atesd.output_folder import check_writable
 from megatron_atesd.records import Problem
+from megatron_atesd.rollout.vllm_check import check_vllm
 from megatron_atesd.train.optimizer import optimizer_settings
 
 
@@ -45,6 +46,7 @@ def check_before_work(config: TrainConfig, world_size: int) -> TrainingInputs:
     optimizer_settings(DTYPES[config.model.dtype], config.optimizer, config.ddp, config.schedule)
     check_compiler(config.distill.compile)
     problems, probe_problems = load_data(config)
+    check_vllm(config, architecture)
     if os.environ.get("RANK", "0") == "0":
         check_writable("run.dir", Path(config.run.dir) / "checkpoints")
     refuse_errors(examine_machine(config))

@@ -20,6 +20,7 @@ from megatron_atesd.report.monitor import Monitor
 from megatron_atesd.train.bias_check import check_bias, cost, save_record
 from megatron_atesd.train.checks import check_before_work
 from megatron_atesd.train.heartbeat import Heartbeat
+from megatron_atesd.train.logprob_gap import gap_alarm
 from megatron_atesd.train.metrics import describe_sample, entry_clip_warning, peak_memory_gib, rollout_metrics, write_summary
 from megatron_atesd.train.preemption import StopRequest
 from megatron_atesd.train.progress import Finished
@@ -72,10 +73,14 @@ def train(config: TrainConfig) -> None:
                 stats, _ = run.probe(Finished(0), Exposure(config.exposure.warmup_exposure, -1))
                 run.service.observe(stats)
             end_start(config.parallel)
+            alarmed = False
             for update in range(start, config.run.updates):
                 metrics, rollouts = train_step(run, update, heartbeat)
                 done = update + 1
                 monitor.log(done, metrics | saver.metrics())
+                if not alarmed and (alarm := gap_alarm(metrics, config.engine.gap_alarm)):
+                    alarmed = True
+                    monitor.message(alarm)
                 if config.monitor.samples and done % config.monitor.samples == 0:
                     monitor.message(describe_sample(run.renderer, rollouts[0]))
                 heartbeat.enter(f"the end of update {done}")
@@ -114,6 +119,9 @@ def train_step(run: TrainingRun, update: int, heartbeat: Heartbeat) -> tuple[dic
     problems = run.sampler.batch_at(update)
     rollouts = run.rollout(problems, run.sampler.place_at(update))
     rolled = time.perf_counter()
+    heartbeat.enter(f"the check of the rollout of update {update + 1}")
+    gap = run.logprob_gap(rollouts)
+    checked = time.perf_counter()
 
     heartbeat.enter(f"the choice of exposure for update {update + 1}")
     exposure = run.service.propose(update, lambda: run.alignment(rollouts))
@@ -148,7 +156,8 @@ def train_step(run: TrainingRun, update: int, heartbeat: Heartbeat) -> tuple[dic
         "optim/grad_norm": step.grad_norm,
         "optim/skipped": float(step.skipped),
         "time/rollout": rolled - started,
-        "time/exposure": chosen - rolled,
+        "time/check": checked - rolled,
+        "time/exposure": chosen - checked,
         "time/teacher": result.teacher_seconds,
         "time/student": result.student_seconds,
         "time/probe": finished - stepped,
@@ -157,4 +166,4 @@ def train_step(run: TrainingRun, update: int, heartbeat: Heartbeat) -> tuple[dic
         "perf/padding": result.padding,
         "memory/peak_gib": peak_memory_gib(),
     }
-    return metrics | rollout_metrics(rollouts, step.contexts, run.answered) | measured, rollouts
+    return metrics | gap | rollout_metrics(rollouts, step.contexts, run.answered) | measured, rollouts

@@ -13,7 +13,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron_atesd.checkpoint.model_inputs import ModelInputs
 from megatron_atesd.checkpoint.reading import read_plain_values
 from megatron_atesd.config import OPTIMIZER_DEFAULTS, TrainConfig, fp8_recipe
-from megatron_atesd.config.fields import spell
+from megatron_atesd.config.fields import RENAMED, spell
 from megatron_atesd.data.sampler import ProblemSampler, fingerprint
 from megatron_atesd.data.tokenizer import TOKENIZER_FILES
 from megatron_atesd.errors import CheckpointError
@@ -33,7 +33,10 @@ FREE = {
     "data.probe": "compared by content",
     "data.probe_size": "compared by content",
     "data.on_error": "compared by content",
-    "rollout.batch": "memory: a response does not depend on the others of its batch",
+    "engine.batch": "memory: a response does not depend on the others of its batch",
+    "engine.cache_gib": "memory",
+    "engine.checked": "measurement",
+    "engine.gap_alarm": "measurement",
     "distill.chunk": "memory",
     "distill.compile": "speed",
     "distill.teacher_offload": "memory",
@@ -113,7 +116,7 @@ def guarded_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[
         )
         for key in sorted({*was, *now}):
             name, why = f"{section}.{key}", ""
-            if was.get(key) == now.get(key) or is_free(name):
+            if was.get(key) == now.get(key) or is_free(name) or name in RENAMED:
                 continue
             if name == "run.updates" and not (why := depends_on_updates(new)):
                 continue

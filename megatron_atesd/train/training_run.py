@@ -30,11 +30,12 @@ from megatron_atesd.model.scaling_history import load_scaling_history, scaling_h
 from megatron_atesd.parallel.groups import data_parallel_place, from_rank_0, gathered, is_main
 from megatron_atesd.records import Exposure, Problem, Rollout, TeacherContext, UpdateStats
 from megatron_atesd.rollout.engine import RolloutEngine
+from megatron_atesd.rollout.engines import build_engine
 from megatron_atesd.rollout.sampling import sequence_seed
-from megatron_atesd.rollout.training_engine import TrainingEngine
 from megatron_atesd.train.checks import TrainingInputs
 from megatron_atesd.train.finite import Skipped, check_probe, check_weights
 from megatron_atesd.train.lengths import check_lengths
+from megatron_atesd.train.logprob_gap import logprob_gap
 from megatron_atesd.train.optimizer import build_optimization
 from megatron_atesd.train.own_responses import OwnResponses, graded
 from megatron_atesd.train.progress import (
@@ -64,7 +65,7 @@ class TrainingRun:
         check_model_folder(folder)
         load_model_weights(self.model, folder)
         check_weights(self.model.named_parameters(), folder)
-        self.engine: RolloutEngine = TrainingEngine(self.model, self.renderer.stop_ids, self.renderer.id_limit, config.precision.rollout)
+        self.engine: RolloutEngine = build_engine(config, self.model, self.renderer, self.hf_folder)
         distill = config.distill
         self.teacher = Teacher(self.model, distill.teacher, distill.ema_decay, distill.teacher_offload, config.precision.teacher)
         self.optimization = build_optimization(self.model, config.optimizer, config.ddp, config.schedule, config.run.updates)
@@ -78,12 +79,25 @@ class TrainingRun:
     def rollout(self, problems: Sequence[Problem], first: int) -> list[Rollout]:
         """One student response a problem, whose seed is made of run seed, place in the stream of problems, and problem.
 
-        first: place of the first one. Places below 0 are no problem's of the stream.
+        first: place of the first one. Places below 0 are no problem's of the stream. Collective over all ranks.
         """
+        self._refresh_engine()
+        return self._responses(problems, first)
+
+    def _refresh_engine(self) -> None:
+        self.optimization.weights_ready()  # an engine reads them without the passes that would wait for their gather
+        self.engine.refresh()
+
+    def _responses(self, problems: Sequence[Problem], first: int) -> list[Rollout]:
         prompts = [self.renderer.student(problem) for problem in problems]
         seeds = [sequence_seed(self.config.run.seed, place, problem.id) for place, problem in enumerate(problems, first)]
         responses = self.engine.generate(prompts, seeds, self.config.rollout)
-        return [Rollout(p, prompt, r.ids, r.truncated) for p, prompt, r in zip(problems, prompts, responses, strict=True)]
+        return [Rollout(p, prompt, r.ids, r.truncated, r.logprobs) for p, prompt, r in zip(problems, prompts, responses, strict=True)]
+
+    def logprob_gap(self, rollouts: Sequence[Rollout]) -> dict[str, float]:
+        """Metrics of how far the engine is from the training model, on the first engine.checked rollouts of each rank. Collective."""
+        checked, temperature = rollouts[: self.config.engine.checked], self.config.rollout.temperature
+        return logprob_gap(self.model, checked, temperature, self.config.parallel.micro_batch_tokens) if self.config.engine.checked else {}
 
     def examples(self, rollouts: Sequence[Rollout], contexts: Sequence[TeacherContext]) -> list[Example]:
         """Both roles' view of each rollout."""
@@ -177,8 +191,9 @@ class TrainingRun:
         start, end = rank * len(problems) // size, (rank + 1) * len(problems) // size
         step = max(1, self.config.data.batch // size)
         mine: list[Rollout] = []
+        self._refresh_engine()
         for i in range(start, end, step):
-            mine += self.rollout(problems[i : min(i + step, end)], first + i)
+            mine += self._responses(problems[i : min(i + step, end)], first + i)
         return self._of_all_ranks(mine)
 
     def _of_all_ranks(self, rollouts: Sequence[Rollout]) -> list[Rollout]:

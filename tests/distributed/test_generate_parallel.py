@@ -1,32 +1,65 @@
 """Every rank of a model holds the same rollouts, and they are those of one process."""
 
+import math
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from megatron_atesd.checkpoint.hf_weights import load_hf_weights
-from megatron_atesd.config import RolloutConfig
+from megatron_atesd.config import EngineConfig, RolloutConfig
 from megatron_atesd.distill.likelihood import mean_nll
-from megatron_atesd.model.gpt import build_model
+from megatron_atesd.model.gpt import HiddenStateGPT, build_model
 from megatron_atesd.model.hf_config import read_architecture
 from megatron_atesd.model.megatron_config import transformer_config
+from megatron_atesd.model.vocabulary import VocabularyShard
 from megatron_atesd.parallel.session import parallel_session
-from megatron_atesd.rollout import training_engine as generation
-from megatron_atesd.rollout.training_engine import Response, generate
+from megatron_atesd.records import Problem, Rollout
+from megatron_atesd.rollout.engine import Response
+from megatron_atesd.rollout.training_engine import TrainingEngine
+from megatron_atesd.train.logprob_gap import logprob_gap
 from tests.support.launch import run_distributed
+from tests.support.sampling_cases import CASES, draws
 
 PROMPTS = [[5, 7, 9], [1], [2, 3, 4, 5, 6], [9, 9], [8, 1, 8], [30, 31], [4, 4, 4, 4], [12]]
 SEEDS = [1, 2, 3, 4, 5, 6, 7, 8]
 STOP = 11
-CONFIG = RolloutConfig(max_new_tokens=16, temperature=1.0, top_p=0.9, top_k=12)
+CONFIG = RolloutConfig(max_new_tokens=16, temperature=1.2, top_p=0.9, top_k=12)
 # TP, PP, VP, SP, CP
 LAYOUTS = {
     1: [(1, 1, 1, False, 1)],
     2: [(2, 1, 1, False, 1), (2, 1, 1, True, 1), (1, 2, 1, False, 1), (1, 2, 2, False, 1), (1, 1, 1, False, 2)],
     4: [(2, 2, 1, True, 1), (2, 2, 2, True, 1), (1, 4, 2, False, 1), (1, 2, 2, False, 2)],
 }
+
+
+CONFIGS = [CONFIG, replace(CONFIG, temperature=0.0), replace(CONFIG, top_k=0, top_p=1.0), replace(CONFIG, top_k=0, min_p=0.1)]
+
+
+def sampled(model: HiddenStateGPT, prompts: list[list[int]], seeds: list[int], config: RolloutConfig, **engine: Any) -> list[Response]:
+    return TrainingEngine(model, [STOP], config=EngineConfig(**engine)).generate(prompts, seeds, config)
+
+
+def ids_and_logprobs(responses: list[Response]) -> list[Rollout]:
+    problem = Problem("1", "", "", "")
+    pairs = zip(PROMPTS, responses, strict=True)
+    return [Rollout(problem, tuple(prompt), r.ids, r.truncated, r.logprobs) for prompt, r in pairs]
+
+
+def check_gap(model: HiddenStateGPT, rollouts: list[Rollout]) -> None:
+    """Every layout's passes agree with its generation, and see it where one response's log-probabilities are wrong."""
+    gap = logprob_gap(model, rollouts, CONFIG.temperature, 64)
+    assert gap["rollout/logprob_gap"] < gap["rollout/logprob_gap_max"] < 1e-3
+    assert 1 <= gap["rollout/response_ratio"] < 1.01
+    wrong = replace(rollouts[2], logprobs=tuple(value - 0.25 for value in rollouts[2].logprobs))
+    seen = logprob_gap(model, [*rollouts[:2], wrong, *rollouts[3:]], CONFIG.temperature, 64)
+    tokens = [len(rollout.response_ids) for rollout in rollouts]
+    assert abs(seen["rollout/logprob_gap"] - 0.25 * tokens[2] / sum(tokens)) < 1e-3
+    assert abs(seen["rollout/logprob_gap_max"] - 0.25) < 1e-3
+    assert abs(seen["rollout/response_ratio"] / math.exp(0.25 * tokens[2]) - 1) < 0.01
 
 
 def sample_and_score(folder: Path, world: int) -> list[tuple[list[Response], float]]:
@@ -41,9 +74,13 @@ def sample_and_score(folder: Path, world: int) -> list[tuple[list[Response], flo
             model = build_model(architecture, config)
             load_hf_weights(model, folder)
             pairs = [(prompt, [3, 1, 4, 1, 5][: 1 + i % 5]) for i, prompt in enumerate(PROMPTS)]
-            responses = generate(model, PROMPTS, SEEDS, [STOP], CONFIG)
-            if context > 1:  # of one prompt, all ranks but one have none
-                assert generate(model, PROMPTS[:1], SEEDS[:1], [STOP], CONFIG) == responses[:1]
+            responses = [rolled for config in CONFIGS for rolled in sampled(model, PROMPTS, SEEDS, config)]
+            # Of one prompt, all context-parallel ranks but one have none, and of the groups of rows in a pipeline all but one.
+            ids = [r.ids for r in responses[: len(PROMPTS)]]
+            assert [r.ids for r in sampled(model, PROMPTS[:1], SEEDS[:1], CONFIG)] == ids[:1]
+            assert [r.ids for r in sampled(model, PROMPTS, SEEDS, CONFIG, batch=3)] == ids
+            assert [r.ids for r in sampled(model, PROMPTS, SEEDS, CONFIG, cache_gib=100 * 8 * 2 * 32 * 4 / 2**30)] == ids
+            check_gap(model, ids_and_logprobs(responses[: len(PROMPTS)]))
             results.append((responses, mean_nll(model, pairs, micro_batch_tokens=64)))
     return results
 
@@ -63,28 +100,26 @@ def save_model(folder: Path) -> None:
 def test_rollouts_and_likelihoods_do_not_depend_on_the_layout(tmp_path: Path) -> None:
     save_model(tmp_path)
     ((expected, expected_nll),) = run_distributed(sample_and_score, 1, tmp_path, 1)[0]
-    assert len({response.ids for response in expected}) == len(PROMPTS)
+    assert len({response.ids for response in expected[: len(PROMPTS)]}) == len(PROMPTS)
     for world in (2, 4):
         for rank in run_distributed(sample_and_score, world, tmp_path, world):
             for responses, nll in rank:
-                assert responses == expected
+                assert [r.ids for r in responses] == [r.ids for r in expected]
+                gaps = [abs(a - b) for r, e in zip(responses, expected, strict=True) for a, b in zip(r.logprobs, e.logprobs, strict=True)]
+                assert max(gaps) < 1e-3
                 assert abs(nll - expected_nll) < 1e-5
 
 
-def disagree(folder: Path) -> tuple[list[Response], list[Response]]:
-    """Responses of two tensor ranks, as they are, and when the second one would sample other tokens."""
+def draw_from_shards(folder: Path) -> dict[str, list[list[float]]]:
+    """Every case of the whole vocabulary, from two shards, the second of which has the odd id less."""
     dist.init_process_group("gloo")
-    with parallel_session(2):
-        architecture = read_architecture(folder)
-        model = build_model(architecture, transformer_config(architecture, 2, 1, False, "fp32"))
-        load_hf_weights(model, folder)
-        alike = generate(model, PROMPTS, SEEDS, [STOP], CONFIG)
-        if dist.get_rank() == 1:
-            generation.sample_tokens = lambda logits_BV, *_: torch.full(logits_BV.shape[:1], 7)
-        return alike, generate(model, PROMPTS, SEEDS, [STOP], CONFIG)
+    shard = (VocabularyShard(0, 60, dist.group.WORLD), VocabularyShard(60, 59, dist.group.WORLD))[dist.get_rank()]
+    return {name: [x.tolist() for x in draws(sampling, shard)] for name, sampling in CASES.items()}
 
 
-def test_tensor_ranks_go_on_with_the_same_tokens_even_if_they_would_sample_others(tmp_path: Path) -> None:
-    save_model(tmp_path)
-    for alike, corrected in run_distributed(disagree, 2, tmp_path):
-        assert corrected == alike
+def test_draws_from_vocabulary_shards_are_those_of_the_whole(tmp_path: Path) -> None:
+    for rank in run_distributed(draw_from_shards, 2, tmp_path):
+        for name, (ids, logprobs) in rank.items():
+            expected_ids, expected = draws(CASES[name])
+            assert sum(a != b for a, b in zip(ids, expected_ids.tolist(), strict=True)) <= 2  # a uniform number on a boundary
+            assert (torch.tensor(logprobs) - expected).abs().quantile(0.999) < 1e-6

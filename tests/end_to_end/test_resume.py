@@ -52,9 +52,10 @@ METRICS = {
     *("exposure/revealed", "exposure/segments"),
     *("controller/reward", "controller/learning_progress", "controller/grounding", "controller/advantage", "controller/updates"),
     *("probe/nll", "probe/progress", "student/confidence", "student/entropy", "distill/teacher_entropy", "perf/padding"),
+    *("rollout/logprob_gap", "rollout/logprob_gap_max", "rollout/response_ratio"),
     *("rollout/length", "rollout/truncated", "rollout/loops", "rollout/empty", "rollout/accuracy"),
     *("optim/lr", "optim/grad_norm", "optim/skipped"),
-    *("time/rollout", "time/exposure", "time/teacher", "time/student", "time/probe", "time/step"),
+    *("time/rollout", "time/check", "time/exposure", "time/teacher", "time/student", "time/probe", "time/step"),
     *("perf/tokens_per_second", "memory/peak_gib"),
 }
 

@@ -33,7 +33,7 @@ from tests.support.no_gpu import build, history_there_and_back, in_a_process, lo
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 PRECISIONS = (None, "fp8_tensorwise", "fp8_delayed", "fp8_blockwise", "fp8_mxfp8")
 RECIPE_TYPES = ["", "Float8CurrentScaling", "TEDelayedScaling", "Float8BlockScaling", "MXFP8BlockScaling"]
-LAYERS = {"TELayerNormColumnParallelLinear", "TERowParallelLinear", "CachedTEAttention"}
+LAYERS = {"TELayerNormColumnParallelLinear", "TERowParallelLinear", "PackedTEAttention"}
 WIDE = TrainConfig(model=ModelConfig("Qwen3-32B", "bf16"), parallel=ParallelConfig(tensor=8, pipeline=4, sequence=True))
 TINY = Architecture("qwen3", 32, 48, 2, 2, 2, 16, 21, 64, 1e4, 1e-6, tied=False, qk_norm=True)
 

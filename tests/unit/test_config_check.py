@@ -96,6 +96,8 @@ def test_a_value_out_of_bounds_is_refused(refusal, setting: str, rule: str):
         (8, ["data.batch=4"], "data.batch is 4, must be a multiple of the 8 data-parallel ranks; 8 would do"),
         (1, ["parallel.micro_batch_tokens=0"], "parallel.micro_batch_tokens is 0, must be 1 or more"),
         (1, ["rollout.temperature=0"], "rollout.temperature is 0 and distill.temperature is null"),
+        (1, ["rollout.min_new_tokens=1025"], "rollout.min_new_tokens is 1025, must not exceed rollout.max_new_tokens 1024"),
+        (1, ["rollout.stop=['Q:', '']"], "rollout.stop has an empty text"),
         (1, ["exposure.clip_low=0.9", "exposure.clip_high=0.1"], "exposure.clip_low is 0.9, must not exceed exposure.clip_high 0.1"),
         (1, ["exposure.batch=1"], "exposure.batch is 1 with exposure.advantage batch"),
         (

@@ -136,6 +136,13 @@ def test_a_bad_file_is_refused_with_its_line(yaml_file, text: str, message: str)
     assert refusal("--config", path) == f"{path}:{message}"
 
 
+def test_a_setting_is_read_by_its_old_name(yaml_file):
+    assert load_config(["--config", str(yaml_file("rollout:\n  batch: 3\n  top_k: 7"))]).engine.batch == 3
+    assert load_config(["--config", str(yaml_file("rollout:\n  batch: 3\nengine:\n  batch: 4"))]).engine.batch == 4
+    assert load_config(["--rollout.batch", "5"]).engine.batch == 5
+    assert refusal("--config", yaml_file("rollout:\n  batch: many")).endswith("2: rollout.batch is 'many', must be a whole number")
+
+
 def test_yaml_cannot_call_python(yaml_file):
     assert "could not determine a constructor" in refusal("--config", yaml_file("run:\n  dir: !!python/object/apply:os.getcwd []"))
 
@@ -144,7 +151,8 @@ def test_help_describes_every_setting():
     page = " ".join(build_parser().format_help().split())
     for section in dataclasses.fields(TrainConfig):
         for setting in dataclasses.fields(section.type) if dataclasses.is_dataclass(section.type) else ():
-            option = page.split(f"--{section.name}.{setting.name} ", 1)[1].split(" --", 1)[0]
+            name = f"--{section.name}.{setting.name} "
+            option = page.split(name, 1)[1].replace(f"{name.rstrip()}+", "").split(" --", 1)[0]  # a list's option has two spellings
             assert len(option.split("(type:")[0].split()) >= 3, f"no description of {section.name}.{setting.name}"
 
 

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from megatron_atesd.config import load_config
 from megatron_atesd.errors import ConversionError, DataError, TrainingError
 from megatron_atesd.parallel.session import parallel_session
 from megatron_atesd.records import Problem, Rollout, TeacherContext
-from megatron_atesd.rollout import training_engine
+from megatron_atesd.rollout.sampling import Sampler
 from megatron_atesd.train.checks import check_before_work
 from megatron_atesd.train.heartbeat import Heartbeat
 from megatron_atesd.train.loop import train_step
@@ -45,7 +46,13 @@ def first_update(run: TrainingRun) -> tuple[dict[str, float], list[Rollout]]:
 def always(token: Callable[[TrainingRun], int], run: TrainingRun, monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
     """Metrics of an update whose student gives nothing but `token`."""
     assert NO_STOP not in run.renderer.stop_ids
-    monkeypatch.setattr(training_engine, "sample_tokens", lambda logits_BV, *_: torch.full(logits_BV.shape[:1], token(run)))
+    sample = Sampler.sample
+
+    def only(self: Sampler, logits_TV: torch.Tensor, *rest: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        ids_T, logprobs_T = sample(self, logits_TV, *rest)
+        return torch.full_like(ids_T, token(run)), logprobs_T
+
+    monkeypatch.setattr(Sampler, "sample", only)
     return first_update(run)[0]
 
 

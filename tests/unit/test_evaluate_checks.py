@@ -68,7 +68,14 @@ def evaluate(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
         (["--top-p", "0"], "--top-p is 0.0, must be greater than 0 and at most 1"),
         (["--top-k", "-1"], "--top-k is -1, must be 0 or more"),
         (["--max-new-tokens", "0"], "--max-new-tokens is 0, must be 1 or more"),
-        (["--rollout.batch", "-1"], "rollout.batch is -1, must be 0 or more"),
+        (["--min-p", "1"], "--min-p is 1.0, must be 0 or more and below 1"),
+        (["--min-new-tokens", "-1"], "--min-new-tokens is -1, must be 0 or more"),
+        (
+            ["--min-new-tokens", "9", "--max-new-tokens", "8"],
+            "--min-new-tokens is 9, must not exceed --max-new-tokens 8: no response could stop; lower it",
+        ),
+        (["--stop", ""], "--stop has an empty text, with which every response would end at once; remove it"),
+        (["--engine.batch", "-1"], "engine.batch is -1, must be 0 or more"),
         (["--prompt.max_length", "0"], "prompt.max_length is 0, must be 1 or more"),
         (["--parallel.tensor", "0"], "parallel.tensor is 0, must be 1 or more"),
         (["--parallel.timeout_minutes", "0"], "parallel.timeout_minutes is 0.0, must be greater than 0"),
@@ -87,6 +94,10 @@ def test_a_number_out_of_bounds_is_refused_under_its_flag(evaluate: Evaluate, fl
         ("--rollout.top_p=0.8", "--top-p"),
         ("--rollout.top_k=20", "--top-k"),
         ("--rollout.max_new_tokens=12", "--max-new-tokens"),
+        ("--rollout.min_new_tokens=12", "--min-new-tokens"),
+        ("--rollout.min_p=0.1", "--min-p"),
+        ("--rollout.stop=[END]", "--stop"),
+        ("--engine.name=vllm", "--engine"),
         ("--prompt.student_thinking=true", "--thinking or --no-thinking"),
         ("--run.seed=4", "--seed"),
         ("--run.dir=elsewhere", "--out"),
@@ -211,6 +222,21 @@ def test_out_below_a_file_is_refused(evaluate: Evaluate, tmp_path: Path):
 def test_out_without_permission_is_refused(evaluate: Evaluate, tmp_path: Path):
     (tmp_path / "sealed").mkdir(mode=0o500)
     assert "cannot be written to (Permission denied)" in evaluate("--out", str(tmp_path / "sealed"))
+
+
+def test_an_out_with_responses_of_other_settings_is_refused_by_name(evaluate: Evaluate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    made: list[dict[str, Any]] = []
+    with monkeypatch.context() as patch:
+        patch.setattr("megatron_atesd.evaluate.prepare.check_same", lambda _, decisive: made.append(decisive))
+        with pytest.raises(HeavyWorkError):
+            evaluate("--seed", "3")
+    (tmp_path / "out" / "settings.json").write_text(json.dumps(made[0]))
+    with pytest.raises(HeavyWorkError):
+        evaluate("--seed", "3")
+    assert evaluate("--seed", "4", "--stop", "END") == (
+        f'--out {tmp_path / "out"} holds an evaluation with other settings: --seed is 4, there 3, --stop is ["END"], there []; '
+        "give another --out, or remove this folder to begin anew, or go on with those"
+    )
 
 
 def test_a_refusal_leaves_no_folder_behind(evaluate: Evaluate, tmp_path: Path):

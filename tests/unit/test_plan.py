@@ -292,7 +292,8 @@ def test_the_command_says_what_to_change_and_fails_when_it_does_not_fit():
             ["--model-shape", "8b", "--gpus", "8", "--data.probe", "no/such.jsonl", "--data.probe_size", "0"],
             "all problems of data.probe, but 'no/such.jsonl' is no file; write the file first, or set data.probe_size",
         ),
-        (["--model-shape", "8b", "--gpus", "8", "--rollout.bach", "3"], "did you mean rollout.batch?"),
+        (["--model-shape", "8b", "--gpus", "8", "--engine.batch", "-5"], "engine.batch is -5, must be 0 or more"),
+        (["--model-shape", "8b", "--gpus", "8", "--engine.bach", "3"], "did you mean engine.batch?"),
     ],
 )
 def test_a_plan_that_cannot_be_made_is_refused_in_one_line(arguments: list[str], message: str):

@@ -160,10 +160,10 @@ def test_probe_accuracy_draws_anew_after_each_update_and_alike_at_the_same(input
 
 def test_fresh_responses_have_places_of_their_own(inputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run, places = start(inputs, "probe_accuracy", "--rollout.max_new_tokens=48", "--exposure.grounding=own"), list[int]()
-    rollout = run.rollout
+    responses = run._responses
     monkeypatch.setattr(training_run, "graded", lambda rollouts, renderer: [True] * len(rollouts))
     monkeypatch.setattr(
-        run, "rollout", lambda problems, first: places.extend(range(first, first + len(problems))) or rollout(problems, first)
+        run, "_responses", lambda problems, first: places.extend(range(first, first + len(problems))) or responses(problems, first)
     )
     run.gather()
     for update in (0, 1, 2):

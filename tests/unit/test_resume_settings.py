@@ -21,7 +21,8 @@ from tests.support.small_run import arguments, save_inputs
 BEGAN = asdict(TrainConfig())
 # Of this project's own settings, all that may change; written out once more, so that nothing becomes free by accident.
 MAY_CHANGE = {
-    *("run.dir", "run.max_skipped", "model.path", "model.attention", "rollout.batch"),
+    *("run.dir", "run.max_skipped", "model.path", "model.attention"),
+    *("engine.batch", "engine.cache_gib", "engine.checked", "engine.gap_alarm"),
     *("parallel.tensor", "parallel.pipeline", "parallel.virtual_pipeline", "parallel.sequence", "parallel.context", "parallel.packed"),
     *("parallel.micro_batch_tokens", "parallel.timeout_minutes", "parallel.start_timeout_minutes"),
     *("data.train", "data.probe", "data.probe_size", "data.on_error"),
@@ -63,6 +64,13 @@ def test_a_run_from_before_the_clip_had_modes_keeps_the_clip_of_entries() -> Non
     del old["distill"]["clip_mode"]
     assert "distill.clip_mode is token, but the run began with entry" in refusal(old, BEGAN)
     assert refusal(old, changed("distill.clip_mode", "entry")) == ""
+
+
+def test_a_run_from_before_a_setting_was_renamed_resumes() -> None:
+    old = deepcopy(BEGAN)
+    del old["engine"]
+    old["rollout"]["batch"] = 16
+    assert refusal(old, BEGAN) == ""
 
 
 def test_what_is_listed_exists() -> None:

@@ -21,7 +21,7 @@ from megatron_atesd.data.tokenizer import check_tokenizer, id_limit, load_tokeni
 from megatron_atesd.errors import ConfigError, DataError
 from megatron_atesd.model.hf_config import read_architecture
 from megatron_atesd.records import Problem
-from megatron_atesd.rollout.training_engine import generate
+from megatron_atesd.rollout.training_engine import TrainingEngine
 from tests.support.convert_models import save_model
 
 WORDS, ROWS = 300, 320
@@ -94,7 +94,7 @@ def test_spare_embedding_rows_are_never_sampled(folder: Path) -> None:
         largest = []
         for limit in (prompts.id_limit, None):
             config = RolloutConfig(max_new_tokens=24)
-            responses = generate(model, [prompts.student(PROBLEM)] * 4, range(4), prompts.stop_ids, config, limit)
+            responses = TrainingEngine(model, prompts.stop_ids, limit).generate([prompts.student(PROBLEM)] * 4, range(4), config)
             largest.append(max(id for response in responses for id in response.ids))
         assert largest[0] < WORDS <= largest[1]
 

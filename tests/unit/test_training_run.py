@@ -15,6 +15,7 @@ from megatron_atesd.distill.divergence import Divergence
 from megatron_atesd.distill.fused import distill_loss
 from megatron_atesd.distill.step import distill_step, measure_step, teacher_pass
 from megatron_atesd.model.chunk import ModelChunk
+from megatron_atesd.model.decoding import Decoder
 from megatron_atesd.parallel.session import parallel_session
 from megatron_atesd.records import Exposure, Problem, Rollout
 from megatron_atesd.train import loop, student_step, training_run
@@ -263,6 +264,7 @@ def test_an_error_amid_a_pass_leaves_every_module_in_its_mode(what: str, inputs:
     next(module for name, module in run.model.named_modules() if name.endswith("layers.1")).eval()
     before = [module.training for module in run.model.modules()]
     monkeypatch.setattr(ModelChunk, "forward", fail)
+    monkeypatch.setattr(Decoder, "forward", fail)
     with pytest.raises(SomeError):
         PASSES[what](run)
     assert set(before) == {True, False}

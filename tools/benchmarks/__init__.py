@@ -1,1 +1,1 @@
-"""Speed and memory of one self-distillation step beside other ways to compute it (tools/bench_distill.py)."""
+"""Speed and memory of steps, rollouts and conversions, beside other ways to do the same: what the commands tools/bench_….py measure."""

@@ -39,7 +39,7 @@ def step_part(workloads: Sequence[Workload], settings: Settings, say: Say) -> li
                 tasks = {name: _task(name, workload, dtype, settings, model=folder, ids=ids) for name in contenders}
                 results, peak = _interleaved(tasks, settings, say)
                 found = [_step_row(tasks[name], results[name], peak) for name in results]
-                rows += _with_ratios(found, "contender", settings.baseline, {"seconds": "training_seconds", "memory": "over_start_gib"})
+                rows += with_ratios(found, "contender", settings.baseline, {"seconds": "training_seconds", "memory": "over_start_gib"})
     return _with_share_of_peak(rows)
 
 
@@ -52,8 +52,8 @@ def loss_part(workloads: Sequence[Workload], settings: Settings, say: Say) -> li
                 tasks = {name: _task(name, workload, dtype, settings, tokens=tokens) for name in LOSS_METHODS}
                 results, peak = _interleaved(tasks, settings, say)
                 found = [_loss_row(tasks[name], results[name], peak) for name in results]
-                found = _with_ratios(found, "method", "products", {"seconds": "seconds"})
-                rows += _with_ratios(found, "method", "dense", {"memory": "over_start_gib"})
+                found = with_ratios(found, "method", "products", {"seconds": "seconds"})
+                rows += with_ratios(found, "method", "dense", {"memory": "over_start_gib"})
     return _with_share_of_peak(rows)
 
 
@@ -131,7 +131,7 @@ def _memory(results: Sequence[Row]) -> Row:
     return {name: statistics.median(result[name] for result in results) for name in ("peak_gib", "over_start_gib")}
 
 
-def _with_ratios(rows: Sequence[Row], key: str, baseline: str, of: Mapping[str, str]) -> list[Row]:
+def with_ratios(rows: Sequence[Row], key: str, baseline: str, of: Mapping[str, str]) -> list[Row]:
     """The rows with `ratio_NAME` = value / the baseline row's; without that row they stay as they are."""
     base = next((row for row in rows if row[key] == baseline), None)
     if base is None:

@@ -9,7 +9,7 @@ from rich.table import Table
 
 Row = Mapping[str, Any]
 MISSING = "–"
-WIDTH = 100  # columns that the widest table needs
+WIDTH, ROLLOUT_WIDTH = 100, 130  # columns that the widest table of a step needs, and that of rollouts
 
 
 def step_tables(rows: Sequence[Row], baseline: str) -> list[Table]:
@@ -20,6 +20,11 @@ def step_tables(rows: Sequence[Row], baseline: str) -> list[Table]:
 def loss_tables(rows: Sequence[Row]) -> list[Table]:
     """For each workload and dtype: time and memory of the loss alone, by tokens."""
     return [_loss_table(title, part) for title, part in _groups(rows)]
+
+
+def rollout_tables(rows: Sequence[Row]) -> list[Table]:
+    """For each workload: speed, places and memory of every engine, by batch and lengths."""
+    return [_rollout_table(workload, list(part)) for workload, part in groupby(rows, lambda row: row["workload"])]
 
 
 def _groups(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
@@ -60,6 +65,19 @@ def _loss_table(title: str, rows: Sequence[Row]) -> Table:
         table.add_row(
             *(row["method"], str(row["tokens"]), _number(row["seconds"]), _ratio(row, "seconds"), f"{row['share_of_peak']:.0%}", *memory)
         )
+    return table
+
+
+def _rollout_table(workload: str, rows: Sequence[Row]) -> Table:
+    headings = ("TP", "prompts", "tokens", "seconds", "tokens/s", "÷ transformers", "processor s", "÷ transformers", "slot use", "GiB")
+    table = _table(f"{workload}: rollouts (medians)", ("batch", "lengths", "engine"), headings)
+    for case, part in groupby(rows, lambda row: (str(row["batch"]), row["lengths"])):
+        table.add_section()
+        for row in part:
+            numbers = (str(row["tensor"]), str(row["tokens"]), _number(row["seconds"]), f"{row['tokens_per_second']:.0f}")
+            used = MISSING if row["slot_use"] is None else f"{row['slot_use']:.0%}"
+            processor = (_number(row["processor_seconds"]), _ratio(row, "processor_seconds"))
+            table.add_row(*case, row["engine"], *numbers, _ratio(row, "tokens_per_second"), *processor, used, f"{row['peak_gib']:.3f}")
     return table
 
 

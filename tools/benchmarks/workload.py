@@ -10,7 +10,8 @@ import torch
 from megatron_atesd.errors import ConfigError
 from megatron_atesd.model.architecture import Architecture
 
-SPECIAL_IDS = 2  # ids 0 and 1 are padding and end of text for those who need them; no drawn token is one of them
+PAD, END, SPECIAL_IDS = 0, 1, 2  # padding and end of text for those who need them; no drawn token is one of them
+WEIGHT_STD = 0.05  # sharp enough that teacher and student differ by more than rounding
 OPTIONAL = {"micro_batch": 0}
 
 
@@ -57,29 +58,28 @@ class Workload:
         return self.prompt_tokens + self.reference_tokens + self.response_tokens
 
 
-def load_workloads(path: Path, only: str = "") -> list[Workload]:
+def load_workloads(path: Path, only: str = "", options: tuple[str, str] = ("--workloads", "--only")) -> list[Workload]:
     """The workloads of a JSON file `{name: {size: value, …}, …}`, or those named in `only` (comma-separated), in that order.
 
-    Raises ConfigError naming the file and the entry that cannot be used.
+    options: the command's for both, as errors name them. Raises ConfigError naming the file and the entry that cannot be used.
     """
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ConfigError(
-            f"--workloads {path}: cannot be read as JSON ({error}); give a file like tools/benchmarks/workloads.json"
+            f"{options[0]} {path}: cannot be read as JSON ({error}); give a file like tools/benchmarks/workloads.json"
         ) from None
     if not isinstance(entries, dict) or not entries:
-        raise ConfigError(f"--workloads {path}: must hold an object of workloads by name, as tools/benchmarks/workloads.json does")
-    workloads = {name: _workload(name, entry, path) for name, entry in entries.items()}
+        raise ConfigError(f"{options[0]} {path}: must hold an object of workloads by name, as tools/benchmarks/workloads.json does")
+    workloads = {name: _workload(name, entry, f"{options[0]} {path}: {name}") for name, entry in entries.items()}
     names = [name for name in only.split(",") if name] or list(workloads)
     for name in names:
         if name not in workloads:
-            raise ConfigError(f"--only names {name!r}, which {path} lacks; choose from {', '.join(workloads)}")
+            raise ConfigError(f"{options[1]} names {name!r}, which {path} lacks; choose from {', '.join(workloads)}")
     return [workloads[name] for name in names]
 
 
-def _workload(name: str, entry: Any, path: Path) -> Workload:
-    place = f"--workloads {path}: {name}"
+def _workload(name: str, entry: Any, place: str) -> Workload:
     if not isinstance(entry, dict):
         raise ConfigError(f"{place} is {entry!r}, must be an object of sizes")
     sizes = [field.name for field in fields(Workload) if field.name != "name"]
@@ -127,6 +127,11 @@ def draw_ids(workload: Workload, seed: int) -> dict[str, list[list[int]]]:
 
 def save_model(workload: Workload, folder: Path, seed: int) -> None:
     """A Qwen3 model with random fp32 weights in Hugging Face format, the common start of all contenders."""
+    random_model(workload, seed).save_pretrained(folder)
+
+
+def random_model(workload: Workload, seed: int) -> Any:
+    """A Qwen3ForCausalLM with random fp32 weights, of standard deviation WEIGHT_STD."""
     from transformers import Qwen3Config, Qwen3ForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
@@ -142,9 +147,9 @@ def save_model(workload: Workload, folder: Path, seed: int) -> None:
         head_dim=workload.head_size,
         tie_word_embeddings=workload.tied,
         max_position_embeddings=workload.teacher_length,
-        initializer_range=0.05,  # sharp enough that teacher and student differ by more than rounding
-        pad_token_id=0,
-        eos_token_id=1,
+        initializer_range=WEIGHT_STD,
+        pad_token_id=PAD,
+        eos_token_id=END,
         bos_token_id=None,
     )
-    Qwen3ForCausalLM(config).save_pretrained(folder)
+    return Qwen3ForCausalLM(config)
