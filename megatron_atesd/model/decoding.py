@@ -133,8 +133,7 @@ class PromptAttention:
 
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         q, k, v = (x.unflatten(0, (self.prompts, -1)).transpose(1, 2) for x in (query.flatten(1, 2), key, value))
-        stored = (k, v) if self.rows is None else (k[self.rows], v[self.rows])
-        self.block.store_prompts(layer, *stored)
+        self.block.store_prompts(layer, k, v, self.rows)
         grouped = q.shape[1] != k.shape[1]
         out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=self.scale, enable_gqa=grouped)
         return out.transpose(1, 2).flatten(0, 1).flatten(1)

@@ -53,10 +53,11 @@ class CacheBlock:
         """Position [B] of the token that comes next."""
         return self.width - self.starts_B
 
-    def store_prompts(self, layer: int, keys_BGSD: Tensor, values_BGSD: Tensor) -> None:
-        """The first columns, from prompts padded on the right to the block's width."""
+    def store_prompts(self, layer: int, keys_PGSD: Tensor, values_PGSD: Tensor, prompt_B: Tensor | None) -> None:
+        """The first columns, from prompts padded on the right to the block's width. prompt_B: which one a sequence has (None: in order)."""
         self.layers[layer] = []
-        for part_BGSD in (keys_BGSD, values_BGSD):
+        for part_PGSD in (keys_PGSD, values_PGSD):
+            part_BGSD = part_PGSD if prompt_B is None else part_PGSD[prompt_B]
             batch, groups, _, size = part_BGSD.shape
             stored = self.ledger.add(part_BGSD.new_empty(batch, groups, self.capacity, size))
             stored[:, :, : self.width] = self._to_the_right(part_BGSD)

@@ -119,12 +119,14 @@ class Stream:
             return []
         expected = sum(self.queue.expected_length(row) for row in live)
         rows: list[Row] = []
+        texts = 0  # distinct ones, which are what a pass computes
         while len(rows) < free:
             more = [*rows, self.queue.waiting[0]]
+            texts += not rows or _text(more[-1]) != _text(rows[-1])
             longest = max(row.length for row in more)
             expected += self.queue.expected_length(more[-1])
             needed = max(expected, self._held() + len(more) * (longest + self._room(more, longest)))
-            fits = len(more) * longest <= PROMPT_TOKENS and (self.budget is None or needed <= self.budget)
+            fits = texts * longest <= PROMPT_TOKENS and (self.budget is None or needed <= self.budget)
             if not fits and (rows or live):
                 break
             self.queue.waiting.popleft()
@@ -204,12 +206,16 @@ class Stream:
         return self._held() - old + new <= self.budget
 
 
+def _text(row: Row) -> list[int]:
+    return [*row.prompt, *row.ids]
+
+
 def _distinct(rows: list[Row]) -> tuple[list[list[int]], list[int]]:
     """Texts so far, of equal neighbours one, and for each row the number of its text."""
     texts: list[list[int]] = []
     of_row: list[int] = []
     for row in rows:
-        text = [*row.prompt, *row.ids]
+        text = _text(row)
         if not texts or texts[-1] != text:
             texts.append(text)
         of_row.append(len(texts) - 1)

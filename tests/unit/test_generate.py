@@ -18,6 +18,7 @@ from megatron_atesd.model.gpt import HiddenStateGPT, build_model
 from megatron_atesd.model.hf_config import read_architecture
 from megatron_atesd.model.megatron_config import transformer_config
 from megatron_atesd.parallel.session import parallel_session
+from megatron_atesd.rollout import stream
 from megatron_atesd.rollout.engine import Response
 from megatron_atesd.rollout.training_engine import TrainingEngine
 from tests.support.slow_generation import CONFIG, PROMPTS, STOP, slowly
@@ -90,8 +91,10 @@ def test_samples_of_one_prompt_are_read_once(model: HiddenStateGPT, monkeypatch:
         return forward(self, ids_T, *rest)
 
     monkeypatch.setattr(Decoder, "forward", seen)
+    monkeypatch.setattr(stream, "PROMPT_TOKENS", 2 * len(PROMPTS[2]))
     assert [r.ids for r in generate(model, [PROMPTS[2]] * 5, range(5), CONFIG)] == alone
     assert read[0] == len(PROMPTS[2])
+    assert max(read[1:]) <= 5
 
 
 def test_ids_beyond_the_tokenizer_are_never_sampled(model: HiddenStateGPT) -> None:
