@@ -134,11 +134,10 @@ class _Generation:
         """Tokens of keys and values of a stream, on the rank that has the most layers. Raises ConfigError when a sequence may be longer."""
         if not cache_gib:
             return None
-        most = torch.tensor(self.token_bytes, device=torch.cuda.current_device())
-        if streams > 1:
-            dist.all_reduce(most, dist.ReduceOp.MAX, parallel_state.get_pipeline_model_parallel_group())
         # While rows move, keys or values of one layer are there twice.
-        gib_a_token = int(most) * streams * (1 + 1 / (2 * self.decoder.layers)) / 2**30
+        most = torch.tensor(self.token_bytes + _token_bytes(self.decoder.model) // 2, device=torch.cuda.current_device())
+        dist.all_reduce(most, dist.ReduceOp.MAX, parallel_state.get_pipeline_model_parallel_group())
+        gib_a_token = int(most) * streams / 2**30
         tokens = int(cache_gib / gib_a_token)
         longest = max((len(row.prompt) for row in self.queue.waiting), default=0) + self.queue.sampling.max_new_tokens
         if longest > tokens:

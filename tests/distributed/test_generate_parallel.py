@@ -110,6 +110,25 @@ def test_rollouts_and_likelihoods_do_not_depend_on_the_layout(tmp_path: Path) ->
                 assert abs(nll - expected_nll) < 1e-5
 
 
+def sample_in_unequal_stages(folder: Path) -> list[tuple[int, ...]]:
+    """With two layers on the first of two stages and six on the second, and memory for hardly more than one sequence."""
+    dist.init_process_group("gloo")
+    with parallel_session(1, 2):
+        architecture = read_architecture(folder)
+        model = build_model(architecture, transformer_config(architecture, 1, 2, False, "fp32", {"num_layers_in_first_pipeline_stage": 2}))
+        load_hf_weights(model, folder)
+        token = 2 * 6 * 2 * 2 * 16 * 4  # bytes: groups of rows, layers, key and value, query groups, head size, fp32
+        responses = sampled(model, PROMPTS * 3, list(range(24)), CONFIG, cache_gib=40 * token / 2**30)
+        return [r.ids for r in responses]
+
+
+def test_unequal_stages_share_their_cache_alike(tmp_path: Path) -> None:
+    save_model(tmp_path)
+    first, second = run_distributed(sample_in_unequal_stages, 2, tmp_path)
+    assert first == second
+    assert len(first) == 24
+
+
 def draw_from_shards(folder: Path) -> dict[str, list[list[float]]]:
     """Every case of the whole vocabulary, from two shards, the second of which has the odd id less."""
     dist.init_process_group("gloo")
