@@ -60,7 +60,7 @@ class TrainingEngine:
         model = self.model
         with torch.no_grad(), evaluation_mode(model), model.without_sequence_parallel(), model.computing_in(self.precision):
             model.weights_changed()
-            generation = _Generation(self, queue)
+            generation = _Generation(self, queue, max(map(len, prompts), default=0))
             with without_stand_in():
                 self.last = generation.run()
         done = queue.done
@@ -74,7 +74,8 @@ class _Generation:
     Every rank of the model makes the same decisions, from the same tokens.
     """
 
-    def __init__(self, engine: TrainingEngine, queue: Queue) -> None:
+    def __init__(self, engine: TrainingEngine, queue: Queue, longest_prompt: int) -> None:
+        """longest_prompt: of the whole call, also where other context-parallel ranks have it: all of them refuse a cache, or none does."""
         self.queue, self.stats, self.ledger = queue, GenerationStats(), CacheLedger()
         self.decoder, model = Decoder(engine.model), engine.model
         shard = vocabulary_shard(model)
@@ -84,7 +85,7 @@ class _Generation:
         # With several chunks a rank, activations pass it several times a pass: then one stream, in order.
         count = parallel_state.get_pipeline_model_parallel_world_size() if len(model.chunks) == 1 else 1
         places = engine.config.batch or len(queue.waiting)
-        budget = self._budget(engine.config.cache_gib, count)
+        budget = self._budget(engine.config.cache_gib, count, longest_prompt)
         each = [places // count + (i < places % count) for i in range(min(count, max(1, places)))]
         self.streams = [Stream(self.decoder, queue, size, budget, self.ledger) for size in each]
 
@@ -130,7 +131,7 @@ class _Generation:
         ids_T, logprobs_T = self.sampler.sample(logits_TV, uniform_T.to(hidden_TH.device), too_short)
         return torch.stack((ids_T.double(), logprobs_T))
 
-    def _budget(self, cache_gib: float, streams: int) -> int | None:
+    def _budget(self, cache_gib: float, streams: int, longest_prompt: int) -> int | None:
         """Tokens of keys and values of a stream, on the rank that has the most layers. Raises ConfigError when a sequence may be longer."""
         if not cache_gib:
             return None
@@ -139,7 +140,7 @@ class _Generation:
         dist.all_reduce(most, dist.ReduceOp.MAX, parallel_state.get_pipeline_model_parallel_group())
         gib_a_token = int(most) * streams / 2**30
         tokens = int(cache_gib / gib_a_token)
-        longest = max((len(row.prompt) for row in self.queue.waiting), default=0) + self.queue.sampling.max_new_tokens
+        longest = longest_prompt + self.queue.sampling.max_new_tokens
         if longest > tokens:
             raise ConfigError(
                 f"engine.cache_gib is {cache_gib:g}, which holds {tokens} tokens of keys and values{_each(streams)}; the longest prompt "

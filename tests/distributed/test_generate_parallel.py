@@ -12,6 +12,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from megatron_atesd.checkpoint.hf_weights import load_hf_weights
 from megatron_atesd.config import EngineConfig, RolloutConfig
 from megatron_atesd.distill.likelihood import mean_nll
+from megatron_atesd.errors import ConfigError
 from megatron_atesd.model.gpt import HiddenStateGPT, build_model
 from megatron_atesd.model.hf_config import read_architecture
 from megatron_atesd.model.megatron_config import transformer_config
@@ -62,6 +63,15 @@ def check_gap(model: HiddenStateGPT, rollouts: list[Rollout]) -> None:
     assert abs(seen["rollout/response_ratio"] / math.exp(0.25 * tokens[2]) - 1) < 0.01
 
 
+def refused(model: HiddenStateGPT) -> str:
+    """What is said of a cache that holds any sequence of this context-parallel rank's share, but not the call's longest."""
+    try:
+        sampled(model, [[1], [2, 3, 4, 5, 6, 7]] * 2, SEEDS[:4], CONFIG, cache_gib=20 * 8 * 2 * 32 * 4 / 2**30)
+    except ConfigError as error:
+        return str(error)
+    return ""
+
+
 def sample_and_score(folder: Path, world: int) -> list[tuple[list[Response], float]]:
     """Responses and the mean NLL of fixed pairs, at each layout of this world size."""
     dist.init_process_group("gloo")
@@ -80,6 +90,7 @@ def sample_and_score(folder: Path, world: int) -> list[tuple[list[Response], flo
             assert [r.ids for r in sampled(model, PROMPTS[:1], SEEDS[:1], CONFIG)] == ids[:1]
             assert [r.ids for r in sampled(model, PROMPTS, SEEDS, CONFIG, batch=3)] == ids
             assert [r.ids for r in sampled(model, PROMPTS, SEEDS, CONFIG, cache_gib=100 * 8 * 2 * 32 * 4 / 2**30)] == ids
+            assert tensor * pipeline > 1 or "the longest prompt" in refused(model)
             check_gap(model, ids_and_logprobs(responses[: len(PROMPTS)]))
             results.append((responses, mean_nll(model, pairs, micro_batch_tokens=64)))
     return results
