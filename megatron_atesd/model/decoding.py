@@ -17,6 +17,7 @@ from megatron_atesd.model.chunk import ModelChunk
 from megatron_atesd.model.fp8 import layer_context, token_multiple
 from megatron_atesd.model.gpt import HiddenStateGPT
 from megatron_atesd.model.kv_cache import CacheBlock
+from megatron_atesd.model.products import product
 from megatron_atesd.parallel.groups import sum_over_tensor_ranks
 from megatron_atesd.parallel.mailbox import Mailbox
 
@@ -116,7 +117,7 @@ class _Product:
             return self.module(F.pad(x_TH, (0, 0, 0, -len(x_TH) % self.multiple)))[0][: len(x_TH)]
         if self.norm is not None:
             x_TH = F.rms_norm(x_TH, self.norm.shape, self.norm, self.eps)
-        out = F.linear(x_TH, self.weight)
+        out = product(x_TH, self.weight)
         if self.summed:
             sum_over_tensor_ranks(out)
         return out

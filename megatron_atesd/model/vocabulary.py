@@ -10,6 +10,7 @@ from megatron.core import parallel_state, tensor_parallel
 from torch import Tensor
 
 from megatron_atesd.model.gpt import HiddenStateGPT
+from megatron_atesd.model.products import product
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ def vocabulary_shard(model: HiddenStateGPT) -> VocabularyShard:
 
 def shard_logits(model: HiddenStateGPT, hidden_TH: Tensor) -> Tensor:
     """Logits [T, valid], fp32, of this TP rank's part of the vocabulary without its padding. No gradient; last pipeline stage only."""
-    return F.linear(hidden_TH, model.head_weight().detach()[: vocabulary_shard(model).valid]).float()
+    return product(hidden_TH, model.head_weight().detach()[: vocabulary_shard(model).valid]).float()
 
 
 def whole_logits(model: HiddenStateGPT, hidden_TH: Tensor) -> Tensor:
