@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import runpy
 import sys
 from collections.abc import Callable
@@ -123,6 +124,19 @@ def test_what_a_recipe_says_of_sampling_does_not_count(evaluate: Evaluate, tmp_p
     (tmp_path / "recipe.yaml").write_text(recipe)
     with pytest.raises(HeavyWorkError):
         evaluate("--config", str(tmp_path / "recipe.yaml"))
+
+
+def test_a_cache_without_room_for_the_longest_prompt_and_response_is_refused(evaluate: Evaluate):
+    said = evaluate("--engine.cache_gib", "1e-5")
+    needed = re.fullmatch(
+        r"engine\.cache_gib is 1e-05, which holds \d+ tokens of keys and values; the (\d+) tokens of the longest student prompt and "
+        r"--max-new-tokens 48 need (\d+): set it to (\S+) or more, or 0",
+        said,
+    )
+    assert needed is not None
+    assert int(needed[2]) == int(needed[1]) + 48
+    with pytest.raises(HeavyWorkError):
+        evaluate("--engine.cache_gib", needed[3])
 
 
 def test_all_numbers_out_of_bounds_are_listed_at_once(evaluate: Evaluate):
