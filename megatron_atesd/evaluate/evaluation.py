@@ -12,7 +12,7 @@ import numpy as np
 import torch.distributed as dist
 
 from megatron_atesd.checkpoint.model_folder import load_model_weights
-from megatron_atesd.config import RolloutConfig, TrainConfig
+from megatron_atesd.config import RolloutConfig, TrainConfig, naming_section
 from megatron_atesd.evaluate.average import difficulty_of, summarize
 from megatron_atesd.evaluate.grading import Grader
 from megatron_atesd.evaluate.prepare import Evaluation, Prepared, prepare
@@ -58,7 +58,8 @@ def _begin(task: Evaluation, prepared: Prepared, reader: ResponseReader) -> dict
 def _generate(task: Evaluation, prepared: Prepared, there: Mapping[Key, int], watch: Watch | None) -> None:
     """What is not there yet. Collective over all ranks, each of which may take as long as it needs."""
     settings, renderer = task.settings, prepared.model.renderer
-    model = build_model(prepared.model.architecture, prepared.megatron)
+    with naming_section("megatron", settings.megatron):
+        model = build_model(prepared.model.architecture, prepared.megatron)
     load_model_weights(model, prepared.model.folder)
     engine = build_engine(settings, model, renderer, prepared.model.hf_folder)
     engine.refresh()

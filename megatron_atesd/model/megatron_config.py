@@ -82,7 +82,7 @@ def transformer_config(
     if virtual_pipeline > 1:
         # Batched, a rank's messages forward and backward could mix where both neighbours are one rank (PP = 2).
         fixed |= {"overlap_p2p_comm": True, "batch_p2p_comm": False}
-    config = build_section("megatron", TransformerConfig, fixed, {**MEGATRON_DEFAULTS, **(user or {})})
+    config = build_section("megatron", TransformerConfig, fixed, user or {}, MEGATRON_DEFAULTS)
     check_gradient_fusion(config.gradient_accumulation_fusion, find_apex())
     _check_chunks(config, arch.layers // (pipeline * virtual_pipeline), virtual_pipeline)
     return config
