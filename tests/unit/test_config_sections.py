@@ -160,6 +160,11 @@ def test_what_this_project_cannot_work_with_is_refused(section: str, cls: type, 
     assert message.endswith(f"but this project works with {only} only; remove it from {section}")
 
 
+def test_more_layers_in_a_stage_than_the_model_has_are_refused():
+    with pytest.raises(ConfigError, match=r"num_layers_in_first_pipeline_stage .* leave the other stages -3 layers; lower them"):
+        transformer_config(ARCH, 1, 2, False, "fp32", {"num_layers_in_first_pipeline_stage": 7})
+
+
 def test_more_recomputed_layers_than_there_are_is_refused():
     arch = Architecture("qwen3", 32, 48, 4, 4, 2, 16, 37, 64, 1e4, 1e-6, True, True)
     recompute = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 3}
