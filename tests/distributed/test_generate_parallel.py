@@ -22,6 +22,7 @@ from megatron_atesd.records import Problem, Rollout
 from megatron_atesd.rollout.engine import Response
 from megatron_atesd.rollout.training_engine import TrainingEngine
 from megatron_atesd.train.logprob_gap import logprob_gap
+from tests.support import greedy_case
 from tests.support.launch import run_distributed
 from tests.support.sampling_cases import CASES, draws
 
@@ -119,6 +120,12 @@ def test_rollouts_and_likelihoods_do_not_depend_on_the_layout(tmp_path: Path) ->
                 gaps = [abs(a - b) for r, e in zip(responses, expected, strict=True) for a, b in zip(r.logprobs, e.logprobs, strict=True)]
                 assert max(gaps) < 1e-3
                 assert abs(nll - expected_nll) < 1e-5
+
+
+def test_greedy_from_vocabulary_shards_equals_transformers_token_for_token(tmp_path: Path) -> None:
+    greedy_case.save_model(tmp_path)
+    expected = greedy_case.of_transformers(tmp_path)
+    assert run_distributed(greedy_case.of_the_training_engine, 2, tmp_path, 2) == [expected, expected]
 
 
 def sample_in_unequal_stages(folder: Path) -> list[tuple[int, ...]]:
