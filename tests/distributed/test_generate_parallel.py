@@ -89,7 +89,8 @@ def sample_and_score(folder: Path, world: int) -> list[tuple[list[Response], flo
             # Of one prompt, all context-parallel ranks but one have none, and of the groups of rows in a pipeline all but one.
             ids = [r.ids for r in responses[: len(PROMPTS)]]
             assert [r.ids for r in sampled(model, PROMPTS[:1], SEEDS[:1], CONFIG)] == ids[:1]
-            assert [r.ids for r in sampled(model, PROMPTS, SEEDS, CONFIG, batch=3)] == ids
+            for batch, step in ((1, 1), (3, 1), (0, -1), (5, -1)):
+                assert [r.ids for r in sampled(model, PROMPTS[::step], SEEDS[::step], CONFIG, batch=batch)] == ids[::step]
             assert [r.ids for r in sampled(model, PROMPTS, SEEDS, CONFIG, cache_gib=100 * 8 * 2 * 32 * 4 / 2**30)] == ids
             assert tensor * pipeline > 1 or "the longest prompt" in refused(model)
             check_gap(model, ids_and_logprobs(responses[: len(PROMPTS)]))
