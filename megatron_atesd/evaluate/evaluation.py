@@ -22,7 +22,7 @@ from megatron_atesd.evaluate.sample import answer_problems
 from megatron_atesd.evaluate.watch import Watch
 from megatron_atesd.model.gpt import build_model
 from megatron_atesd.parallel.agreement import on_rank_0
-from megatron_atesd.parallel.groups import is_main, model_parallel_first, patient_barrier
+from megatron_atesd.parallel.groups import is_main, patient_barrier, tensor_parallel_first
 from megatron_atesd.parallel.session import end_start, session_of
 from megatron_atesd.rollout.engines import build_engine
 
@@ -65,7 +65,7 @@ def _generate(task: Evaluation, prepared: Prepared, there: Mapping[Key, int], wa
     engine.refresh()
     wait_for_all = patient_barrier()
     end_start(settings.parallel)
-    writer = ResponseWriter(task.out, dist.get_rank(), prepared.problems) if model_parallel_first() else None
+    writer = ResponseWriter(task.out, dist.get_rank(), prepared.problems) if tensor_parallel_first() else None
     finished = writer.write if writer else lambda _: None
     problems, prompts = prepared.problems, prepared.prompts
     with watch or nullcontext():

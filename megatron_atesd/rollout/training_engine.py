@@ -55,6 +55,7 @@ class TrainingEngine:
         Raises ConfigError when engine.cache_gib cannot hold the longest sequence.
         """
         rank, ranks = context_place()
+        finished = finished if parallel_state.get_pipeline_model_parallel_rank() == 0 else None  # all stages have every response
         rows = [Row(i, prompts[i], seeds[i]) for i in range(rank, len(prompts), ranks)]
         queue = Queue(sampling, frozenset(self.stop_ids), deque(rows), self.decode, finished)
         model = self.model
