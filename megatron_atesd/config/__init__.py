@@ -2,7 +2,7 @@
 
 from megatron_atesd.config.fields import all_settings
 from megatron_atesd.config.loading import build_parser, load_config, package_versions, save_config
-from megatron_atesd.config.megatron_sections import build_section
+from megatron_atesd.config.megatron_sections import build_section, naming_section
 from megatron_atesd.config.rules import (
     ModelShape,
     layout_problems,
@@ -60,6 +60,7 @@ __all__ = [
     "layout_problems",
     "load_config",
     "method_problems",
+    "naming_section",
     "package_versions",
     "parallel_problems",
     "precision_problems",

@@ -14,6 +14,10 @@ INNER_SHARE: Bound = ("between 0 and 1, both excluded", lambda v: 0 < v < 1)
 UP_TO_ONE: Bound = ("greater than 0 and at most 1", lambda v: 0 < v <= 1)
 BELOW_ONE: Bound = ("0 or more and below 1", lambda v: 0 <= v < 1)
 NEGATIVE: Bound = ("below 0 (the entropy of a Beta distribution is at most 0), such as -0.1", lambda v: v < 0)
+# A tenth of it draws nothing else than the most likely token either, and far below, divided logits overflow fp32.
+LEAST_TEMPERATURE = 1e-3
+TEMPERATURE: Bound = (f"{LEAST_TEMPERATURE} or more", lambda v: v >= LEAST_TEMPERATURE)
+SAMPLING_TEMPERATURE: Bound = (f"0 (the most likely token) or {TEMPERATURE[0]}", lambda v: v == 0 or v >= LEAST_TEMPERATURE)
 SEED: Bound = ("0 or more and below 2^63", lambda v: 0 <= v < 2**63)
 
 
@@ -41,7 +45,7 @@ BOUNDS: dict[str, Bound] = {
     "prompt.max_length": ONE_OR_MORE,
     "rollout.max_new_tokens": ONE_OR_MORE,
     "rollout.min_new_tokens": ZERO_OR_MORE,
-    "rollout.temperature": ZERO_OR_MORE,
+    "rollout.temperature": SAMPLING_TEMPERATURE,
     "rollout.top_p": UP_TO_ONE,
     "rollout.top_k": ZERO_OR_MORE,
     "rollout.min_p": BELOW_ONE,
@@ -51,7 +55,7 @@ BOUNDS: dict[str, Bound] = {
     "engine.gap_alarm": POSITIVE,
     "distill.jsd_beta": INNER_SHARE,
     "distill.clip": ZERO_OR_MORE,
-    "distill.temperature": POSITIVE,
+    "distill.temperature": TEMPERATURE,
     "distill.ema_decay": BELOW_ONE,
     "distill.chunk": ONE_OR_MORE,
     "distill.top_k": ZERO_OR_MORE,

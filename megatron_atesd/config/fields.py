@@ -67,8 +67,12 @@ def did_you_mean(name: str, known: Collection[str]) -> str:
     return f"; did you mean {' or '.join(matches)}?" if matches else ""
 
 
+_LEFT_OUT = "left out"
+_SPELLED = (bool, str, list, dict, types.NoneType)
+
+
 def accepts(hint: Any, value: Any) -> bool:
-    """Whether a YAML value fits a type; types that YAML cannot spell (callables, tensor types, …) are not judged."""
+    """Whether a value fits a type. One that YAML can spell fits none of the types that it cannot (callables, tensor types, …)."""
     origin = get_origin(hint)
     if hint is Any or origin is Literal:
         return hint is Any or any(value == option and type(value) is type(option) for option in get_args(hint))
@@ -79,20 +83,24 @@ def accepts(hint: Any, value: Any) -> bool:
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool)
     plain = types.NoneType if hint is None else origin or hint
-    return not (plain in (bool, str, list, dict, types.NoneType) and not isinstance(value, plain))
+    if plain in (tuple, set):
+        return isinstance(value, list)
+    return isinstance(value, plain) if plain in _SPELLED else not isinstance(value, (int, float, *_SPELLED))
 
 
 def describe(hint: Any) -> str:
     """A type in words, for messages."""
-    words = {bool: "true or false", int: "a whole number", float: "a number", str: "text", dict: "a mapping", list: "a list"}
+    words = {bool: "true or false", int: "a whole number", float: "a number", str: "text", dict: "a mapping"}
+    words |= dict.fromkeys((list, tuple, set), "a list")
     origin = get_origin(hint)
     if origin is Literal:
         return "one of " + ", ".join(str(option) for option in get_args(hint))
     if origin in (Union, types.UnionType):
-        return " or ".join(describe(option) for option in get_args(hint))
+        options = list(dict.fromkeys(map(describe, get_args(hint))))
+        return " or ".join(option for option in options if option != _LEFT_OUT)
     if hint in (None, types.NoneType):
         return "null"
-    return words.get(origin or hint, str(hint))
+    return words.get(origin or hint, _LEFT_OUT)
 
 
 def spell(value: Any) -> str:

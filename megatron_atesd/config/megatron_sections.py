@@ -1,12 +1,14 @@
 """Building megatron.core's own config dataclasses from the pass-through sections `megatron:`, `optimizer:` and `ddp:`."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any, TypeVar, get_type_hints
 
+from megatron_atesd.config.bounds import BELOW_ONE, ZERO_OR_MORE, Bound
 from megatron_atesd.config.fields import accepts, describe, did_you_mean, spell
-from megatron_atesd.errors import ConfigError
+from megatron_atesd.errors import AtesdError, ConfigError
 
 T = TypeVar("T")
 
@@ -68,7 +70,21 @@ UNSUPPORTED: dict[str, dict[str, Any]] = {
         "glu_linear_offset": 0.0,
         "activation_func_clamp_value": None,
         "delay_wgrad_compute": False,  # nobody here would ask for the gradients of the weights
+        "no_rope_freq": None,
         "tp_comm_overlap": False,  # Transformer Engine's communication buffers are not set up
+        # Not made here, or for other parts than the layers have: megatron.core fails in the building of the model or in its first pass.
+        "test_mode": False,
+        "use_te_activation_func": False,
+        "heterogeneous_block_specs": False,
+        "enable_cuda_graph": False,
+        "external_cuda_graph": False,
+        "cuda_graph_impl": "none",
+        "cuda_graph_scope": None,
+        "fused_single_qkv_rope": False,
+        "cpu_offloading": False,
+        "symmetric_ar_type": None,
+        "use_ring_exchange_p2p": False,
+        "moe_permute_fusion": False,
     },
     "optimizer": {
         "fp16": False,
@@ -76,12 +92,35 @@ UNSUPPORTED: dict[str, dict[str, Any]] = {
         "overlap_param_gather_with_optimizer_step": False,
         "use_precision_aware_optimizer": False,  # its states are saved in forms that do not load at another layout
     },
-    "ddp": {"average_in_collective": False, "align_param_gather": False},
+    "ddp": {
+        "average_in_collective": False,
+        "align_param_gather": False,
+        "num_distributed_optimizer_instances": 1,
+        "use_megatron_fsdp": False,
+        "nccl_ub": False,
+    },
+}
+
+# Numbers that megatron.core takes as they are and that torch refuses later.
+_PASSED_BOUNDS: dict[str, Bound] = {
+    "megatron.hidden_dropout": BELOW_ONE,
+    "megatron.attention_dropout": BELOW_ONE,
+    "megatron.init_method_std": ZERO_OR_MORE,
+    "megatron.embedding_init_method_std": ZERO_OR_MORE,
+    "optimizer.lr": ZERO_OR_MORE,
+    "optimizer.weight_decay": ZERO_OR_MORE,
+    "optimizer.adam_beta1": BELOW_ONE,
+    "optimizer.adam_beta2": BELOW_ONE,
+    "optimizer.adam_eps": ZERO_OR_MORE,
 }
 
 
-def build_section(name: str, cls: type[T], fixed: Mapping[str, Any], user: Mapping[str, Any]) -> T:
+def build_section(
+    name: str, cls: type[T], fixed: Mapping[str, Any], user: Mapping[str, Any], defaults: Mapping[str, Any] | None = None
+) -> T:
     """The dataclass `cls` from the values that other settings decide (`fixed`) and those of section `name` (`user`).
+
+    defaults: of fields that the user leaves out, where they are not megatron.core's.
 
     Raises ConfigError for an unknown key of `user` (with the nearest valid one), a key that `fixed` decides (naming the setting to change
     instead), a value that is infinite or of a wrong type where YAML can spell the type, one that this project cannot work with, and
@@ -103,11 +142,31 @@ def build_section(name: str, cls: type[T], fixed: Mapping[str, Any], user: Mappi
         only = UNSUPPORTED.get(name, {})
         if key in only and value != only[key]:
             raise ConfigError(f"{name}.{key} is {spell(value)}, but this project works with {spell(only[key])} only; remove it from {name}")
+        rule, holds = _PASSED_BOUNDS.get(f"{name}.{key}", ("", lambda _: True))
+        if value is not None and not holds(value):
+            raise ConfigError(f"{name}.{key} is {spell(value)}, must be {rule}")
+    with naming_section(name, user):
+        return cls(**fixed, **{**(defaults or {}), **user})
+
+
+@contextmanager
+def naming_section(name: str, user: Mapping[str, Any]) -> Iterator[None]:
+    """Whatever megatron.core raises inside becomes a ConfigError that says what is set in section `name`, if anything is.
+
+    Except what torch and the machine raise, such as a lack of memory.
+    """
     try:
-        return cls(**fixed, **user)
-    except (ValueError, AssertionError) as error:
-        reason = " ".join(str(error).split()) or "it gave no reason"
-        raise ConfigError(f"{cls.__name__} refuses section {name} ({_listed(user)}): {reason}") from error
+        yield
+    except (AtesdError, OSError, MemoryError, RuntimeError):
+        raise
+    except Exception as error:
+        if not user:
+            raise
+        reason = " ".join(str(error).split())[:300] or "no reason given"
+        what = ", ".join(f"{key}: {spell(value)}" for key, value in user.items())
+        raise ConfigError(
+            f"megatron.core does not work with section {name} ({what}): {type(error).__name__}: {reason}; remove or change what it names"
+        ) from error
 
 
 def _type_hints(cls: type) -> dict[str, Any]:
@@ -116,7 +175,3 @@ def _type_hints(cls: type) -> dict[str, Any]:
         return get_type_hints(cls)
     except NameError:
         return {}
-
-
-def _listed(user: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key}: {spell(value)}" for key, value in user.items()) or "empty"

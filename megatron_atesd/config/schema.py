@@ -384,7 +384,8 @@ class TrainConfig:
     """A whole training run.
 
     Args:
-        megatron: Any field of megatron.core TransformerConfig; gradient_accumulation_fusion needs NVIDIA Apex, nothing else does.
+        megatron: Fields of megatron.core TransformerConfig; one that this project cannot work with is refused at the start.
+            gradient_accumulation_fusion needs NVIDIA Apex, nothing else does.
         optimizer: Any field of megatron.core OptimizerConfig (lr 5e-6, clip_grad 0.1, weight_decay 0 unless set).
         ddp: Any field of megatron.core DistributedDataParallelConfig; overlap_grad_reduce and overlap_param_gather hide communication.
     """

@@ -12,7 +12,7 @@ import numpy as np
 import torch.distributed as dist
 
 from megatron_atesd.checkpoint.model_folder import load_model_weights
-from megatron_atesd.config import RolloutConfig, TrainConfig
+from megatron_atesd.config import RolloutConfig, TrainConfig, naming_section
 from megatron_atesd.evaluate.average import difficulty_of, summarize
 from megatron_atesd.evaluate.grading import Grader
 from megatron_atesd.evaluate.prepare import Evaluation, Prepared, prepare
@@ -22,7 +22,7 @@ from megatron_atesd.evaluate.sample import answer_problems
 from megatron_atesd.evaluate.watch import Watch
 from megatron_atesd.model.gpt import build_model
 from megatron_atesd.parallel.agreement import on_rank_0
-from megatron_atesd.parallel.groups import is_main, model_parallel_first, patient_barrier
+from megatron_atesd.parallel.groups import is_main, patient_barrier, tensor_parallel_first
 from megatron_atesd.parallel.session import end_start, session_of
 from megatron_atesd.rollout.engines import build_engine
 
@@ -58,13 +58,14 @@ def _begin(task: Evaluation, prepared: Prepared, reader: ResponseReader) -> dict
 def _generate(task: Evaluation, prepared: Prepared, there: Mapping[Key, int], watch: Watch | None) -> None:
     """What is not there yet. Collective over all ranks, each of which may take as long as it needs."""
     settings, renderer = task.settings, prepared.model.renderer
-    model = build_model(prepared.model.architecture, prepared.megatron)
+    with naming_section("megatron", settings.megatron):
+        model = build_model(prepared.model.architecture, prepared.megatron)
     load_model_weights(model, prepared.model.folder)
     engine = build_engine(settings, model, renderer, prepared.model.hf_folder)
     engine.refresh()
     wait_for_all = patient_barrier()
     end_start(settings.parallel)
-    writer = ResponseWriter(task.out, dist.get_rank(), prepared.problems) if model_parallel_first() else None
+    writer = ResponseWriter(task.out, dist.get_rank(), prepared.problems) if tensor_parallel_first() else None
     finished = writer.write if writer else lambda _: None
     problems, prompts = prepared.problems, prepared.prompts
     with watch or nullcontext():

@@ -30,6 +30,7 @@ from megatron_atesd.model.micro_batches import TokenIds
 from megatron_atesd.model.supported import check_fp8
 from megatron_atesd.output_folder import make_writable
 from megatron_atesd.records import Problem
+from megatron_atesd.rollout.cache_room import cache_tokens
 from megatron_atesd.rollout.vllm_check import check_vllm
 
 
@@ -76,6 +77,7 @@ def prepare(task: Evaluation, world_size: int) -> Prepared:
     prompts = [model.renderer.student(problem) for problem in problems]
     check_vllm(settings, architecture)
     check_room(problems, prompts, settings.rollout.max_new_tokens, architecture.max_positions)
+    check_cache(settings, architecture, megatron, max(map(len, prompts)))
     out = Path(os.path.realpath(task.out))  # resolve() raises for a link round in a circle
     if Path(os.path.realpath(folder)) in (out, *out.parents):
         raise ConfigError(f"--out is {task.out}, inside the model's folder {folder}, whose files must stay as they are; choose another")
@@ -118,3 +120,12 @@ def check_room(problems: Sequence[Problem], prompts: Sequence[TokenIds], max_new
             f"--max-new-tokens {max_new_tokens} plus the {length} tokens of the longest student prompt (problem {longest!r}) is "
             f"{max_new_tokens + length}, must not exceed the model's {max_positions} positions; {remedy}"
         )
+
+
+def check_cache(settings: TrainConfig, architecture: Architecture, megatron: TransformerConfig, prompt: int) -> None:
+    """Raise ConfigError when engine.cache_gib of the training engine does not hold the longest prompt (`prompt` tokens) and response."""
+    if settings.engine.name != "training":
+        return
+    response = settings.rollout.max_new_tokens
+    what = f"the {prompt} tokens of the longest student prompt and --max-new-tokens {response}"
+    cache_tokens(settings.engine, architecture, megatron, prompt + response, what)

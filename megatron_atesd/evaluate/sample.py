@@ -28,7 +28,7 @@ def answer_problems(
     """Generate this rank's share of the responses that are not `there` yet. Collective over the ranks of a model.
 
     prompts: ids of the student's prompt of each problem. there: tokens of each response that exists, equal on every rank.
-    finished: called with each response as soon as it ends, on the ranks that made it.
+    finished: called with each response as soon as it ends, on the ranks that the engine tells of it (RolloutEngine).
     A response has the same seed whichever others are there. All of a kind, greedy or sampled, are one call of the engine.
     """
     costs = expected_costs([len(prompt) for prompt in prompts], there, config.max_new_tokens)

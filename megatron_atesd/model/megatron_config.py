@@ -11,7 +11,7 @@ from megatron_atesd.errors import ConfigError
 from megatron_atesd.model.apex import check_gradient_fusion, find_apex
 from megatron_atesd.model.architecture import Architecture
 from megatron_atesd.model.fp8 import fp8_fields
-from megatron_atesd.model.spec import uses_transformer_engine
+from megatron_atesd.model.spec import stage_layers, uses_transformer_engine
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 # Of section megatron, where they are not megatron.core's.
@@ -82,7 +82,7 @@ def transformer_config(
     if virtual_pipeline > 1:
         # Batched, a rank's messages forward and backward could mix where both neighbours are one rank (PP = 2).
         fixed |= {"overlap_p2p_comm": True, "batch_p2p_comm": False}
-    config = build_section("megatron", TransformerConfig, fixed, {**MEGATRON_DEFAULTS, **(user or {})})
+    config = build_section("megatron", TransformerConfig, fixed, user or {}, MEGATRON_DEFAULTS)
     check_gradient_fusion(config.gradient_accumulation_fusion, find_apex())
     _check_chunks(config, arch.layers // (pipeline * virtual_pipeline), virtual_pipeline)
     return config
@@ -112,6 +112,12 @@ def _check_chunks(config: TransformerConfig, layers: int, virtual_pipeline: int)
         raise ConfigError(
             f"megatron.pipeline_model_parallel_layout makes {chunks} model chunks a pipeline rank, but parallel.virtual_pipeline is "
             f"{virtual_pipeline}; set it to {chunks}, or change the layout"
+        )
+    stages = stage_layers(config)
+    if min(stages) < 0:  # megatron.core would build the others
+        raise ConfigError(
+            "megatron.num_layers_in_first_pipeline_stage and num_layers_in_last_pipeline_stage leave the other stages "
+            f"{min(stages)} layers; lower them"
         )
     if config.recompute_granularity == "full" and (config.recompute_num_layers or 0) > layers:
         raise ConfigError(

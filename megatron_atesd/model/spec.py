@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec, get_gpt_layer_with_transformer_engine_spec
+from megatron.core.transformer.enums import LayerType
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_config import TransformerConfig
 
@@ -31,6 +32,15 @@ def block_spec(config: TransformerConfig, index: int) -> Any:
     """megatron.core's spec of the layers of chunk `index`."""
     layer, norm = (_transformer_engine if config.transformer_impl == "transformer_engine" else _local)(config)
     return TransformerBlockSubmodules(layer_specs=[layer] * get_num_layers_to_build(config, index), layer_norm=norm)
+
+
+def stage_layers(config: TransformerConfig) -> list[int]:
+    """Layers of each pipeline stage, over all its chunks. Raises AssertionError where megatron.core cannot divide them so."""
+    layout, stages = config.pipeline_model_parallel_layout, range(config.pipeline_model_parallel_size)
+    if layout is not None:  # of which megatron.core tells this rank's stage only
+        return [sum(chunk.count(LayerType.decoder) for chunk in layout.layout[stage]) for stage in stages]  # pyright: ignore[reportAttributeAccessIssue]
+    chunks = range(config.virtual_pipeline_model_parallel_size or 1)
+    return [sum(get_num_layers_to_build(config, chunk, stage) for chunk in chunks) for stage in stages]
 
 
 def _local(config: TransformerConfig) -> tuple[Any, Any]:

@@ -58,9 +58,9 @@ def data_parallel_place() -> tuple[int, int]:
     return parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
 
 
-def model_parallel_first() -> bool:
-    """True on one rank of each copy of the model: the first of its TP × PP ranks. Context-parallel ranks hold copies of their own."""
-    return parallel_state.get_tensor_model_parallel_rank() == 0 and parallel_state.get_pipeline_model_parallel_rank() == 0
+def tensor_parallel_first() -> bool:
+    """True on the first rank of each tensor-parallel group."""
+    return parallel_state.get_tensor_model_parallel_rank() == 0
 
 
 def patient_barrier() -> Callable[[], None]:

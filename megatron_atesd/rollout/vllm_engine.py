@@ -57,10 +57,7 @@ class VllmEngine:
     def generate(
         self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], sampling: RolloutConfig, finished: Finished | None = None
     ) -> list[Response]:
-        """See RolloutEngine and the class for what a response depends on.
-
-        finished: called for the responses of other pipeline stages when all are there.
-        """
+        """See RolloutEngine and the class for what a response depends on."""
         self._wake()
         responses = self._shared(prompts, seeds, sampling, finished)
         self._sleep()
@@ -73,11 +70,7 @@ class VllmEngine:
         (context, contexts), pipeline = context_place(), _pipeline_group()
         place, places = context * pipeline.size() + pipeline.rank(), contexts * pipeline.size()
         mine = self._sample(prompts, seeds, sampling, range(place, len(prompts), places), finished)
-        of_model = _together(mine, pipeline)
-        if finished is not None:
-            for i in sorted(of_model.keys() - mine.keys()):
-                finished(i, of_model[i])
-        of_all = _together(of_model, parallel_state.get_context_parallel_group())
+        of_all = _together(_together(mine, pipeline), parallel_state.get_context_parallel_group())
         return [of_all[i] for i in range(len(prompts))]
 
     def _sample(

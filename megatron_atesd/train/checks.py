@@ -16,10 +16,12 @@ from megatron_atesd.data.problems import check_disjoint, load_problems
 from megatron_atesd.doctor.examine import examine_machine
 from megatron_atesd.doctor.finding import refuse_errors
 from megatron_atesd.errors import ConfigError
+from megatron_atesd.model.architecture import Architecture
 from megatron_atesd.model.megatron_config import DTYPES, megatron_settings
 from megatron_atesd.model.supported import check_context, check_fp8
 from megatron_atesd.output_folder import check_writable
 from megatron_atesd.records import Problem
+from megatron_atesd.rollout.cache_room import cache_tokens
 from megatron_atesd.rollout.vllm_check import check_vllm
 from megatron_atesd.train.optimizer import optimizer_settings
 
@@ -47,10 +49,20 @@ def check_before_work(config: TrainConfig, world_size: int) -> TrainingInputs:
     check_compiler(config.distill.compile)
     problems, probe_problems = load_data(config)
     check_vllm(config, architecture)
+    check_cache(config, architecture, megatron)
     if os.environ.get("RANK", "0") == "0":
         check_writable("run.dir", Path(config.run.dir) / "checkpoints")
     refuse_errors(examine_machine(config))
     return TrainingInputs(model, megatron, problems, probe_problems)
+
+
+def check_cache(config: TrainConfig, architecture: Architecture, megatron: TransformerConfig) -> None:
+    """Raise ConfigError where engine.cache_gib of the training engine holds no prompt and response of the longest that there may be."""
+    if config.engine.name != "training":
+        return
+    prompt, response = config.prompt.max_length, config.rollout.max_new_tokens
+    what = f"prompt.max_length {prompt} and rollout.max_new_tokens {response}"
+    cache_tokens(config.engine, architecture, megatron, prompt + response, what)
 
 
 def check_compiler(wanted: bool) -> None:

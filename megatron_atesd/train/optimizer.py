@@ -134,7 +134,7 @@ def optimizer_settings(
 ) -> tuple[OptimizerConfig, DistributedDataParallelConfig]:
     """megatron.core's settings from ours, needing neither model nor process groups; raises ConfigError for what it would refuse later."""
     fixed = {"bf16": dtype == torch.bfloat16, "params_dtype": dtype, "min_lr": schedule.min_lr}
-    config = build_section("optimizer", OptimizerConfig, fixed, {**OPTIMIZER_DEFAULTS, **optimizer})
+    config = build_section("optimizer", OptimizerConfig, fixed, optimizer, OPTIMIZER_DEFAULTS)
     if config.optimizer not in ("adam", "sgd"):
         raise ConfigError(f"optimizer.optimizer is {config.optimizer}, must be adam or sgd")
     if config.use_distributed_optimizer and config.optimizer != "adam":
@@ -143,7 +143,7 @@ def optimizer_settings(
             "states of Adam only; set it to false"
         )
     sharded = {"use_distributed_optimizer": config.use_distributed_optimizer}
-    ddp_config = build_section("ddp", DistributedDataParallelConfig, sharded, {**DDP_DEFAULTS, **ddp})
+    ddp_config = build_section("ddp", DistributedDataParallelConfig, sharded, ddp, DDP_DEFAULTS)
     if ddp_config.overlap_param_gather and not (config.use_distributed_optimizer and ddp_config.overlap_grad_reduce):
         raise ConfigError(
             "ddp.overlap_param_gather is true, but needs optimizer.use_distributed_optimizer (otherwise there is nothing to gather) and "

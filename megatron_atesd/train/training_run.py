@@ -13,7 +13,7 @@ from megatron.core import parallel_state
 from megatron_atesd.checkpoint.model_folder import load_model_weights
 from megatron_atesd.checkpoint.random_states import restore_rng, rng_states
 from megatron_atesd.checkpoint.reading import check_model_folder, read_folder
-from megatron_atesd.config import TrainConfig
+from megatron_atesd.config import TrainConfig, naming_section
 from megatron_atesd.config.signals import needs_own, probe_interval
 from megatron_atesd.data.boxes import last_boxed
 from megatron_atesd.data.notice import warn_once
@@ -61,7 +61,8 @@ class TrainingRun:
         folder, self.hf_folder, self.renderer = inputs.model.folder, inputs.model.hf_folder, inputs.model.renderer
         check_lengths(config, inputs, dist.get_rank(), dist.get_world_size())
         self.sampler = ProblemSampler(inputs.problems, config.data.batch, config.run.seed, *data_parallel_place())
-        self.model = build_model(inputs.model.architecture, inputs.megatron, config.parallel.packed)
+        with naming_section("megatron", config.megatron):
+            self.model = build_model(inputs.model.architecture, inputs.megatron, config.parallel.packed)
         check_model_folder(folder)
         load_model_weights(self.model, folder)
         check_weights(self.model.named_parameters(), folder)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from megatron.core import parallel_state
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from megatron_atesd.checkpoint.hf_weights import load_hf_weights
@@ -22,6 +23,7 @@ from megatron_atesd.records import Problem, Rollout
 from megatron_atesd.rollout.engine import Response
 from megatron_atesd.rollout.training_engine import TrainingEngine
 from megatron_atesd.train.logprob_gap import logprob_gap
+from tests.support import greedy_case
 from tests.support.launch import run_distributed
 from tests.support.sampling_cases import CASES, draws
 
@@ -63,6 +65,18 @@ def check_gap(model: HiddenStateGPT, rollouts: list[Rollout]) -> None:
     assert abs(seen["rollout/response_ratio"] / math.exp(0.25 * tokens[2]) - 1) < 0.01
 
 
+def check_told(model: HiddenStateGPT, responses: list[Response]) -> None:
+    """One pipeline stage is told of each response, by the context-parallel rank that makes it."""
+    told: dict[int, Response] = {}
+    TrainingEngine(model, [STOP]).generate(PROMPTS, SEEDS, CONFIG, told.__setitem__)
+    first = parallel_state.get_pipeline_model_parallel_rank() == 0
+    assert {i: r.ids for i, r in told.items()} == {i: responses[i].ids for i in range(*_share(len(PROMPTS))) if first}
+
+
+def _share(count: int) -> tuple[int, int, int]:
+    return parallel_state.get_context_parallel_rank(), count, parallel_state.get_context_parallel_world_size()
+
+
 def refused(model: HiddenStateGPT) -> str:
     """What is said of a cache that holds any sequence of this context-parallel rank's share, but not the call's longest."""
     try:
@@ -88,7 +102,9 @@ def sample_and_score(folder: Path, world: int) -> list[tuple[list[Response], flo
             # Of one prompt, all context-parallel ranks but one have none, and of the groups of rows in a pipeline all but one.
             ids = [r.ids for r in responses[: len(PROMPTS)]]
             assert [r.ids for r in sampled(model, PROMPTS[:1], SEEDS[:1], CONFIG)] == ids[:1]
-            assert [r.ids for r in sampled(model, PROMPTS, SEEDS, CONFIG, batch=3)] == ids
+            check_told(model, responses[: len(PROMPTS)])
+            for batch, step in ((1, 1), (3, 1), (0, -1), (5, -1)):
+                assert [r.ids for r in sampled(model, PROMPTS[::step], SEEDS[::step], CONFIG, batch=batch)] == ids[::step]
             assert [r.ids for r in sampled(model, PROMPTS, SEEDS, CONFIG, cache_gib=100 * 8 * 2 * 32 * 4 / 2**30)] == ids
             assert tensor * pipeline > 1 or "the longest prompt" in refused(model)
             check_gap(model, ids_and_logprobs(responses[: len(PROMPTS)]))
@@ -119,6 +135,12 @@ def test_rollouts_and_likelihoods_do_not_depend_on_the_layout(tmp_path: Path) ->
                 gaps = [abs(a - b) for r, e in zip(responses, expected, strict=True) for a, b in zip(r.logprobs, e.logprobs, strict=True)]
                 assert max(gaps) < 1e-3
                 assert abs(nll - expected_nll) < 1e-5
+
+
+def test_greedy_from_vocabulary_shards_equals_transformers_token_for_token(tmp_path: Path) -> None:
+    greedy_case.save_model(tmp_path)
+    expected = greedy_case.of_transformers(tmp_path)
+    assert run_distributed(greedy_case.of_the_training_engine, 2, tmp_path, 2) == [expected, expected]
 
 
 def sample_in_unequal_stages(folder: Path) -> list[tuple[int, ...]]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from torch.multiprocessing.spawn import ProcessExitedException
 
-from tests.support.killed_evaluation import SAMPLES, evaluate
+from tests.support.killed_evaluation import SAMPLES, evaluate, evaluate_on_second_stage
 from tests.support.launch import run_distributed
 from tests.support.small_run import save_inputs
 
@@ -43,6 +43,11 @@ def test_killed_ten_times_it_ends_with_the_same_files(inputs: Path, unbroken: Pa
     for name in ("responses.jsonl", "evaluation.json", "settings.json"):
         assert (out / name).read_bytes() == (unbroken / name).read_bytes()
     assert not (out / "unfinished").exists()
+
+
+def test_what_any_pipeline_stage_is_told_of_is_written(inputs: Path, unbroken: Path) -> None:
+    run_distributed(evaluate_on_second_stage, 2, inputs, inputs / "stages")
+    assert (inputs / "stages" / "responses.jsonl").read_bytes() == (unbroken / "responses.jsonl").read_bytes()
 
 
 def test_a_finished_one_is_graded_again_without_the_model(inputs: Path, unbroken: Path) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
+from megatron_atesd.checkpoint.hf_weights import load_hf_weights
 from megatron_atesd.config import EngineConfig, ModelConfig, ParallelConfig, PromptConfig, RolloutConfig, TrainConfig
 from megatron_atesd.data.prompts import PromptRenderer
 from megatron_atesd.data.tokenizer import load_tokenizer
@@ -220,3 +221,17 @@ def stopped_by_text(folder: Path, stop: str) -> list[tuple[Response, str, str]]:
         engine.refresh()
         responses = engine.generate([[3, 4, 5]] * 64, range(64), config.rollout)
         return [(r, renderer.decode(r.ids), renderer.decode(r.ids[:-1])) for r in responses]
+
+
+def told_by_stages(folder: Path) -> tuple[dict[int, Response], list[Response]]:
+    """What this rank, one of two pipeline stages, is told while responses are made, and all of them."""
+    arch = read_architecture(folder / "student")
+    config = replace(run_config(1), parallel=ParallelConfig(pipeline=2))
+    with parallel_session(pipeline=2):
+        model = build_model(arch, transformer_config(arch, 1, 2, False, "fp32"))
+        load_hf_weights(model, folder / "student")
+        engine = build_engine(config, model, renderer_of(STOP), folder / "student")
+        engine.refresh()
+        told: dict[int, Response] = {}
+        responses = engine.generate(prompts(), seeds(), SAMPLINGS["whole"], told.__setitem__)
+        return told, responses

@@ -38,6 +38,7 @@ def refusal(paths: list[str]):
         (8, ["parallel.tensor=2", "parallel.context=2", "data.batch=2"]),
         (4, ["parallel.tensor=2", "parallel.context=2", "megatron.cp_comm_type=a2a"]),
         (1, ["rollout.temperature=0", "distill.temperature=1"]),
+        (1, ["rollout.temperature=0.001"]),
         (1, ["exposure.batch=1", "exposure.advantage=ema"]),
         (1, ["exposure.entropy_floor=-1.5"]),
         (1, ["schedule.decay=wsd", "schedule.decay_updates=30"]),
@@ -69,7 +70,8 @@ def test_every_number_has_a_bound():
         ("rollout.top_p=0", "rollout.top_p is 0.0, must be greater than 0 and at most 1"),
         ("distill.jsd_beta=1", "distill.jsd_beta is 1.0, must be between 0 and 1"),
         ("distill.ema_decay=1", "distill.ema_decay is 1.0, must be 0 or more and below 1"),
-        ("distill.temperature=0", "distill.temperature is 0.0, must be greater than 0"),
+        ("distill.temperature=0", "distill.temperature is 0.0, must be 0.001 or more"),
+        ("rollout.temperature=1e-40", "rollout.temperature is 1e-40, must be 0 (the most likely token) or 0.001 or more"),
         ("distill.clip=-0.1", "distill.clip is -0.1, must be 0 or more"),
     ],
 )

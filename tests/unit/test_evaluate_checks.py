@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import runpy
 import sys
 from collections.abc import Callable
@@ -63,8 +64,9 @@ def evaluate(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
         (["--seed", str(2**63)], f"--seed is {2**63}, must be 0 or more and below 2^63"),
         (["--seed", str(2**64)], f"--seed is {2**64}, must be 0 or more and below 2^63"),
         (["--seed", "9" * 200], f"--seed is {'9' * 200}, must be 0 or more and below 2^63"),
-        (["--temperature", "-0.5"], "--temperature is -0.5, must be 0 or more"),
-        (["--temperature", "nan"], "--temperature is nan, must be 0 or more"),
+        (["--temperature", "-0.5"], "--temperature is -0.5, must be 0 (the most likely token) or 0.001 or more"),
+        (["--temperature", "nan"], "--temperature is nan, must be 0 (the most likely token) or 0.001 or more"),
+        (["--temperature", "1e-40"], "--temperature is 1e-40, must be 0 (the most likely token) or 0.001 or more"),
         (["--top-p", "0"], "--top-p is 0.0, must be greater than 0 and at most 1"),
         (["--top-k", "-1"], "--top-k is -1, must be 0 or more"),
         (["--max-new-tokens", "0"], "--max-new-tokens is 0, must be 1 or more"),
@@ -123,6 +125,19 @@ def test_what_a_recipe_says_of_sampling_does_not_count(evaluate: Evaluate, tmp_p
     (tmp_path / "recipe.yaml").write_text(recipe)
     with pytest.raises(HeavyWorkError):
         evaluate("--config", str(tmp_path / "recipe.yaml"))
+
+
+def test_a_cache_without_room_for_the_longest_prompt_and_response_is_refused(evaluate: Evaluate):
+    said = evaluate("--engine.cache_gib", "1e-5")
+    needed = re.fullmatch(
+        r"engine\.cache_gib is 1e-05, which holds \d+ tokens of keys and values; the (\d+) tokens of the longest student prompt and "
+        r"--max-new-tokens 48 need (\d+): set it to (\S+) or more, or 0",
+        said,
+    )
+    assert needed is not None
+    assert int(needed[2]) == int(needed[1]) + 48
+    with pytest.raises(HeavyWorkError):
+        evaluate("--engine.cache_gib", needed[3])
 
 
 def test_all_numbers_out_of_bounds_are_listed_at_once(evaluate: Evaluate):

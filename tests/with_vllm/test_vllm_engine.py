@@ -27,6 +27,7 @@ from tests.support.vllm_ranks import (
     half_precision_gap,
     save_models,
     stopped_by_text,
+    told_by_stages,
 )
 
 CASES = {"tied": (True, 1), "own head": (False, 1), "tied, TP 2": (True, 2), "own head, TP 2": (False, 2)}
@@ -127,6 +128,13 @@ def test_no_response_stops_before_min_new_tokens(facts: Any):
 def test_each_response_is_told_when_it_is_there(facts: Any):
     fact = facts("tied")[0]
     assert fact["told"] == dict(enumerate(fact["theirs"]["whole"]))
+
+
+def test_each_pipeline_stage_is_told_of_the_responses_that_it_makes(tmp_path: Path):
+    (first, responses), (second, others) = run_distributed(told_by_stages, 2, save_models(tmp_path, tied=True))
+    assert responses == others
+    assert (sorted(first), sorted(second)) == (list(range(0, 64, 2)), list(range(1, 64, 2)))
+    assert first | second == dict(enumerate(responses))
 
 
 @pytest.mark.parametrize("case", CASES)

