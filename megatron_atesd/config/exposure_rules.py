@@ -1,6 +1,7 @@
 """Rules between the settings of section exposure, and between them and others."""
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 from megatron_atesd.config.schema import OPTIMIZER_DEFAULTS, ExposureConfig, TrainConfig
 from megatron_atesd.config.signals import FREE, WITH_GRADIENT, needs_each_probe
@@ -29,8 +30,37 @@ def exposure_problems(config: TrainConfig) -> Iterator[str]:
         yield f"exposure.bias_check is {exposure.bias_check}, must not exceed run.updates {updates}, for which the learning rate is planned"
     if exposure.bias_check and exposure.mode == "none":
         yield "exposure.bias_check compares exposures, but exposure.mode none has none; set it to 0, or choose another mode"
-    if exposure.mode in ("learned", "aligned", "posterior") and exposure.warmup_updates >= updates:
+    if exposure.mode in ("learned", "aligned", "posterior", "target_kl") and exposure.warmup_updates >= updates:
         yield f"exposure.warmup_updates is {exposure.warmup_updates}, must be below run.updates {updates} for any decision to be taken"
+    yield from _reference_problems(exposure)
+    yield from _step_problems(exposure, updates) if exposure.mode == "step" else ()
+
+
+def _reference_problems(exposure: ExposureConfig) -> Iterator[str]:
+    if exposure.mode == "none" and exposure.reference != "own":
+        yield f"exposure.reference is {exposure.reference}, but with exposure.mode none the teacher sees none; set one of the two otherwise"
+    elif exposure.reference == "none" and (exposure.mode, exposure.fixed) != ("fixed", 0):
+        yield (
+            "exposure.reference is none, which leaves nothing to expose: no α makes a difference; set exposure.mode to fixed and "
+            "exposure.fixed to 0"
+        )
+    if exposure.reference == "none" and exposure.bias_check:
+        yield "exposure.bias_check compares exposures, but exposure.reference none has none; set it to 0, or choose another reference"
+
+
+def _step_problems(exposure: ExposureConfig, updates: int) -> Iterator[str]:
+    levels, step_at = exposure.levels, exposure.step_at
+    if not levels or not all(0 <= level <= 1 for level in levels):
+        yield f"exposure.levels is {levels}, must be one or more numbers from 0 to 1"
+    if step_at and len(step_at) != len(levels) - 1:
+        yield (
+            f"exposure.step_at has {len(step_at)} numbers, but between {len(levels)} exposure.levels there are {len(levels) - 1} steps; "
+            "give as many, or none for stages of equal length"
+        )
+    if not all(before < after for before, after in pairwise([0, *step_at, updates])):
+        yield f"exposure.step_at is {step_at}, must be rising numbers of updates, above 0 and below run.updates {updates}"
+    if not step_at and len(levels) > updates:
+        yield f"exposure.levels has {len(levels)} stages, but run.updates is {updates}; give fewer"
 
 
 def _signal_problems(exposure: ExposureConfig) -> Iterator[str]:

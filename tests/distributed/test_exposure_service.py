@@ -92,7 +92,7 @@ def test_scores_are_not_asked_again_when_a_run_resumes_amid_a_window():
     assert run_distributed(aligned_ranks, 2, 13) == run_distributed(aligned_ranks, 2, -1)
 
 
-@pytest.mark.parametrize("mode", ["learned", "posterior"])
+@pytest.mark.parametrize("mode", ["learned", "posterior", "target_kl"])
 def test_a_killed_controller_goes_on_as_if_nothing_had_been(mode: str):
     config = replace(CONFIG, mode=mode)
     whole, first, again = (ExposureService(config, UPDATES, seed=10) for _ in range(3))

@@ -99,6 +99,7 @@ def test_ranks_look_at_every_problem_once(inputs: Path) -> None:
         ("none", {}),
         ("linear", {"start": 0.9, "end": 0.2}),
         ("cosine", {"start": 0.1, "end": 0.6}),
+        ("step", {"levels": [0.1, 0.7, 0.4]}),
         ("linear", {"start": 0.1, "end": 0.6, "warmup_updates": 2, "warmup_exposure": 0.8}),
     ],
 )
