@@ -18,6 +18,7 @@ from megatron_atesd.config.signals import needs_own, probe_interval
 from megatron_atesd.data.boxes import last_boxed
 from megatron_atesd.data.notice import warn_once
 from megatron_atesd.data.sampler import ProblemSampler, fingerprint
+from megatron_atesd.data.teacher_view import TeacherView
 from megatron_atesd.distill.alignment import add_progress_gradient, alignment_scores
 from megatron_atesd.distill.likelihood import ScoredText, mean_nll, weighted_nll
 from megatron_atesd.distill.step import Example, divergence_of, example_losses, measure_step, teacher_pass
@@ -59,7 +60,8 @@ class TrainingRun:
     def __init__(self, config: TrainConfig, inputs: TrainingInputs) -> None:
         self.config, self.probe_problems = config, inputs.probe_problems
         folder, self.hf_folder, self.renderer = inputs.model.folder, inputs.model.hf_folder, inputs.model.renderer
-        check_lengths(config, inputs, dist.get_rank(), dist.get_world_size())
+        self.teacher_view = TeacherView(self.renderer, config.exposure, config.run.seed, inputs.problems, inputs.probe_problems)
+        check_lengths(config, inputs, self.teacher_view, dist.get_rank(), dist.get_world_size())
         self.sampler = ProblemSampler(inputs.problems, config.data.batch, config.run.seed, *data_parallel_place())
         self.model = build_model(inputs.model.architecture, inputs.megatron, config.parallel.packed)
         check_model_folder(folder)
@@ -105,14 +107,7 @@ class TrainingRun:
 
     def contexts(self, rollouts: Sequence[Rollout], alpha: float) -> list[TeacherContext]:
         """What the teacher sees of each rollout's problem at reveal ratio `alpha`."""
-        return [self.teacher_context(r.problem, alpha) for r in rollouts]
-
-    def teacher_context(self, problem: Problem, alpha: float) -> TeacherContext:
-        """What the teacher sees; in mode none it is the student's prompt."""
-        context = self.renderer.teacher(problem, alpha)
-        if self.config.exposure.mode == "none":
-            return TeacherContext(self.renderer.student(problem), 0, context.segments)
-        return context
+        return [self.teacher_view.context(r.problem, alpha) for r in rollouts]
 
     def answered(self, rollout: Rollout) -> bool:
         """Whether the last boxed answer is the reference's, letter by letter (evaluation grades by meaning)."""
@@ -270,7 +265,7 @@ class TrainingRun:
 
         A fixed set of problems: grounding moves with α and the teacher's weights, not with the batch.
         """
-        prompts = {p.id: self.teacher_context(p, alpha).prompt_ids for p in self.probe_problems}
+        prompts = {p.id: self.teacher_view.context(p, alpha).prompt_ids for p in self.probe_problems}
         with self.teacher.applied():
             if self.config.exposure.grounding == "own":
                 return -self.score([ScoredText(prompts[r.problem.id], r.response_ids, weight) for r, weight in self.own.correct()])
