@@ -58,6 +58,8 @@ BOUNDS: dict[str, Bound] = {
     "exposure.fixed": SHARE,
     "exposure.start": SHARE,
     "exposure.end": SHARE,
+    "exposure.bins": ONE_OR_MORE,
+    "exposure.difficulty_samples": ONE_OR_MORE,
     "exposure.target_kl": POSITIVE,
     "exposure.target_rate": POSITIVE,
     "exposure.hold": ONE_OR_MORE,

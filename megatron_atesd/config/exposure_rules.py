@@ -2,9 +2,12 @@
 
 from collections.abc import Iterator
 from itertools import pairwise
+from math import inf
 
 from megatron_atesd.config.schema import OPTIMIZER_DEFAULTS, ExposureConfig, TrainConfig
 from megatron_atesd.config.signals import FREE, WITH_GRADIENT, needs_each_probe
+
+BINNED = ("fixed", "learned", "aligned", "posterior", "target_kl")  # modes whose α may differ between difficulty bins
 
 
 def exposure_problems(config: TrainConfig) -> Iterator[str]:
@@ -34,6 +37,7 @@ def exposure_problems(config: TrainConfig) -> Iterator[str]:
         yield f"exposure.warmup_updates is {exposure.warmup_updates}, must be below run.updates {updates} for any decision to be taken"
     yield from _reference_problems(exposure)
     yield from _step_problems(exposure, updates) if exposure.mode == "step" else ()
+    yield from _bin_problems(exposure) if exposure.bins > 1 else ()
 
 
 def _reference_problems(exposure: ExposureConfig) -> Iterator[str]:
@@ -46,6 +50,17 @@ def _reference_problems(exposure: ExposureConfig) -> Iterator[str]:
         )
     if exposure.reference == "none" and exposure.bias_check:
         yield "exposure.bias_check compares exposures, but exposure.reference none has none; set it to 0, or choose another reference"
+
+
+def _bin_problems(exposure: ExposureConfig) -> Iterator[str]:
+    bins, edges, fixed = exposure.bins, exposure.bin_edges, exposure.fixed_by_bin
+    if exposure.mode not in BINNED or exposure.reference == "none":
+        which = "reference none" if exposure.reference == "none" else f"mode {exposure.mode}"
+        yield f"exposure.bins is {bins}, but with exposure.{which} no bin can have an α of its own; set it to 1"
+    if exposure.mode == "fixed" and (len(fixed) != bins or not all(0 <= alpha <= 1 for alpha in fixed)):
+        yield f"exposure.fixed_by_bin is {fixed}, must be {bins} numbers from 0 to 1, one for each of exposure.bins"
+    if edges and not (len(edges) == bins - 1 and all(before < after for before, after in pairwise([-inf, *edges, inf]))):
+        yield f"exposure.bin_edges is {edges}, must be {bins - 1} rising numbers, one between each two of exposure.bins {bins}, or empty"
 
 
 def _step_problems(exposure: ExposureConfig, updates: int) -> Iterator[str]:

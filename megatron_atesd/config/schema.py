@@ -255,6 +255,14 @@ class ExposureConfig:
         reference: Whose reference the teacher sees: own = the problem's; shuffled = another problem's of the same file, its answer
             included, the same for the whole run, and with as many segments where there is one [ours]; none = nobody's, and no answer: the
             bare question as the teacher is asked it. [ours]
+        bins: Difficulty bins of the problems, each with an α, a controller and a progress of its own; 1 = one α for all [paper]. For modes
+            fixed, learned, aligned, posterior and target_kl. [ours]
+        difficulty: By what problems are sorted into bins: nll = the start model's mean NLL a token of the reference; pass_rate = share of
+            its responses that are wrong, of difficulty_samples to each training problem; field = a number in the problem file. [ours]
+        difficulty_samples: Responses of the start model to each training problem, for pass_rate (to probe problems: probe_samples). [ours]
+        difficulty_field: Name of that number; higher is harder. [ours]
+        bin_edges: Highest difficulty in each bin but the last (empty = about as many training problems in each bin). [ours]
+        fixed_by_bin: α of each bin in mode fixed with bins above 1, easiest first.
         reveal: Reference segments shown: floor(α·m) [paper] or nearest floor(α·m + ½) [ours].
         hold: H, updates that one decision is held; a twelfth of the updates, 4 at least, suits mode posterior. [ours]
         lookahead: L, updates after a decision that its reward looks at. [ours]
@@ -306,6 +314,12 @@ class ExposureConfig:
     target_kl: float = 0.05
     target_rate: float = 0.1
     reference: Literal["own", "shuffled", "none"] = "own"
+    bins: int = 1
+    difficulty: Literal["nll", "pass_rate", "field"] = "nll"
+    difficulty_samples: int = 4
+    difficulty_field: str = "difficulty"
+    bin_edges: list[float] = field(default_factory=list[float])
+    fixed_by_bin: list[float] = field(default_factory=list[float])
     reveal: Literal["floor", "nearest"] = "floor"
     hold: int = 2
     lookahead: int = 5

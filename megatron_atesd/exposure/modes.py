@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
 
 from megatron_atesd.config import ExposureConfig
 from megatron_atesd.exposure.aligned import AlignedExposure
+from megatron_atesd.exposure.bins import BinnedExposure
 from megatron_atesd.exposure.controller import Controller, check_mode, seeded_generator
 from megatron_atesd.exposure.posterior import PosteriorExposure
 from megatron_atesd.exposure.target_kl import TargetKLExposure
@@ -39,7 +41,15 @@ class Mode(Protocol):
 
 
 def make_mode(config: ExposureConfig, updates: int, seed: int) -> Mode:
-    """The decider of config.mode for a training of `updates` updates."""
+    """The decider of config.mode for a training of `updates` updates; with bins one for each, whose seeds differ."""
+    if config.bins == 1:
+        return _decider(config, updates, seed)
+    own = config.fixed_by_bin if config.mode == "fixed" else [config.fixed] * config.bins
+    deciders = [_decider(replace(config, fixed=alpha), updates, seed + 2**63 * i) for i, alpha in enumerate(own)]
+    return BinnedExposure(deciders)
+
+
+def _decider(config: ExposureConfig, updates: int, seed: int) -> Mode:
     if config.mode == "posterior":
         return PosteriorExposure(config, updates, seed)
     if config.mode == "aligned":
@@ -56,7 +66,8 @@ def highest_exposure(config: ExposureConfig) -> float:
     if config.bias_check:
         return 1.0
     ends = max(config.start, config.end)
-    named = {"fixed": config.fixed, "linear": ends, "cosine": ends, "step": max(config.levels, default=0.0)}
+    fixed = max(config.fixed_by_bin, default=config.fixed) if config.bins > 1 else config.fixed
+    named = {"fixed": fixed, "linear": ends, "cosine": ends, "step": max(config.levels, default=0.0)}
     also = [config.warmup_exposure] if config.mode == "aligned" or (config.warmup_updates and config.mode != "fixed") else []
     also += [config.probe_exposure] if config.progress == "probe_kl" else []
     return max([named.get(config.mode, config.clip_high), *also])
