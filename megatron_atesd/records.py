@@ -47,10 +47,18 @@ class Rollout:
 
 @dataclass(frozen=True)
 class Exposure:
-    """The reveal ratio in force and the number of the decision that set it (-1: no decision was needed)."""
+    """The reveal ratio in force and the number of the decision that set it (-1: no decision was needed).
+
+    bins: with exposure.bins above 1, the ratio of each difficulty bin, easiest first; alpha is then their mean. Empty: one for all.
+    """
 
     alpha: float
     decision_id: int
+    bins: tuple[float, ...] = ()
+
+    def of(self, number: int) -> float:
+        """The ratio of difficulty bin `number`."""
+        return self.bins[number] if self.bins else self.alpha
 
 
 @dataclass(frozen=True)
@@ -65,6 +73,7 @@ class UpdateStats:
     progress: the configured progress signal, lower is better; an accuracy is negated (None when this update did not measure it).
     probe_nll: student NLL of the probe set's reference solutions, nats per token (None when this update did not measure it).
     grounding: mean log-probability per token of the grounding text under the exposed teacher, nats per token (None when not measured).
+    by_bin: with exposure.bins above 1, the same of each difficulty bin's problems; progress and grounding are then None here.
     """
 
     update: int
@@ -75,3 +84,4 @@ class UpdateStats:
     progress: float | None
     probe_nll: float | None
     grounding: float | None
+    by_bin: tuple["UpdateStats", ...] = ()

@@ -42,8 +42,8 @@ for task in $TASKS; do
 done
 for arm in $ARMS; do
     case $arm in
-        aligned | posterior | learned | fixed | linear | cosine | random | none) ;;
-        *) fail "ARMS has '$arm', must be of aligned, posterior, learned, fixed, linear, cosine, random and none" ;;
+        aligned | posterior | learned | target_kl | fixed | linear | cosine | step | random | none) ;;
+        *) fail "ARMS has '$arm', must be of aligned, posterior, learned, target_kl, fixed, linear, cosine, step, random and none" ;;
     esac
 done
 # What is there is made anew: never in a folder that something else made.

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from megatron_atesd.config.bounds import BOUNDS
+from megatron_atesd.config.exposure_rules import exposure_problems
 from megatron_atesd.config.fields import spell
 from megatron_atesd.config.schema import OPTIMIZER_DEFAULTS, ExposureConfig, ParallelConfig, RolloutConfig, RunConfig, TrainConfig
-from megatron_atesd.config.signals import FREE, WITH_GRADIENT, needs_each_probe
 from megatron_atesd.errors import ConfigError
 
 
@@ -189,60 +189,9 @@ def rollout_problems(rollout: RolloutConfig) -> Iterator[str]:
 
 def method_problems(config: TrainConfig) -> Iterator[str]:
     """The rules between settings of the loss and of the exposure that are broken."""
-    exposure, updates = config.exposure, config.run.updates
     if config.rollout.temperature == 0 and config.distill.temperature is None:
         yield "rollout.temperature is 0 and distill.temperature is null, so both logits would be divided by 0; set distill.temperature to 1"
-    if exposure.clip_low > exposure.clip_high:
-        yield f"exposure.clip_low is {exposure.clip_low}, must not exceed exposure.clip_high {exposure.clip_high}; swap the two"
-    if exposure.advantage == "batch" and exposure.batch < 2:
-        yield "exposure.batch is 1 with exposure.advantage batch: one decision has no spread; set exposure.batch to 2 or advantage to ema"
-    if exposure.entropy_target_end > exposure.entropy_target_start:
-        yield (
-            f"exposure.entropy_target_end is {exposure.entropy_target_end}, must not exceed exposure.entropy_target_start "
-            f"{exposure.entropy_target_start}; the policy narrows with time, lower the end"
-        )
-    if exposure.entropy_floor is not None and exposure.entropy_floor >= exposure.entropy_target_end:
-        yield (
-            f"exposure.entropy_floor is {exposure.entropy_floor}, must be below exposure.entropy_target_end {exposure.entropy_target_end}, "
-            "or the two penalties pull against each other; lower the floor"
-        )
-    yield from _signal_problems(exposure)
-    yield from _aligned_problems(config) if exposure.mode == "aligned" else ()
-    if exposure.bias_check > updates:
-        yield f"exposure.bias_check is {exposure.bias_check}, must not exceed run.updates {updates}, for which the learning rate is planned"
-    if exposure.bias_check and exposure.mode == "none":
-        yield "exposure.bias_check compares exposures, but exposure.mode none has none; set it to 0, or choose another mode"
-    if exposure.mode in ("learned", "aligned", "posterior") and exposure.warmup_updates >= updates:
-        yield f"exposure.warmup_updates is {exposure.warmup_updates}, must be below run.updates {updates} for any decision to be taken"
-
-
-def _signal_problems(exposure: ExposureConfig) -> Iterator[str]:
-    every = exposure.probe_every
-    if every is not None and every > 1 and needs_each_probe(exposure):
-        free = " or ".join(FREE)
-        also = ", and exposure.grounding to off" if exposure.mode == "learned" and exposure.grounding != "off" else ""
-        yield (
-            f"exposure.probe_every is {every}, but exposure.mode {exposure.mode} judges every update; set it to 1 or null, or "
-            f"exposure.progress to {free}{also}"
-        )
-
-
-def _aligned_problems(config: TrainConfig) -> Iterator[str]:
-    exposure, optimizer = config.exposure, config.optimizer
-    if exposure.progress not in WITH_GRADIENT:
-        yield (
-            f"exposure.progress is {exposure.progress}, which has no gradient for exposure.mode aligned to follow; choose "
-            f"{', '.join(WITH_GRADIENT[:-1])} or {WITH_GRADIENT[-1]}"
-        )
-    if exposure.clip_low == exposure.clip_high:
-        yield f"exposure.clip_low and clip_high are both {exposure.clip_low}: that leaves exposure.mode aligned no choice; set it to fixed"
-    if exposure.progress == "train_accuracy" and config.data.batch == 1:
-        yield "data.batch is 1, and one response is neither better nor worse than the others; raise it, or choose another exposure.progress"
-    if optimizer.get("optimizer", "adam") != "adam" or optimizer.get("lr", OPTIMIZER_DEFAULTS["lr"]) == 0:
-        yield "exposure.mode aligned scores exposures by a step of Adam; set optimizer.optimizer to adam and optimizer.lr above 0"
-    for name in ("use_precision_aware_optimizer", "optimizer_cpu_offload"):
-        if optimizer.get(name):
-            yield f"optimizer.{name} is true, which keeps gradients where exposure.mode aligned cannot put weights; set it to false"
+    yield from exposure_problems(config)
 
 
 def _schedule_problems(config: TrainConfig) -> Iterator[str]:

@@ -240,11 +240,29 @@ class ExposureConfig:
 
     Args:
         mode: learned = Beta-policy controller [paper]; aligned = each window the α whose distillation gradient agrees best with that of the
-            progress loss [ours]; posterior = Bayesian regression of progress on exposure [ours]; fixed; linear and cosine schedules from
-            start to end; random = uniform a window; none = teacher sees the student prompt.
+            progress loss [ours]; posterior = Bayesian regression of progress on exposure [ours]; target_kl = α rises while the KL to the
+            teacher is below exposure.target_kl, and falls above it [ours]; fixed; linear and cosine schedules from start to end; step =
+            one of levels after the other; random = uniform a window; none = teacher sees the student prompt.
         fixed: α of mode fixed (1 = OPSD).
-        start: First α of the schedules.
-        end: Last α of the schedules.
+        start: First α of linear, cosine and target_kl.
+        end: Last α of linear and cosine.
+        levels: α of each stage of mode step. [ours]
+        step_at: Numbers of updates after which mode step goes on to its next level (empty = stages of equal length). The window that
+            holds then is finished first. [ours]
+        target_kl: Unclipped KL to the teacher, nats a response token, that mode target_kl aims at. [ours]
+        target_rate: What α gains in a window of mode target_kl with a KL of 0; in general it gains target_rate · (1 − KL / target_kl).
+            [ours]
+        reference: Whose reference the teacher sees: own = the problem's; shuffled = another problem's of the same file, its answer
+            included, the same for the whole run, and with as many segments where there is one [ours]; none = nobody's, and no answer: the
+            bare question as the teacher is asked it. [ours]
+        bins: Difficulty bins of the problems, each with an α, a controller and a progress of its own; 1 = one α for all [paper]. For modes
+            fixed, learned, aligned, posterior and target_kl. [ours]
+        difficulty: By what problems are sorted into bins: nll = the start model's mean NLL a token of the reference; pass_rate = share of
+            its responses that are wrong, of difficulty_samples to each training problem; field = a number in the problem file. [ours]
+        difficulty_samples: Responses of the start model to each training problem, for pass_rate (to probe problems: probe_samples). [ours]
+        difficulty_field: Name of that number; higher is harder. [ours]
+        bin_edges: Highest difficulty in each bin but the last (empty = about as many training problems in each bin). [ours]
+        fixed_by_bin: α of each bin in mode fixed with bins above 1, easiest first.
         reveal: Reference segments shown: floor(α·m) [paper] or nearest floor(α·m + ½) [ours].
         hold: H, updates that one decision is held; a twelfth of the updates, 4 at least, suits mode posterior. [ours]
         lookahead: L, updates after a decision that its reward looks at. [ours]
@@ -287,10 +305,21 @@ class ExposureConfig:
             so many updates, probe rollouts, and disk for a checkpoint. [ours]
     """
 
-    mode: Literal["learned", "aligned", "posterior", "fixed", "linear", "cosine", "random", "none"] = "learned"
+    mode: Literal["learned", "aligned", "posterior", "target_kl", "fixed", "linear", "cosine", "step", "random", "none"] = "learned"
     fixed: float = 1.0
     start: float = 0.0
     end: float = 1.0
+    levels: list[float] = field(default_factory=lambda: [0.0, 1.0])
+    step_at: list[int] = field(default_factory=list[int])
+    target_kl: float = 0.05
+    target_rate: float = 0.1
+    reference: Literal["own", "shuffled", "none"] = "own"
+    bins: int = 1
+    difficulty: Literal["nll", "pass_rate", "field"] = "nll"
+    difficulty_samples: int = 4
+    difficulty_field: str = "difficulty"
+    bin_edges: list[float] = field(default_factory=list[float])
+    fixed_by_bin: list[float] = field(default_factory=list[float])
     reveal: Literal["floor", "nearest"] = "floor"
     hold: int = 2
     lookahead: int = 5

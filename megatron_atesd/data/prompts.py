@@ -5,6 +5,8 @@ transition τ. Delete these three and both prompts are equal, thinking switch as
 
     student   problem, instruction
     teacher   problem, instruction, [reference_intro, r_1 … r_k,] answer_intro, \\boxed{…}, transition
+
+The reference may be another problem's, or nobody's: then the teacher's message is the student's.
 """
 
 from collections.abc import Callable, Sequence
@@ -71,12 +73,20 @@ class PromptRenderer:
         """Ids of the student's prompt: problem and instruction. Raises DataError beyond prompt.max_length tokens."""
         return self._prompt_ids(problem, self._question(problem), self._prompt.student_thinking, "student")
 
-    def teacher(self, problem: Problem, alpha: float) -> TeacherContext:
-        """The prompt of exposure alpha in [0, 1] and how much it reveals. Raises DataError beyond prompt.max_length tokens."""
-        shown = reveal(problem, alpha, self._reveal)
+    def teacher(self, problem: Problem, alpha: float, lender: Problem | None = None) -> TeacherContext:
+        """The prompt of exposure alpha in [0, 1] and how much it reveals. Raises DataError beyond prompt.max_length tokens.
+
+        lender: the problem whose reference and answer are shown instead of the problem's own.
+        """
+        shown = reveal(lender or problem, alpha, self._reveal)
         message = _paragraphs(self._question(problem), *self._exposure(shown))
         ids = self._prompt_ids(problem, message, self._prompt.teacher_thinking, "teacher")
         return TeacherContext(ids, shown.revealed, shown.segments)
+
+    def bare_teacher(self, problem: Problem) -> TeacherContext:
+        """The teacher's prompt without reference, answer and transition: problem and instruction, with the teacher's thinking switch."""
+        ids = self._prompt_ids(problem, self._question(problem), self._prompt.teacher_thinking, "teacher")
+        return TeacherContext(ids, 0, len(split_reference(problem).segments))
 
     def reference(self, problem: Problem) -> tuple[int, ...]:
         """Ids of the whole reference solution as the student would write it after its prompt, end-of-turn token included."""

@@ -37,6 +37,11 @@ class ProblemSampler:
         first = self.place_at(update)
         return [self._problems[self._permutation(p // size)[p % size]] for p in range(first, first + len(self._share))]
 
+    def used(self, updates: int) -> list[Problem]:
+        """The problems of the first `updates` updates over all ranks, each once, in the order of the data set."""
+        places = sorted(self._permutation(0)[: updates * self._batch])
+        return [self._problems[place] for place in places]
+
     def place_at(self, update: int) -> int:
         """Position in the stream of the first problem of `batch_at`; the others follow it one by one."""
         return update * self._batch + self._share.start

@@ -47,8 +47,9 @@ def alignment_scores(
     normalize: Normalize,
     trial: Callable[[], AbstractContextManager[bool]],
 ) -> list[float] | None:
-    """By how much each exposure's loss falls within `trial()`, a token or sequence as normalised; None when the trial moves nothing.
+    """By how much each exposure's loss falls within `trial()`, a token or sequence as normalised.
 
+    None when the trial moves nothing, or no rank has a rollout.
     rollouts: this data-parallel rank's, each with the student's prompt. seen: what the teacher makes of them at each exposure. The bound of
     a token's loss (clip_mode token) is held where it was before the trial, as in the gradient. The same on every rank. Collective over all
     ranks.
@@ -90,4 +91,4 @@ def alignment_scores(
         if not moved:
             return None
         *falls, count = sum_over_ranks(of_pass(compare), len(seen) + 1)
-    return [fall / max(count, 1) for fall in falls]
+    return [fall / count for fall in falls] if count else None

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from megatron_atesd.model.gpt import HiddenStateGPT
-from megatron_atesd.model.micro_batches import MicroBatch, TokenIds
+from megatron_atesd.model.micro_batches import MicroBatch, Pair, TokenIds
 from megatron_atesd.model.modes import evaluation_mode
 from megatron_atesd.model.schedule import LastStage, model_batches, run_schedule, sum_over_ranks
 from megatron_atesd.model.vocabulary import token_nll, vocabulary_shard
@@ -53,6 +53,25 @@ def weighted_nll_stage(model: HiddenStateGPT, texts: Sequence[ScoredText]) -> La
         return loss, torch.tensor(len(nll_T), dtype=torch.int, device=nll_T.device), loss.detach()[None]
 
     return last_stage
+
+
+def text_nlls(model: HiddenStateGPT, pairs: Sequence[Pair], micro_batch_tokens: int) -> list[float]:
+    """NLL of each (prompt, response) pair's response (nats, summed over its tokens, temperature 1); else as `weighted_nll`."""
+    rank, size = data_parallel_place()
+    mine = range(len(pairs))[rank::size]
+
+    def last_stage(batch: MicroBatch, hidden_BSH: Tensor) -> tuple[Tensor, Tensor, tuple[tuple[int, ...], Tensor]]:
+        nll_T = torch.cat(token_nlls(model, batch.response_hidden(hidden_BSH), batch.targets_T)).double()
+        sums_N = torch.zeros(len(batch.lengths_N), dtype=torch.float64, device=nll_T.device).index_add(0, batch.sequence_T, nll_T)
+        return nll_T.sum(), torch.tensor(len(nll_T), dtype=torch.int, device=nll_T.device), (batch.members, sums_N)
+
+    batches = model_batches(model, [pairs[place] for place in mine], micro_batch_tokens)
+    with torch.no_grad(), evaluation_mode(model):
+        found = run_schedule(model, batches, last_stage, forward_only=True)
+    total_N = torch.zeros(len(pairs), dtype=torch.float64, device=torch.cuda.current_device())
+    for members, sums_N in found:
+        total_N[[mine[member] for member in members]] = sums_N[: len(members)]
+    return sum_over_ranks([total_N], len(pairs))
 
 
 def token_nlls(model: HiddenStateGPT, hidden_TH: Tensor, targets_T: Tensor) -> list[Tensor]:

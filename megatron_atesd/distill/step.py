@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -42,18 +42,29 @@ def divergence_of(config: TrainConfig) -> Divergence:
 
 @dataclass(frozen=True)
 class Example:
-    """One response, as the student was asked for it and as the teacher will judge it."""
+    """One response, as the student was asked for it and as the teacher will judge it; bin: of its problem's difficulty."""
 
     student_prompt: TokenIds
     teacher_prompt: TokenIds
     response: TokenIds
+    bin: int = 0
+
+
+@dataclass(frozen=True)
+class BinResult:
+    """Over all ranks: response tokens of a difficulty bin, and the means of StepResult over them (0 without tokens)."""
+
+    tokens: int
+    kl: float
+    disagreement: float
+    confidence: float
 
 
 @dataclass(frozen=True)
 class StepResult:
     """Over all ranks: means a response token (the loss: a token or a sequence, as normalised; entropies and KL in nats), their count,
-    the share of them, and of their summed KL, that the clip touches, the share of computed tokens that was padding, and this rank's
-    seconds of both passes."""
+    the share of them, and of their summed KL, that the clip touches, the share of computed tokens that was padding, this rank's
+    seconds of both passes, and what several difficulty bins have of it."""
 
     loss: float
     kl: float
@@ -67,6 +78,14 @@ class StepResult:
     padding: float
     teacher_seconds: float
     student_seconds: float
+    by_bin: tuple[BinResult, ...] = ()
+
+    def of_bin(self, number: int) -> "StepResult":
+        """The same with the KL, disagreement, confidence and tokens of one bin; of a bin without tokens those of all."""
+        part = self.by_bin[number]
+        if not part.tokens:
+            return self
+        return replace(self, tokens=part.tokens, kl=part.kl, disagreement=part.disagreement, confidence=part.confidence)
 
 
 @dataclass(frozen=True)
@@ -86,13 +105,14 @@ def distill_step(
     micro_batch_tokens: int,
     normalize: Normalize = "token",
     loss: Loss = distill_loss,
+    bins: int = 1,
 ) -> StepResult:
     """Loss and gradients of this data-parallel rank's examples; gradients end in `wrapped` (DistributedDataParallel around `model`).
 
-    loss: of the last pipeline stage, given both roles' hidden states. Collective over all ranks. Data-parallel ranks may have different
-    numbers of examples, also none.
+    loss: of the last pipeline stage, given both roles' hidden states. bins: difficulty bins; with more than one the result has by_bin.
+    Collective over all ranks. Data-parallel ranks may have different numbers of examples, also none.
     """
-    return _both_passes(wrapped, model, teacher, examples, divergence, micro_batch_tokens, normalize, loss, forward_only=False)
+    return _both_passes(wrapped, model, teacher, examples, divergence, micro_batch_tokens, normalize, loss, False, bins)
 
 
 def measure_step(
@@ -100,7 +120,7 @@ def measure_step(
 ) -> StepResult:
     """The same without gradients, in evaluation mode."""
     with torch.no_grad(), evaluation_mode(model):
-        return _both_passes(model, model, teacher, examples, divergence, micro_batch_tokens, "token", distill_loss, forward_only=True)
+        return _both_passes(model, model, teacher, examples, divergence, micro_batch_tokens, "token", distill_loss, True)
 
 
 @torch.no_grad()
@@ -131,6 +151,7 @@ def _both_passes(
     normalize: Normalize,
     loss_function: Loss,
     forward_only: bool,
+    bins: int = 1,
 ) -> StepResult:
     started = time.perf_counter()
     states = teacher_pass(model, teacher, examples, micro_batch_tokens)
@@ -138,10 +159,13 @@ def _both_passes(
     middle = time.perf_counter()
     pairs = [(e.student_prompt, e.response) for e in examples]
     student_batches = model_batches(model, pairs, micro_batch_tokens)
-    last_stage = _student_loss(model, teacher, states.hidden, divergence, normalize, loss_function)
+    binned = [e.bin for e in examples] if bins > 1 else []
+    last_stage = _student_loss(model, teacher, states.hidden, divergence, normalize, loss_function, binned, bins if bins > 1 else 0)
     sums = run_schedule(wrapped, student_batches, last_stage, forward_only)
     padded = [a + b for a, b in zip(states.padded, padding_share(student_batches, pairs), strict=True)]
-    loss, count, tokens, clipped_kl, kl_sum, *totals = sum_over_ranks(sums, 10)
+    whole = 10
+    summed = sum_over_ranks(sums, whole + (4 * bins if bins > 1 else 0))
+    (loss, count, tokens, clipped_kl, kl_sum, *totals), of_bins = summed[:whole], summed[whole:]
     padding, slots = sum_over_ranks([torch.tensor(padded, dtype=torch.float64, device=torch.cuda.current_device())], 2)
     finished = time.perf_counter()
     kl, disagreement, confidence, teacher_entropy, student_entropy, clipped = (total / max(tokens, 1) for total in (kl_sum, *totals))
@@ -158,7 +182,12 @@ def _both_passes(
         padding=padding / slots,
         teacher_seconds=middle - started,
         student_seconds=finished - middle,
+        by_bin=tuple(_bin_result(*of_bins[i : i + 4]) for i in range(0, len(of_bins), 4)),
     )
+
+
+def _bin_result(tokens: float, *sums: float) -> BinResult:
+    return BinResult(int(tokens), *(total / max(tokens, 1) for total in sums))
 
 
 def teacher_pass(model: HiddenStateGPT, teacher: Teacher, examples: Sequence[Example], micro_batch_tokens: int) -> TeacherStates:
@@ -183,8 +212,13 @@ def _student_loss(
     divergence: Divergence,
     normalize: Normalize,
     loss_function: Loss,
+    bin_of: Sequence[int] = (),
+    bins: int = 0,
 ) -> LastStage:
-    """What the last stage does with the student's hidden states; keeps the sums [10]: loss, its count, tokens, clipped KL, statistics."""
+    """What the last stage does with the student's hidden states; keeps the sums [10]: loss, its count, tokens, clipped KL, statistics.
+
+    bin_of: of each example. Behind them, for each of `bins`, its tokens and their KL, disagreement and confidence.
+    """
     shard = vocabulary_shard(model)
     teacher_head_VH = teacher.head_weight() if model.post_process else torch.empty(0)
 
@@ -205,9 +239,17 @@ def _student_loss(
             stats.clipped_T,
         )
         sums = (loss.detach(), count, torch.tensor(len(hidden_TH)), *(statistic_T.sum() for statistic_T in statistics))
-        return loss, count, torch.stack([s.to(loss.device, torch.float64) for s in sums])
+        kept = torch.stack([s.to(loss.device, torch.float64) for s in sums])
+        return loss, count, torch.cat((kept, _sums_by_bin(batch, stats, bin_of, bins))) if bins else kept
 
     return last_stage
+
+
+def _sums_by_bin(batch: MicroBatch, stats: TokenStatistics, bin_of: Sequence[int], bins: int) -> Tensor:
+    """[4 · bins]: tokens of each bin and sums of their KL, disagreement and confidence."""
+    member_bins = torch.tensor([bin_of[member] for member in batch.members], dtype=torch.long, device=stats.kl_T.device)
+    values_T4 = torch.stack([torch.ones_like(stats.kl_T), stats.kl_T, stats.disagreement_T, stats.confidence_T], dim=1).double()
+    return values_T4.new_zeros(bins, 4).index_add(0, member_bins[batch.sequence_T], values_T4).flatten()
 
 
 def token_weights(batch: MicroBatch, normalize: Normalize) -> tuple[Tensor, Tensor]:

@@ -31,7 +31,8 @@ class ExposureService:
     def propose(self, step: int, score: Callable[[], Sequence[float] | None] = lambda: None) -> Exposure:
         """The exposure for update step + 1, after `step` finished updates. Every rank must call it with the same step.
 
-        score: measures the exposures of mode aligned's grid, on all ranks; called at the start of each of its windows.
+        score: measures the exposures of mode aligned's grid (with bins of each bin's), on all ranks; called at the start of each of its
+        windows.
         """
         window = hold_window(self.config, step)
         if window != self.window:
@@ -56,8 +57,9 @@ class ExposureService:
             self.mode.load_state_dict(state)
 
     def _agree(self, decided: Exposure) -> Exposure:
-        values = torch.tensor([decided.alpha, decided.decision_id], dtype=torch.float64)
+        bins = self.config.bins if self.config.bins > 1 else 0
+        values = torch.tensor([decided.alpha, decided.decision_id, *(decided.of(i) for i in range(bins))], dtype=torch.float64)
         distributed.broadcast(values, src=0)
         self.broadcasts += 1
-        alpha, decision_id = values.tolist()
-        return Exposure(alpha, int(decision_id))
+        alpha, decision_id, *alphas = values.tolist()
+        return Exposure(alpha, int(decision_id), tuple(alphas))

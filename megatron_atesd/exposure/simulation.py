@@ -112,6 +112,8 @@ def _check(config: ExposureConfig, settings: Mapping[str, Any], updates: int) ->
     except ConfigError as error:
         spelled = " ".join(f"{name}={value}" for name, value in settings.items()) or "the defaults"
         raise ConfigError(f"{spelled}: {error}") from None
+    if config.bins > 1:
+        raise ConfigError(f"exposure.bins is {config.bins}, but simulated students have problems of one difficulty; set it to 1")
 
 
 def _row(

@@ -16,7 +16,7 @@ from megatron_atesd.checkpoint.reading import write_folder
 from megatron_atesd.parallel.agreement import on_rank_0
 from megatron_atesd.parallel.groups import is_main
 from megatron_atesd.parallel.session import start_minutes
-from megatron_atesd.records import Rollout
+from megatron_atesd.records import Exposure, Rollout
 from megatron_atesd.train.bias import BiasCheck, Reading
 from megatron_atesd.train.finite import check_probe
 from megatron_atesd.train.heartbeat import Heartbeat
@@ -54,7 +54,7 @@ def check_bias(run: TrainingRun, heartbeat: Heartbeat, stopped: Callable[[], obj
             for update in range(updates):
                 heartbeat.enter(f"update {update + 1} of the bias check at exposure {alpha:g}", minutes)
                 rollouts = run.rollout(run.sampler.batch_at(update), run.sampler.place_at(update))
-                skipped[alpha] += student_step(run, rollouts, alpha).skipped
+                skipped[alpha] += student_step(run, rollouts, Exposure(alpha, -1)).skipped
                 if stopped():
                     put_back()
                     return None

@@ -23,6 +23,7 @@ from megatron_atesd.output_folder import check_writable
 from megatron_atesd.records import Problem
 from megatron_atesd.rollout.cache_room import cache_tokens
 from megatron_atesd.rollout.vllm_check import check_vllm
+from megatron_atesd.train.difficulty import field_values
 from megatron_atesd.train.optimizer import optimizer_settings
 
 
@@ -81,4 +82,6 @@ def load_data(config: TrainConfig) -> tuple[list[Problem], list[Problem]]:
     train = load_problems(config.data.train, config.data.on_error)
     probe = load_problems(config.data.probe, config.data.on_error)
     check_disjoint({f"data.train {config.data.train}": train, f"data.probe {config.data.probe}": probe})
+    if config.exposure.bins > 1 and config.exposure.difficulty == "field":
+        field_values([*train, *probe[: config.data.probe_size or None]], config.exposure.difficulty_field)
     return train, probe[: config.data.probe_size or None]

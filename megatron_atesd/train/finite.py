@@ -56,20 +56,20 @@ class Skipped:
             f"Nothing is lost: {checkpoint} holds the weights from before them; {further}. The batches are in {self.folder}"
         )
 
-    def save(self, update: int, rank: int, alpha: float, rollouts: Sequence[Rollout], losses: Sequence[float]) -> None:
+    def save(self, update: int, rank: int, alphas: Sequence[float], rollouts: Sequence[Rollout], losses: Sequence[float]) -> None:
         """Write this data-parallel rank's batch to update_<update>_rank_<rank>.jsonl, one line an example; the oldest of many files go.
 
-        losses: mean a response token of each example, computed again; what is not finite becomes null. Files that cannot be written are
-        no reason to end the run: a line on stderr says so.
+        alphas: of each rollout. losses: mean a response token of each example, computed again; what is not finite becomes null.
+        Files that cannot be written are no reason to end the run: a line on stderr says so.
         """
         try:
-            self._write(update, rank, alpha, rollouts, losses)
+            self._write(update, rank, alphas, rollouts, losses)
         except OSError as error:
             print(f"warning: the batch of skipped update {update} is not kept: {error}", file=sys.stderr, flush=True)
 
-    def _write(self, update: int, rank: int, alpha: float, rollouts: Sequence[Rollout], losses: Sequence[float]) -> None:
+    def _write(self, update: int, rank: int, alphas: Sequence[float], rollouts: Sequence[Rollout], losses: Sequence[float]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        lines = [_line(alpha, rollout, loss) for rollout, loss in zip(rollouts, losses, strict=True)]
+        lines = [_line(*example) for example in zip(alphas, rollouts, losses, strict=True)]
         (self.folder / f"update_{update}_rank_{rank}.jsonl").write_text("".join(lines))
         files = sorted(self.folder.glob(f"update_*_rank_{rank}.jsonl"), key=lambda path: int(path.name.split("_")[1]))
         for old in files[:-FILES]:

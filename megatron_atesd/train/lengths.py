@@ -3,23 +3,23 @@
 from collections.abc import Iterator
 
 from megatron_atesd.config import TrainConfig
-from megatron_atesd.data.prompts import PromptRenderer
+from megatron_atesd.data.teacher_view import TeacherView
 from megatron_atesd.errors import DataError
 from megatron_atesd.exposure.modes import highest_exposure
 from megatron_atesd.records import Problem
 from megatron_atesd.train.checks import TrainingInputs
 
 
-def check_lengths(config: TrainConfig, inputs: TrainingInputs, rank: int = 0, size: int = 1) -> None:
+def check_lengths(config: TrainConfig, inputs: TrainingInputs, view: TeacherView, rank: int = 0, size: int = 1) -> None:
     """Raise DataError for a problem whose longest prompt exceeds prompt.max_length, or a probe problem that exceeds the model's positions.
 
     Rank `rank` of `size` ranks looks at its share. That prompts leave room for a whole response is a rule of the settings.
     """
-    renderer, positions = inputs.model.renderer, inputs.model.architecture.max_positions
+    positions = inputs.model.architecture.max_positions
     for problem in inputs.problems[rank::size]:
-        longest_prompts(config, renderer, problem)
+        longest_prompts(config, view, problem)
     for problem in inputs.probe_problems[rank::size]:
-        for prompt, prompt_tokens, text, text_tokens, remedy in scored_texts(config, renderer, problem):
+        for prompt, prompt_tokens, text, text_tokens, remedy in scored_texts(config, view, problem):
             if prompt_tokens + text_tokens > positions:
                 raise DataError(
                     f"problem {problem.id!r}: {prompt} ({prompt_tokens} tokens) and {text} ({text_tokens}) are "
@@ -27,21 +27,18 @@ def check_lengths(config: TrainConfig, inputs: TrainingInputs, rank: int = 0, si
                 )
 
 
-def longest_prompts(config: TrainConfig, renderer: PromptRenderer, problem: Problem) -> tuple[int, int]:
+def longest_prompts(config: TrainConfig, view: TeacherView, problem: Problem) -> tuple[int, int]:
     """Tokens of the student's prompt, and of the teacher's at the highest exposure that the run can have."""
-    student = len(renderer.student(problem))
-    if config.exposure.mode == "none":
-        return student, student
-    return student, len(renderer.teacher(problem, highest_exposure(config.exposure)).prompt_ids)
+    return len(view.renderer.student(problem)), len(view.context(problem, highest_exposure(config.exposure)).prompt_ids)
 
 
-def scored_texts(config: TrainConfig, renderer: PromptRenderer, problem: Problem) -> Iterator[tuple[str, int, str, int, str]]:
+def scored_texts(config: TrainConfig, view: TeacherView, problem: Problem) -> Iterator[tuple[str, int, str, int, str]]:
     """What the probe and the grounding read at once of a probe problem: prompt and text, each with its tokens, and what to do.
 
     Not the start model's own responses: that a prompt leaves room for a whole response is a rule of the settings.
     """
-    student, teacher = longest_prompts(config, renderer, problem)
-    reference, exposure = len(renderer.reference(problem)), config.exposure
+    student, teacher = longest_prompts(config, view, problem)
+    reference, exposure = len(view.renderer.reference(problem)), config.exposure
     leave_out = "leave it out of data.probe"
     yield "its student prompt", student, "its reference solution", reference, leave_out
     if exposure.mode == "learned":
@@ -49,4 +46,4 @@ def scored_texts(config: TrainConfig, renderer: PromptRenderer, problem: Problem
         if exposure.grounding == "solution":
             yield prompt, teacher, "its reference solution", reference, f"set exposure.grounding to answer, or {leave_out}"
         elif exposure.grounding == "answer":
-            yield prompt, teacher, "its boxed answer", len(renderer.answer(problem)), f"{leave_out}, or lower exposure.clip_high"
+            yield prompt, teacher, "its boxed answer", len(view.renderer.answer(problem)), f"{leave_out}, or lower exposure.clip_high"

@@ -21,10 +21,11 @@ from megatron_atesd.train.bias_check import check_bias, cost, save_record
 from megatron_atesd.train.checks import check_before_work
 from megatron_atesd.train.heartbeat import Heartbeat
 from megatron_atesd.train.logprob_gap import gap_alarm
-from megatron_atesd.train.metrics import describe_sample, entry_clip_warning, peak_memory_gib, rollout_metrics, write_summary
+from megatron_atesd.train.metrics import bin_metrics, describe_sample, entry_clip_warning, peak_memory_gib, rollout_metrics, write_summary
 from megatron_atesd.train.preemption import StopRequest
 from megatron_atesd.train.progress import Finished
 from megatron_atesd.train.resume import check_resumable
+from megatron_atesd.train.sort_problems import sort_problems
 from megatron_atesd.train.student_step import student_step
 from megatron_atesd.train.training_run import TrainingRun
 
@@ -65,6 +66,7 @@ def train(config: TrainConfig) -> None:
                 monitor.message(too_short)
             if gathered := run.gather():
                 monitor.message(gathered)
+            sort_problems(run, monitor.message, heartbeat)
             if chosen.folder is not None:
                 monitor.message(f"resumed from {chosen.folder} after {start} updates ({chosen.why})")
             else:
@@ -128,7 +130,7 @@ def train_step(run: TrainingRun, update: int, heartbeat: Heartbeat) -> tuple[dic
     chosen = time.perf_counter()
 
     heartbeat.enter(f"the student's step of update {update + 1}")
-    step = student_step(run, rollouts, exposure.alpha)
+    step = student_step(run, rollouts, exposure)
     result = step.result
     run.skipped.count(step.skipped)
     if step.skipped:
@@ -166,4 +168,8 @@ def train_step(run: TrainingRun, update: int, heartbeat: Heartbeat) -> tuple[dic
         "perf/padding": result.padding,
         "memory/peak_gib": peak_memory_gib(),
     }
-    return metrics | gap | rollout_metrics(rollouts, step.contexts, run.answered) | measured, rollouts
+    metrics |= gap | rollout_metrics(rollouts, step.contexts, run.answered) | measured
+    if result.by_bin:
+        bins = [run.bins.of(rollout.problem) for rollout in rollouts]
+        metrics |= bin_metrics(rollouts, step.contexts, run.answered, bins, result.by_bin, exposure)
+    return metrics, rollouts

@@ -13,7 +13,9 @@ from megatron.core import parallel_state
 
 from megatron_atesd.config import DistillConfig, TrainConfig
 from megatron_atesd.data.prompts import PromptRenderer
-from megatron_atesd.records import Rollout, TeacherContext
+from megatron_atesd.distill.step import BinResult
+from megatron_atesd.exposure.bins import bin_metric
+from megatron_atesd.records import Exposure, Rollout, TeacherContext
 from megatron_atesd.rollout.loops import is_loop
 
 
@@ -30,6 +32,32 @@ def rollout_metrics(
     rollout = ("rollout/length", "rollout/truncated", "rollout/loops", "rollout/empty", "rollout/accuracy")
     names = (*rollout, "exposure/revealed", "exposure/segments")
     return {name: total / count for name, total in zip(names, totals, strict=True)}
+
+
+def bin_metrics(
+    rollouts: Sequence[Rollout],
+    contexts: Sequence[TeacherContext],
+    answered: Callable[[Rollout], bool],
+    bins: Sequence[int],
+    by_bin: Sequence[BinResult],
+    exposure: Exposure,
+) -> dict[str, float]:
+    """What is told of each difficulty bin, and exposure/alpha as the mean over all rollouts. bins: of each rollout's problem. Collective.
+
+    by_bin: of the update's loss, one for each bin. A bin without a rollout in this update has its exposure alone.
+    """
+    sums = torch.zeros(len(by_bin), 4, dtype=torch.float64, device=torch.cuda.current_device())
+    for number, r, c in zip(bins, rollouts, contexts, strict=True):
+        sums[number] += sums.new_tensor([1, answered(r), c.revealed, c.segments])
+    dist.all_reduce(sums, group=parallel_state.get_data_parallel_group())
+    metrics = {"exposure/alpha": sum(exposure.of(i) * row[0] for i, row in enumerate(sums.tolist())) / sums[:, 0].sum().item()}
+    for i, ((count, *totals), part) in enumerate(zip(sums.tolist(), by_bin, strict=True)):
+        metrics[bin_metric(i, "exposure/alpha")] = exposure.of(i)
+        if count:
+            names = ("rollout/accuracy", "exposure/revealed", "exposure/segments")
+            metrics |= {bin_metric(i, name): total / count for name, total in zip(names, totals, strict=True)}
+            metrics[bin_metric(i, "distill/kl")] = part.kl
+    return metrics
 
 
 def ends_in_loop(rollout: Rollout) -> bool:

@@ -51,6 +51,12 @@ class OwnResponses:
     rollouts: list[Rollout] = field(default_factory=list)
     right: list[bool] = field(default_factory=list)
 
+    def of_problems(self, problems: Sequence[Problem]) -> "OwnResponses":
+        """Those to some of the probe problems."""
+        wanted = {problem.id for problem in problems}
+        kept = [place for place, rollout in enumerate(self.rollouts) if rollout.problem.id in wanted]
+        return OwnResponses([self.rollouts[place] for place in kept], [self.right[place] for place in kept] if self.right else [])
+
     def correct(self) -> list[Weighted]:
         """The right responses, weighted so that Σ weight · NLL is a mean in nats a token, see `weighted`."""
         return weighted([r for r, right in zip(self.rollouts, self.right, strict=True) if right])

@@ -10,7 +10,7 @@ from megatron_atesd.data.notice import warn_once
 from megatron_atesd.distill.likelihood import ScoredText
 from megatron_atesd.distill.step import StepResult
 from megatron_atesd.model.micro_batches import Pair
-from megatron_atesd.records import Problem, Rollout
+from megatron_atesd.records import Rollout
 from megatron_atesd.train.own_responses import OwnResponses, margin_texts, student_texts
 
 Measured = tuple[float | None, dict[str, float]]  # ℓ (None: not known of this update), and metrics beside it
@@ -141,8 +141,9 @@ class TrainAccuracy:
         return [ScoredText(r.prompt_ids, r.response_ids, (right - mean) / len(ended)) for r, right in zip(ended, rights, strict=True)]
 
     def measure(self, finished: Finished) -> Measured:
-        """See ProgressSignal; nothing at the start, which has no rollouts."""
-        return (-fmean(self.grade(self.gather(finished.rollouts))) if finished.result else None), {}
+        """See ProgressSignal; nothing at the start, which has no rollouts, nor of a difficulty bin without one."""
+        rights = self.grade(self.gather(finished.rollouts)) if finished.result else []
+        return (-fmean(rights) if rights else None), {}
 
 
 @dataclass
@@ -154,12 +155,12 @@ class ProbeKL:
 
     own: OwnResponses
     kl: Callable[[Sequence[Rollout]], float]
-    problems: Sequence[Problem]
+    problems: int  # of the probe; the last so many responses are one of each
     free: bool = False
 
     def measure(self, finished: Finished) -> Measured:
         """See ProgressSignal."""
-        return self.kl(self.own.rollouts[-len(self.problems) :]), {}
+        return self.kl(self.own.rollouts[-self.problems :]), {}
 
 
 @dataclass

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from megatron_atesd.distill.step import StepResult, distill_step
-from megatron_atesd.records import Rollout, TeacherContext
+from megatron_atesd.records import Exposure, Rollout, TeacherContext
 from megatron_atesd.train.training_run import TrainingRun
 
 
@@ -24,10 +24,10 @@ class StudentStep:
         return math.isnan(self.grad_norm)
 
 
-def student_step(run: TrainingRun, rollouts: Sequence[Rollout], alpha: float) -> StudentStep:
-    """Distil this data-parallel rank's rollouts from the teacher at reveal ratio `alpha`. Collective over all ranks."""
+def student_step(run: TrainingRun, rollouts: Sequence[Rollout], exposure: Exposure) -> StudentStep:
+    """Distil this data-parallel rank's rollouts from the teacher under `exposure`. Collective over all ranks."""
     run.optimization.zero_grad()
-    contexts = run.contexts(rollouts, alpha)
+    contexts = run.exposed(rollouts, exposure)
     result = distill_step(
         run.optimization.wrapped,
         run.model,
@@ -36,6 +36,7 @@ def student_step(run: TrainingRun, rollouts: Sequence[Rollout], alpha: float) ->
         run.divergence,
         run.config.parallel.micro_batch_tokens,
         run.config.distill.normalize,
+        bins=run.config.exposure.bins,
     )
     step = StudentStep(contexts, result, *run.optimization.step(result.loss + result.kl))
     if not step.skipped:

@@ -1,7 +1,7 @@
 """A training run put together: every part built once from the configuration, and its whole state for a checkpoint."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -18,11 +18,13 @@ from megatron_atesd.config.signals import needs_own, probe_interval
 from megatron_atesd.data.boxes import last_boxed
 from megatron_atesd.data.notice import warn_once
 from megatron_atesd.data.sampler import ProblemSampler, fingerprint
+from megatron_atesd.data.teacher_view import TeacherView
 from megatron_atesd.distill.alignment import add_progress_gradient, alignment_scores
 from megatron_atesd.distill.likelihood import ScoredText, mean_nll, weighted_nll
 from megatron_atesd.distill.step import Example, divergence_of, example_losses, measure_step, teacher_pass
 from megatron_atesd.distill.teacher import Teacher
 from megatron_atesd.exposure.aligned import exposure_grid
+from megatron_atesd.exposure.bins import bin_metric
 from megatron_atesd.exposure.service import ExposureService
 from megatron_atesd.model.gpt import build_model
 from megatron_atesd.model.micro_batches import Pair
@@ -33,11 +35,13 @@ from megatron_atesd.rollout.engine import RolloutEngine
 from megatron_atesd.rollout.engines import build_engine
 from megatron_atesd.rollout.sampling import sequence_seed
 from megatron_atesd.train.checks import TrainingInputs
+from megatron_atesd.train.difficulty import DifficultyBins
 from megatron_atesd.train.finite import Skipped, check_probe, check_weights
 from megatron_atesd.train.lengths import check_lengths
 from megatron_atesd.train.logprob_gap import logprob_gap
 from megatron_atesd.train.optimizer import build_optimization
 from megatron_atesd.train.own_responses import OwnResponses, graded
+from megatron_atesd.train.probe_set import ProbeSet
 from megatron_atesd.train.progress import (
     Finished,
     GradientSignal,
@@ -59,7 +63,8 @@ class TrainingRun:
     def __init__(self, config: TrainConfig, inputs: TrainingInputs) -> None:
         self.config, self.probe_problems = config, inputs.probe_problems
         folder, self.hf_folder, self.renderer = inputs.model.folder, inputs.model.hf_folder, inputs.model.renderer
-        check_lengths(config, inputs, dist.get_rank(), dist.get_world_size())
+        self.teacher_view = TeacherView(self.renderer, config.exposure, config.run.seed, inputs.problems, inputs.probe_problems)
+        check_lengths(config, inputs, self.teacher_view, dist.get_rank(), dist.get_world_size())
         self.sampler = ProblemSampler(inputs.problems, config.data.batch, config.run.seed, *data_parallel_place())
         with naming_section("megatron", config.megatron):
             self.model = build_model(inputs.model.architecture, inputs.megatron, config.parallel.packed)
@@ -73,8 +78,11 @@ class TrainingRun:
         self.service = ExposureService(config.exposure, config.run.updates, config.run.seed)
         self.divergence = divergence_of(config)
         self.own = OwnResponses()
-        self.references = ReferenceNLL([(self.renderer.student(p), self.renderer.reference(p)) for p in self.probe_problems], self._mean)
-        self.progress = self._progress_signal()
+        self.references = self._reference_nll(self.probe_problems)
+        self.progress = self._progress_signal(self.own, self.references, lambda rollouts: list(rollouts))
+        self.bins = DifficultyBins((inputs.problems, inputs.probe_problems))
+        self.probe_sets: list[ProbeSet] = []  # of each difficulty bin, where there are several and problems are sorted
+        self._drawn: list[Rollout] | None = None  # fresh responses to the probe problems, for one probe by bin
         self.skipped = Skipped(Path(config.run.dir) / "skipped", config.run.max_skipped)
 
     def rollout(self, problems: Sequence[Problem], first: int) -> list[Rollout]:
@@ -102,18 +110,20 @@ class TrainingRun:
 
     def examples(self, rollouts: Sequence[Rollout], contexts: Sequence[TeacherContext]) -> list[Example]:
         """Both roles' view of each rollout."""
-        return [Example(r.prompt_ids, c.prompt_ids, r.response_ids) for r, c in zip(rollouts, contexts, strict=True)]
+        pairs = zip(rollouts, contexts, strict=True)
+        return [Example(r.prompt_ids, c.prompt_ids, r.response_ids, self.bins.of(r.problem)) for r, c in pairs]
 
     def contexts(self, rollouts: Sequence[Rollout], alpha: float) -> list[TeacherContext]:
         """What the teacher sees of each rollout's problem at reveal ratio `alpha`."""
-        return [self.teacher_context(r.problem, alpha) for r in rollouts]
+        return [self.teacher_view.context(r.problem, alpha) for r in rollouts]
 
-    def teacher_context(self, problem: Problem, alpha: float) -> TeacherContext:
-        """What the teacher sees; in mode none it is the student's prompt."""
-        context = self.renderer.teacher(problem, alpha)
-        if self.config.exposure.mode == "none":
-            return TeacherContext(self.renderer.student(problem), 0, context.segments)
-        return context
+    def exposed(self, rollouts: Sequence[Rollout], exposure: Exposure) -> list[TeacherContext]:
+        """What the teacher sees of each rollout's problem under `exposure`, which may differ between difficulty bins."""
+        return [self.teacher_view.context(r.problem, exposure.of(self.bins.of(r.problem))) for r in rollouts]
+
+    def of_bin(self, rollouts: Sequence[Rollout], number: int) -> list[Rollout]:
+        """Those to problems of one difficulty bin."""
+        return [rollout for rollout in rollouts if self.bins.of(rollout.problem) == number]
 
     def answered(self, rollout: Rollout) -> bool:
         """Whether the last boxed answer is the reference's, letter by letter (evaluation grades by meaning)."""
@@ -132,7 +142,7 @@ class TrainingRun:
         if not needs_own(exposure):
             return ""
         if not self.own.right:
-            self.own.right = self._right_and_whole(self.own.rollouts)
+            self.own.right = self.right_and_whole(self.own.rollouts)
         return self.own.account(len(problems))
 
     def graded_own(self) -> OwnResponses:
@@ -140,9 +150,24 @@ class TrainingRun:
         if self.own.right:
             return self.own
         rollouts = self.probe_rollouts(self.config.exposure.probe_samples)
-        return OwnResponses(rollouts, self._right_and_whole(rollouts))
+        return OwnResponses(rollouts, self.right_and_whole(rollouts))
 
-    def _right_and_whole(self, rollouts: Sequence[Rollout]) -> list[bool]:
+    def probe_by_bin(self) -> None:
+        """Have probes measure each difficulty bin's problems apart, once they are sorted, and the own responses gathered.
+
+        Raises DataError when the progress signal or the grounding needs correct responses, and a bin has none.
+        """
+        self.probe_sets = []
+        for number in range(self.config.exposure.bins):
+            problems = [problem for problem in self.probe_problems if self.bins.of(problem) == number]
+            own, references = self.own.of_problems(problems), self._reference_nll(problems)
+            if needs_own(self.config.exposure):
+                own.account(len(problems))
+            progress = self._progress_signal(own, references, partial(self.of_bin, number=number))
+            self.probe_sets.append(ProbeSet(problems, own, references, progress))
+
+    def right_and_whole(self, rollouts: Sequence[Rollout]) -> list[bool]:
+        """Whether each response is right by meaning, and was not cut at the limit. Collective."""
         return [right and not r.truncated for right, r in zip(graded(rollouts, self.renderer), rollouts, strict=True)]
 
     def probe_rollouts(self, samples: int, earlier: int = 0) -> list[Rollout]:
@@ -156,14 +181,50 @@ class TrainingRun:
         A signal that is not free, the references' NLL and the grounding are measured every so many updates (`probe_interval`), at the
         start and at the end. Raises TrainingError when a value is not finite.
         """
-        settings, result, update = self.config.exposure, finished.result, finished.update
-        due = update % probe_interval(settings) == 0 or update == self.config.run.updates
+        update = finished.update
+        due = update % probe_interval(self.config.exposure) == 0 or update == self.config.run.updates
         if not due:  # no pass is sure to follow on every rank, that could hide the gather of the weights
             self.optimization.weights_ready()
-        nll = self.references.measure(finished)[0] if due else None
+        if not self.probe_sets:
+            return self._probe(ProbeSet(self.probe_problems, self.own, self.references, self.progress), finished, exposure, due)
+        self._drawn = None
+        parts = [
+            self._probe(probe, self._finished_of(finished, i), Exposure(exposure.of(i), exposure.decision_id), due)
+            for i, probe in enumerate(self.probe_sets)
+        ]
+        metrics = {bin_metric(i, name): value for i, (_, part) in enumerate(parts) for name, value in part.items()}
+        stats = self._whole(finished, exposure, [stats for stats, _ in parts])
+        return stats, metrics | ({"probe/nll": stats.probe_nll} if stats.probe_nll is not None else {})
+
+    def _finished_of(self, finished: Finished, number: int) -> Finished:
+        """What one difficulty bin has of a finished update."""
+        result = finished.result.of_bin(number) if finished.result else None
+        return Finished(finished.update, result, self.of_bin(finished.rollouts, number))
+
+    def _whole(self, finished: Finished, exposure: Exposure, parts: Sequence[UpdateStats]) -> UpdateStats:
+        """Statistics of all bins together; the NLL is the mean over the tokens of all references."""
+        result = finished.result
+        nlls = [part.probe_nll for part in parts if part.probe_nll is not None]
+        tokens = [sum(len(reference) for _, reference in probe.references.pairs) for probe in self.probe_sets]
+        return UpdateStats(
+            update=finished.update,
+            exposure=exposure,
+            kl=result.kl if result else 0.0,
+            disagreement=result.disagreement if result else 0.0,
+            confidence=result.confidence if result else 0.0,
+            progress=None,
+            probe_nll=sum(nll * count for nll, count in zip(nlls, tokens, strict=True)) / sum(tokens) if nlls else None,
+            grounding=None,
+            by_bin=tuple(parts),
+        )
+
+    def _probe(self, probe: ProbeSet, finished: Finished, exposure: Exposure, due: bool) -> tuple[UpdateStats, dict[str, float]]:
+        """As `probe`, on some of the probe problems."""
+        settings, result, update = self.config.exposure, finished.result, finished.update
+        nll = probe.references.measure(finished)[0] if due else None
         progress, metrics = nll, dict[str, float]()
-        if self.progress is not self.references:
-            progress, metrics = self.progress.measure(finished) if due or self.progress.free else (None, {})
+        if probe.progress is not probe.references:
+            progress, metrics = probe.progress.measure(finished) if due or probe.progress.free else (None, {})
         grounded = due and update > 0 and settings.mode == "learned" and settings.grounding != "off"
         stats = UpdateStats(
             update=update,
@@ -173,7 +234,7 @@ class TrainingRun:
             confidence=result.confidence if result else 0.0,
             progress=progress,
             probe_nll=nll,
-            grounding=self._grounding(exposure.alpha) if grounded else None,
+            grounding=self._grounding(exposure.alpha, probe) if grounded else None,
         )
         check_probe({"the probe's NLL": nll, "its grounding": stats.grounding, f"its {settings.progress}": progress}, update)
         known = {"probe/nll": nll, "probe/progress": progress}
@@ -200,22 +261,27 @@ class TrainingRun:
     def _of_all_ranks(self, rollouts: Sequence[Rollout]) -> list[Rollout]:
         return [r for share in gathered(list(rollouts), parallel_state.get_data_parallel_group()) for r in share]
 
-    def _progress_signal(self) -> ProgressSignal:
-        """The configured one."""
+    def _reference_nll(self, problems: Sequence[Problem]) -> ReferenceNLL:
+        return ReferenceNLL([(self.renderer.student(p), self.renderer.reference(p)) for p in problems], self._mean)
+
+    def _progress_signal(
+        self, own: OwnResponses, references: ReferenceNLL, part: Callable[[Sequence[Rollout]], list[Rollout]]
+    ) -> ProgressSignal:
+        """The configured one, on these own responses and references, and on that part of fresh responses to all probe problems."""
         exposure, grade = self.config.exposure, partial(graded, renderer=self.renderer)
         match exposure.progress:
             case "probe_nll":
-                return self.references
+                return references
             case "probe_own":
-                return OwnNLL(self.own, self.score)
+                return OwnNLL(own, self.score)
             case "probe_margin":
-                return OwnNLL(self.own, self.score, exposure.wrong_weight)
+                return OwnNLL(own, self.score, exposure.wrong_weight)
             case "probe_accuracy":
-                return ProbeAccuracy(self._fresh_rollouts, grade)
+                return ProbeAccuracy(lambda update: part(self._fresh_rollouts(update)), grade)
             case "train_accuracy":
                 return TrainAccuracy(self._of_all_ranks, grade)
             case "probe_kl":
-                return ProbeKL(self.own, self._probe_kl, self.probe_problems)
+                return ProbeKL(own, self._probe_kl, len(references.pairs))
             case "train_kl":
                 return TrainKL()
 
@@ -225,16 +291,30 @@ class TrainingRun:
         return cast("GradientSignal", self.progress)
 
     def _fresh_rollouts(self, update: int) -> list[Rollout]:
-        """A response to each probe problem after `update` updates, at places that neither the stream nor the start's responses have."""
-        return self.probe_rollouts(1, earlier=self.config.exposure.probe_samples + update)
+        """A response to each probe problem after `update` updates, at places that neither the stream nor the start's responses have.
+
+        With difficulty bins they are drawn once for all bins of a probe.
+        """
+        if self._drawn is None or not self.probe_sets:
+            self._drawn = self.probe_rollouts(1, earlier=self.config.exposure.probe_samples + update)
+        return self._drawn
 
     def alignment(self, rollouts: Sequence[Rollout]) -> list[float] | None:
         """How well each exposure of mode aligned's grid agrees with progress, on the rollouts of the update that begins. Collective.
 
+        With difficulty bins: of each bin's problems, one bin after the other, NaN where a bin has no score.
         None when the progress signal has no gradient now.
         """
+        if not self.probe_sets:
+            return self._alignment(self.gradient_signal, rollouts)
+        nothing = [math.nan] * self.config.exposure.grid
+        signals = [cast("GradientSignal", probe.progress) for probe in self.probe_sets]
+        scores = [self._alignment(signal, self.of_bin(rollouts, i)) or nothing for i, signal in enumerate(signals)]
+        return [score for part in scores for score in part]
+
+    def _alignment(self, signal: GradientSignal, rollouts: Sequence[Rollout]) -> list[float] | None:
         config, tokens = self.config, self.config.parallel.micro_batch_tokens
-        texts = self.gradient_signal.texts(rollouts)
+        texts = signal.texts(rollouts)
         if not any(text.weight for text in texts):
             if is_main():
                 warn_once(
@@ -262,21 +342,23 @@ class TrainingRun:
 
     def keep_batch(self, update: int, exposure: Exposure, rollouts: Sequence[Rollout]) -> None:
         """Write the batch of a skipped update for inspection. Collective over the ranks of one model."""
-        losses = example_losses(self.model, self.teacher, self.examples(rollouts, self.contexts(rollouts, exposure.alpha)), self.divergence)
+        losses = example_losses(self.model, self.teacher, self.examples(rollouts, self.exposed(rollouts, exposure)), self.divergence)
         if losses and parallel_state.get_tensor_model_parallel_rank() == parallel_state.get_context_parallel_rank() == 0:
-            self.skipped.save(update, data_parallel_place()[0], exposure.alpha, rollouts, losses)
+            alphas = [exposure.of(self.bins.of(rollout.problem)) for rollout in rollouts]
+            self.skipped.save(update, data_parallel_place()[0], alphas, rollouts, losses)
 
-    def _grounding(self, alpha: float) -> float:
-        """Log-probability of the grounding text of the probe problems under the exposed teacher, a mean in nats a token.
+    def _grounding(self, alpha: float, probe: ProbeSet | None = None) -> float:
+        """Log-probability of the grounding text of the probe problems (of `probe`) under the exposed teacher, a mean in nats a token.
 
         A fixed set of problems: grounding moves with α and the teacher's weights, not with the batch.
         """
-        prompts = {p.id: self.teacher_context(p, alpha).prompt_ids for p in self.probe_problems}
+        problems, own = (probe.problems, probe.own) if probe else (self.probe_problems, self.own)
+        prompts = {p.id: self.teacher_view.context(p, alpha).prompt_ids for p in problems}
         with self.teacher.applied():
             if self.config.exposure.grounding == "own":
-                return -self.score([ScoredText(prompts[r.problem.id], r.response_ids, weight) for r, weight in self.own.correct()])
+                return -self.score([ScoredText(prompts[r.problem.id], r.response_ids, weight) for r, weight in own.correct()])
             text = self.renderer.reference if self.config.exposure.grounding == "solution" else self.renderer.answer
-            return -self._mean([(prompts[p.id], text(p)) for p in self.probe_problems])
+            return -self._mean([(prompts[p.id], text(p)) for p in problems])
 
     def _probe_kl(self, rollouts: Sequence[Rollout]) -> float:
         """KL at the fixed probe exposure."""
@@ -301,6 +383,7 @@ class TrainingRun:
                 "exposure": from_rank_0(self.service.state_dict()),
                 "scaling_history": from_rank_0(scaling_history(self.model)),  # data-parallel ranks have others
                 **self.own.state_dict(),
+                **self.bins.state_dict(),
                 "rng": rng_states(),
                 "skipped_in_a_row": self.skipped.in_a_row,
                 "config": asdict(self.config),
@@ -319,6 +402,7 @@ class TrainingRun:
         self.service.load_state_dict(run["exposure"])
         load_scaling_history(self.model, run.get("scaling_history", {}))
         self.own.load_state_dict(run, self.probe_problems, self.renderer)
+        self.bins.load_state_dict(run)
         check_weights([*self.model.named_parameters(), *((f"teacher tensor {i}", w) for i, w in enumerate(self.teacher.weights))], folder)
         in_a_row = run.get("skipped_in_a_row", 0)
         self.skipped.in_a_row = in_a_row if in_a_row < self.skipped.limit else 0  # a run that ended for it begins to count anew

@@ -7,7 +7,7 @@ import pytest
 import torch.distributed as dist
 
 from megatron_atesd.config import ExposureConfig
-from megatron_atesd.exposure.controller import Controller
+from megatron_atesd.exposure.modes import Mode, make_mode
 from megatron_atesd.exposure.service import ExposureService
 from megatron_atesd.records import Exposure, UpdateStats
 from tests.support.launch import run_distributed
@@ -21,37 +21,47 @@ def stats(update: int, exposure: Exposure) -> UpdateStats:
     return UpdateStats(update, exposure, 0.02, 0.1, 0.8, 2.0 - 0.01 * update, 2.0 - 0.01 * update, -1.0)
 
 
-def drive(service: ExposureService | Controller, first: int, last: int) -> tuple[list[Exposure], list[dict[str, float]]]:
+BINNED = replace(CONFIG, bins=2)
+
+
+def by_bin(update: int, exposure: Exposure) -> UpdateStats:
+    """The second bin's progress is slower, and its KL larger."""
+    parts = [stats(update, Exposure(exposure.of(i), exposure.decision_id)) for i in range(2)]
+    parts[1] = replace(parts[1], kl=0.03, progress=2.0 - 0.005 * update)
+    return replace(stats(update, exposure), progress=None, grounding=None, by_bin=tuple(parts))
+
+
+def drive(service: ExposureService | Mode, first: int, last: int) -> tuple[list[Exposure], list[dict[str, float]]]:
     exposures, metrics = [], []
     for step in range(first, last):
         exposures.append(service.propose(step))
-        metrics.append(service.observe(stats(step + 1, exposures[-1])))
+        metrics.append(service.observe((by_bin if exposures[-1].bins else stats)(step + 1, exposures[-1])))
     return exposures, metrics
 
 
 def expected(config: ExposureConfig) -> tuple[list[Exposure], list[dict[str, float]]]:
     """What rank 0's controller does on its own."""
-    controller = Controller(config, UPDATES, seed=10)
-    controller.observe(stats(0, controller.propose(0)))
+    controller = make_mode(config, UPDATES, seed=10)
+    controller.observe((by_bin if config.bins > 1 else stats)(0, controller.propose(0)))
     return drive(controller, 0, UPDATES)
 
 
 def run_ranks(config: ExposureConfig) -> tuple[list[Exposure], list[dict[str, float]], int, dict[str, Any]]:
     dist.init_process_group("gloo")
     service = ExposureService(config, UPDATES, seed=10 + dist.get_rank())  # only rank 0's seed may matter
-    service.observe(stats(0, service.propose(0)))
+    service.observe((by_bin if config.bins > 1 else stats)(0, service.propose(0)))
     exposures, metrics = drive(service, 0, UPDATES)
     state = service.state_dict()
     dist.destroy_process_group()
     return exposures, metrics, service.broadcasts, state
 
 
-def resume_ranks(stop: int) -> list[Exposure]:
+def resume_ranks(stop: int, config: ExposureConfig) -> list[Exposure]:
     dist.init_process_group("gloo")
-    first = ExposureService(CONFIG, UPDATES, seed=10)
-    first.observe(stats(0, first.propose(0)))
+    first = ExposureService(config, UPDATES, seed=10)
+    first.observe((by_bin if config.bins > 1 else stats)(0, first.propose(0)))
     drive(first, 0, stop)
-    resumed = ExposureService(CONFIG, UPDATES, seed=77)
+    resumed = ExposureService(config, UPDATES, seed=77)
     resumed.load_state_dict(first.state_dict())
     exposures, _ = drive(resumed, stop, UPDATES)
     dist.destroy_process_group()
@@ -92,7 +102,7 @@ def test_scores_are_not_asked_again_when_a_run_resumes_amid_a_window():
     assert run_distributed(aligned_ranks, 2, 13) == run_distributed(aligned_ranks, 2, -1)
 
 
-@pytest.mark.parametrize("mode", ["learned", "posterior"])
+@pytest.mark.parametrize("mode", ["learned", "posterior", "target_kl"])
 def test_a_killed_controller_goes_on_as_if_nothing_had_been(mode: str):
     config = replace(CONFIG, mode=mode)
     whole, first, again = (ExposureService(config, UPDATES, seed=10) for _ in range(3))
@@ -113,8 +123,19 @@ def test_every_rank_acts_on_rank_zeros_exposure_told_once_a_window(world_size: i
     assert [bool(result[3]) for result in results] == [True, *[False] * (world_size - 1)]
 
 
-def test_ranks_resume_in_the_middle_of_a_window():
-    assert run_distributed(resume_ranks, 2, 13) == [expected(CONFIG)[0][13:]] * 2
+@pytest.mark.parametrize("config", [CONFIG, BINNED])
+def test_ranks_resume_in_the_middle_of_a_window(config: ExposureConfig):
+    assert run_distributed(resume_ranks, 2, 13, config) == [expected(config)[0][13:]] * 2
+
+
+def test_one_message_tells_the_exposures_of_all_bins():
+    results = run_distributed(run_ranks, 4, BINNED)
+    exposures, metrics = expected(BINNED)
+    assert len({exposure.bins for exposure in exposures}) == 10
+    assert all(exposure.bins[0] != exposure.bins[1] for exposure in exposures)
+    assert [result[0] for result in results] == [exposures] * 4
+    assert results[0][1] == metrics
+    assert [result[2] for result in results] == [10] * 4
 
 
 def test_a_single_process_needs_no_process_group():

@@ -9,7 +9,7 @@ from megatron_atesd.config import TrainConfig, load_config, validate
 from megatron_atesd.errors import ConfigError
 from megatron_atesd.exposure.modes import highest_exposure
 from megatron_atesd.parallel.session import parallel_session
-from megatron_atesd.records import Rollout
+from megatron_atesd.records import Exposure, Rollout
 from megatron_atesd.train import training_run
 from megatron_atesd.train.bias import BiasCheck
 from megatron_atesd.train.bias_check import EXPOSURES, SAMPLES, check_bias
@@ -97,7 +97,7 @@ def test_each_exposure_is_measured_after_its_own_updates(inputs: Path, monkeypat
     for alpha in EXPOSURES:
         fresh = start(inputs)
         for update in range(run.config.exposure.bias_check):
-            student_step(fresh, fresh.rollout(fresh.sampler.batch_at(update), fresh.sampler.place_at(update)), alpha)
+            student_step(fresh, fresh.rollout(fresh.sampler.batch_at(update), fresh.sampler.place_at(update)), Exposure(alpha, -1))
         assert found.after[alpha].losses["probe_nll"] == fresh._mean(fresh.references.pairs)
         expected = [0.0] * len(fresh.probe_problems)
         for response in fresh.probe_rollouts(SAMPLES, earlier=fresh.config.exposure.probe_samples + fresh.config.run.updates + 1):

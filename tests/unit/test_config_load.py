@@ -103,7 +103,7 @@ def test_settings_cannot_be_changed_after_loading():
         (["--exposure.hold", "2.5"], "exposure.hold is '2.5', must be a whole number"),
         (
             ["--exposure.mode", "learnt"],
-            "exposure.mode is 'learnt', must be one of learned, aligned, posterior, fixed, linear, cosine, random, none",
+            "exposure.mode is 'learnt', must be one of learned, aligned, posterior, target_kl, fixed, linear, cosine, step, random, none",
         ),
         (["--distill.temperature", "hot"], "distill.temperature is 'hot', must be a number or null"),
         (["--parallel.sequence", "maybe"], "parallel.sequence is 'maybe', must be true or false"),

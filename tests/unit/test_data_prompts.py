@@ -38,6 +38,21 @@ def test_without_a_revealed_step_its_introduction_is_gone_too() -> None:
     assert "reference" not in text(renderer().teacher(PROBLEM, 0.0).prompt_ids)
 
 
+def test_of_a_lenders_reference_the_teacher_sees_the_answer_too_and_nothing_of_the_problems_own() -> None:
+    context = renderer().teacher(PROBLEM, 0.5, Problem("sum-2", "2+2+2+2", "2+2=4\n4+2=6\n6+2=8\n\\boxed{8}", "8"))
+    assert text(context.prompt_ids) == (
+        "<|im_start|>user15+3-3\n\nreference\n2+2=4\n4+2=6\n\nanswer\n\\boxed{8}\n\nsolve<|im_end|><|im_start|>assistant<think></think>"
+    )
+    assert (context.revealed, context.segments) == (2, 3)
+
+
+def test_the_bare_teachers_prompt_is_the_students_but_for_the_thinking_switch() -> None:
+    told = renderer(instruction="solve", student_thinking=True, teacher_thinking=False)
+    context = told.bare_teacher(PROBLEM)
+    assert text(context.prompt_ids) == text(told.student(PROBLEM)) + "<think></think>"
+    assert (context.revealed, context.segments) == (0, 2)
+
+
 def test_each_role_has_its_own_thinking_switch() -> None:
     mixed = renderer(student_thinking=True, teacher_thinking=False)
     assert text(mixed.student(PROBLEM)).endswith("assistant")

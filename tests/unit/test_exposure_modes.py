@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from megatron_atesd.config import ExposureConfig
-from megatron_atesd.errors import CheckpointError
+from megatron_atesd.config import ExposureConfig, validate_exposure
+from megatron_atesd.errors import CheckpointError, ConfigError
 from megatron_atesd.exposure.controller import Controller
 from megatron_atesd.exposure.modes import make_mode
 from megatron_atesd.records import Exposure, UpdateStats
@@ -57,7 +57,7 @@ def test_learned_is_the_controller():
     assert isinstance(make_mode(CONFIG, 10, 1), Controller)
 
 
-@pytest.mark.parametrize("name", ["fixed", "linear", "cosine", "random", "none"])
+@pytest.mark.parametrize("name", ["fixed", "linear", "cosine", "step", "target_kl", "random", "none"])
 def test_the_exposure_in_force_is_reported(name: Any):
     mode = make_mode(replace(CONFIG, mode=name), 10, 1)
     exposure = mode.propose(4)
@@ -78,3 +78,35 @@ def test_random_continues_exactly(stop: int):
 def test_a_state_of_another_mode_is_refused():
     with pytest.raises(CheckpointError, match=r"random.*linear"):
         make_mode(replace(CONFIG, mode="linear"), 10, 1).load_state_dict(make_mode(replace(CONFIG, mode="random"), 10, 1).state_dict())
+
+
+def test_steps_come_after_the_given_updates_once_the_window_is_over():
+    stepping = replace(CONFIG, mode="step", levels=[0.1, 0.5, 0.9], step_at=[2, 5], hold=2)
+    assert alphas(stepping, updates=8) == [0.1, 0.1, 0.5, 0.5, 0.5, 0.5, 0.9, 0.9]
+
+
+def test_a_step_lands_on_the_first_update_after_it_without_windows():
+    assert alphas(replace(CONFIG, mode="step", levels=[0.1, 0.9], step_at=[3], hold=1), updates=5) == [0.1, 0.1, 0.1, 0.9, 0.9]
+
+
+def test_without_step_at_stages_are_equally_long():
+    assert alphas(replace(CONFIG, mode="step", levels=[1.0, 0.5, 0.0], hold=1), updates=6) == [1.0, 1.0, 0.5, 0.5, 0.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"levels": []}, r"exposure\.levels is \[\], must be one or more numbers from 0 to 1"),
+        ({"levels": [0.5, 1.5]}, r"exposure\.levels is \[0\.5, 1\.5\], must be"),
+        ({"levels": [0.0, float("nan")]}, r"exposure\.levels is \[0\.0, nan\], must be"),
+        ({"step_at": [3, 4]}, r"exposure\.step_at has 2 numbers, but between 2 exposure\.levels there are 1 steps"),
+        ({"levels": [0, 0.5, 1], "step_at": [5, 5]}, r"exposure\.step_at is \[5, 5\], must be rising"),
+        ({"step_at": [0]}, r"exposure\.step_at is \[0\], must be rising"),
+        ({"step_at": [10]}, r"exposure\.step_at is \[10\], must be rising numbers of updates, above 0 and below run\.updates 10"),
+        ({"levels": [0.5] * 11}, r"exposure\.levels has 11 stages, but run\.updates is 10"),
+    ],
+)
+def test_steps_that_cannot_be_are_refused(settings: dict[str, Any], said: str):
+    with pytest.raises(ConfigError, match=said):
+        validate_exposure(replace(CONFIG, mode="step", **settings), 10)
+    validate_exposure(replace(CONFIG, mode="fixed", **settings), 10)  # other modes have no use for them

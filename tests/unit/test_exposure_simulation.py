@@ -7,6 +7,7 @@ from statistics import fmean
 import pytest
 
 from megatron_atesd.config import ExposureConfig
+from megatron_atesd.errors import ConfigError
 from megatron_atesd.exposure.modes import make_mode
 from megatron_atesd.exposure.simulation import StudentModel, compare, simulate, summarize
 
@@ -71,3 +72,8 @@ def test_a_comparison_has_a_row_for_every_combination():
     rows = list(compare(base, {"fixed": [0.0, 0.5], "hold": [1, 2]}, StudentModel(), [0.5], updates=4, seeds=2))
     assert [row["settings"] for row in rows] == [{"fixed": f, "hold": h} for f in (0.0, 0.5) for h in (1, 2)]
     assert [row["regret"] for row in rows] == pytest.approx([3.0, 3.0, 0.0, 0.0])
+
+
+def test_difficulty_bins_are_refused():
+    with pytest.raises(ConfigError, match=r"exposure\.bins is 2, but simulated students have problems of one difficulty"):
+        compare(ExposureConfig(), {"bins": [2]}, StudentModel(), [0.5], 10, 1)

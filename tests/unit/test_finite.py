@@ -36,7 +36,7 @@ def test_only_updates_in_a_row_are_too_many(tmp_path: Path) -> None:
 
 
 def test_a_kept_example_has_its_ids_and_null_for_a_loss_that_is_not_finite(tmp_path: Path) -> None:
-    Skipped(tmp_path / "new", limit=1).save(3, 1, 0.25, [ROLLOUT, ROLLOUT], [0.5, math.nan])
+    Skipped(tmp_path / "new", limit=1).save(3, 1, [0.25, 0.25], [ROLLOUT, ROLLOUT], [0.5, math.nan])
     lines = [json.loads(line) for line in (tmp_path / "new" / "update_3_rank_1.jsonl").read_text().splitlines()]
     assert lines[0] == {"problem": "p1", "alpha": 0.25, "loss": 0.5, "truncated": True, "prompt_ids": [5, 6], "response_ids": [7, 8, 9]}
     assert lines[1]["loss"] is None
@@ -45,15 +45,15 @@ def test_a_kept_example_has_its_ids_and_null_for_a_loss_that_is_not_finite(tmp_p
 def test_only_the_newest_batches_of_a_rank_are_kept(tmp_path: Path) -> None:
     skipped = Skipped(tmp_path, limit=1)
     for update in range(1, FILES + 3):
-        skipped.save(update, 0, 0.0, [ROLLOUT], [1.0])
-    skipped.save(1, 1, 0.0, [ROLLOUT], [1.0])
+        skipped.save(update, 0, [0.0], [ROLLOUT], [1.0])
+    skipped.save(1, 1, [0.0], [ROLLOUT], [1.0])
     kept = {path.name for path in tmp_path.iterdir()}
     assert kept == {f"update_{update}_rank_0.jsonl" for update in range(3, FILES + 3)} | {"update_1_rank_1.jsonl"}
 
 
 def test_a_batch_that_cannot_be_kept_does_not_end_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "skipped").touch()
-    Skipped(tmp_path / "skipped", limit=2).save(3, 0, 0.25, [ROLLOUT], [0.5])
+    Skipped(tmp_path / "skipped", limit=2).save(3, 0, [0.25], [ROLLOUT], [0.5])
     assert "warning: the batch of skipped update 3 is not kept" in capsys.readouterr().err
 
 

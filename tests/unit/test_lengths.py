@@ -5,15 +5,18 @@ from pathlib import Path
 
 import pytest
 
+from examples.quickstart.tokenizer import PROMPT, build_tokenizer
 from examples.quickstart.warm_start import describe_model
 from megatron_atesd.config import ExposureConfig, TrainConfig, load_config
 from megatron_atesd.data.problems import save_problems
+from megatron_atesd.data.prompts import PromptRenderer
 from megatron_atesd.data.sources.chain import chain_splits
+from megatron_atesd.data.teacher_view import TeacherView
 from megatron_atesd.errors import DataError
 from megatron_atesd.exposure.modes import highest_exposure, make_mode
 from megatron_atesd.records import Problem
+from megatron_atesd.train import lengths
 from megatron_atesd.train.checks import TrainingInputs, check_before_work
-from megatron_atesd.train.lengths import check_lengths
 from tests.support.small_run import arguments
 
 
@@ -32,6 +35,11 @@ def read(inputs: Path, *overrides: str) -> tuple[TrainConfig, TrainingInputs]:
     return config, check_before_work(config, 1)
 
 
+def check_lengths(config: TrainConfig, given: TrainingInputs, rank: int = 0, size: int = 1) -> None:
+    view = TeacherView(given.model.renderer, config.exposure, config.run.seed, given.problems, given.probe_problems)
+    lengths.check_lengths(config, given, view, rank, size)
+
+
 def with_positions(given: TrainingInputs, positions: int) -> TrainingInputs:
     return replace(given, model=replace(given.model, architecture=replace(given.model.architecture, max_positions=positions)))
 
@@ -39,11 +47,11 @@ def with_positions(given: TrainingInputs, positions: int) -> TrainingInputs:
 def needed(given: TrainingInputs, role: str, text: str, alpha: float = 1.0) -> tuple[int, Problem]:
     """Tokens of the longest prompt and text of the probe problems, and whose they are."""
     renderer = given.model.renderer
-    lengths = []
+    found = []
     for problem in given.probe_problems:
         prompt = renderer.student(problem) if role == "student" else renderer.teacher(problem, alpha).prompt_ids
-        lengths.append((len(prompt) + len(renderer.reference(problem) if text == "solution" else renderer.answer(problem)), problem))
-    return max(lengths, key=lambda pair: pair[0])
+        found.append((len(prompt) + len(renderer.reference(problem) if text == "solution" else renderer.answer(problem)), problem))
+    return max(found, key=lambda pair: pair[0])
 
 
 # What a run scores that needs the most positions: prompt, text, α.
@@ -77,6 +85,25 @@ def test_a_teachers_prompt_beyond_the_limit_is_refused_only_where_it_is_used(inp
         check_lengths(*read(inputs, "--exposure.mode=fixed", f"--prompt.max_length={student}"))
 
 
+def test_a_teachers_prompt_is_as_long_as_the_reference_that_is_shown(inputs: Path) -> None:
+    """A short question with a long reference and a long one with a short one are both shorter than the longest with its own."""
+    _, given = read(inputs)
+    short, long = (next(p for p in given.problems if p.metadata["difficulty"] == operations) for operations in (2, 6))
+    given, renderer = replace(given, problems=[short, long]), given.model.renderer
+    longest = max(len(renderer.teacher(short, 1.0, long).prompt_ids), len(renderer.teacher(long, 1.0, short).prompt_ids))
+    settings = ("--exposure.mode=fixed", f"--prompt.max_length={longest}")
+    check_lengths(read(inputs, *settings, "--exposure.reference=shuffled")[0], limited(given, longest))
+    with pytest.raises(DataError, match=r"its teacher prompt has \d+ tokens"):
+        check_lengths(read(inputs, *settings)[0], limited(given, longest))
+
+
+def limited(given: TrainingInputs, tokens: int) -> TrainingInputs:
+    """With a renderer that refuses longer prompts, and no probe problems but two that fit."""
+    renderer = PromptRenderer(build_tokenizer(), replace(PROMPT, max_length=tokens), "nearest")
+    probe = sorted(given.probe_problems, key=lambda p: len(p.solution))[:2]
+    return replace(given, model=replace(given.model, renderer=renderer), probe_problems=probe)
+
+
 def test_ranks_look_at_every_problem_once(inputs: Path) -> None:
     config, given = read(inputs, "--exposure.mode=none")
     tokens, problem = needed(given, "student", "solution")
@@ -99,6 +126,7 @@ def test_ranks_look_at_every_problem_once(inputs: Path) -> None:
         ("none", {}),
         ("linear", {"start": 0.9, "end": 0.2}),
         ("cosine", {"start": 0.1, "end": 0.6}),
+        ("step", {"levels": [0.1, 0.7, 0.4]}),
         ("linear", {"start": 0.1, "end": 0.6, "warmup_updates": 2, "warmup_exposure": 0.8}),
     ],
 )

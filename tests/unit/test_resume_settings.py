@@ -154,13 +154,18 @@ def test_all_changes_are_named_at_once() -> None:
 
 
 @pytest.mark.parametrize("decay", ["constant", "linear", "cosine", "wsd"])
-@pytest.mark.parametrize("mode", ["fixed", "none", "random", "aligned", "linear", "cosine", "learned", "posterior"])
+@pytest.mark.parametrize("mode", ["fixed", "none", "random", "aligned", "target_kl", "linear", "cosine", "step", "learned", "posterior"])
 def test_more_updates_only_where_nothing_follows_their_number(mode: str, decay: str) -> None:
     old = changed("exposure.mode", mode, changed("schedule.decay", decay))
-    follows = mode not in ("fixed", "none", "random", "aligned")
+    follows = mode not in ("fixed", "none", "random", "aligned", "target_kl")
     cause = f"schedule.decay {decay}" if decay != "constant" else f"exposure.mode {mode}" if follows else ""
     expected = f"run.updates is 999, but the run began with 100, and {cause} depends on it: set it back, or choose another run.dir"
     assert refusal(old, changed("run.updates", 999, old)) == (expected if cause else "")
+
+
+def test_steps_at_given_updates_do_not_follow_the_number_of_updates() -> None:
+    old = changed("exposure.step_at", [50], changed("exposure.mode", "step"))
+    assert refusal(old, changed("run.updates", 999, old)) == ""
 
 
 @pytest.fixture(scope="module")

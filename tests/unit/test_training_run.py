@@ -11,9 +11,11 @@ import torch
 from transformers import Qwen3ForCausalLM
 
 from megatron_atesd.config import load_config
+from megatron_atesd.data.shuffled import ShuffledReferences
 from megatron_atesd.distill.divergence import Divergence
 from megatron_atesd.distill.fused import distill_loss
 from megatron_atesd.distill.step import distill_step, measure_step, teacher_pass
+from megatron_atesd.errors import ConfigError
 from megatron_atesd.model.chunk import ModelChunk
 from megatron_atesd.model.decoding import Decoder
 from megatron_atesd.parallel.session import parallel_session
@@ -79,6 +81,39 @@ def test_in_mode_none_the_teacher_sees_the_students_prompt(inputs: Path) -> None
     contexts = none.contexts(rollouts(none), ALPHA)
     assert [c.prompt_ids for c in contexts] == [none.renderer.student(p) for p in none.probe_problems]
     assert {c.revealed for c in contexts} == {0}
+
+
+def test_without_a_reference_the_teacher_is_asked_the_bare_question(inputs: Path) -> None:
+    bare = start(inputs, "--exposure.mode=fixed", "--exposure.fixed=0", "--exposure.reference=none")
+    contexts = bare.contexts(rollouts(bare), 0.0)
+    assert contexts == [bare.renderer.bare_teacher(p) for p in bare.probe_problems]
+
+
+def test_a_shuffled_reference_is_that_of_another_probe_problem_wherever_the_teacher_looks(inputs: Path) -> None:
+    shuffled = start(inputs, "--exposure.reference=shuffled", "--exposure.grounding=answer")
+    lender = ShuffledReferences(shuffled.config.run.seed, shuffled.probe_problems)
+    prompts = [shuffled.renderer.teacher(p, ALPHA, lender.of(p)).prompt_ids for p in shuffled.probe_problems]
+    assert [c.prompt_ids for c in shuffled.contexts(rollouts(shuffled), ALPHA)] == prompts
+    answers = [shuffled.renderer.answer(p) for p in shuffled.probe_problems]
+    grounding = -shuffled._mean(list(zip(prompts, answers, strict=True)))  # at the start the teacher is the student
+    assert shuffled._grounding(ALPHA) == pytest.approx(grounding, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (("--exposure.mode=none", "--exposure.reference=shuffled"), r"exposure\.reference is shuffled, but with exposure\.mode none"),
+        (("--exposure.mode=fixed", "--exposure.reference=none"), r"exposure\.reference is none, which leaves nothing to expose"),
+        (("--exposure.mode=random", "--exposure.reference=none"), r"exposure\.reference is none, which leaves nothing to expose"),
+        (
+            ("--exposure.mode=fixed", "--exposure.fixed=0", "--exposure.reference=none", "--exposure.bias_check=1"),
+            r"exposure\.reference none has none",
+        ),
+    ],
+)
+def test_a_reference_that_makes_no_difference_is_refused(overrides: tuple[str, ...], said: str, inputs: Path) -> None:
+    with pytest.raises(ConfigError, match=said):
+        start(inputs, *overrides)
 
 
 @pytest.mark.parametrize(("setting", "expected"), [((), 0.8), (("--distill.temperature=1.4",), 1.4)])
