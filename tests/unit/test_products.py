@@ -18,7 +18,9 @@ def test_a_product_is_the_exact_one_to_fp32_precision(tokens: int, sizes: tuple[
 
 def test_a_product_of_rows_with_gaps_is_that_of_their_copy() -> None:
     x_TI, weight_OI = torch.randn(64, 512), torch.randn(4096, 512)
-    torch.testing.assert_close(product(x_TI[::2, :256], weight_OI[1000:, 256:]), x_TI[::2, :256] @ weight_OI[1000:, 256:].T, rtol=0, atol=1e-4)
+    torch.testing.assert_close(
+        product(x_TI[::2, :256], weight_OI[1000:, 256:]), x_TI[::2, :256] @ weight_OI[1000:, 256:].T, rtol=0, atol=1e-4
+    )
 
 
 def test_bf16_stays_bf16() -> None:
