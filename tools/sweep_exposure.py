@@ -61,12 +61,12 @@ def parse() -> argparse.Namespace:
     add("study", type=user_path, metavar="STUDY.yaml", help="what to compare, see docs/study.md")
     add("--jobs", type=int, default=1, metavar="N", help="parts at work side by side (default 1)")
     add("--only", nargs="+", metavar="ARM", help="of the runs only those of these arms; the tables show all that is there")
-    how = parser.add_mutually_exclusive_group()
-    how.add_argument(
+    add(
         "--launch",
         metavar="COMMAND",
         help="words put before the path of each script, such as 'srun -n 8 {python}'; {run}: its folder's name",
     )
+    how = parser.add_mutually_exclusive_group()
     how.add_argument("--print", action="store_true", help="make bases and problems, then print a command line for each part that is left")
     how.add_argument("--collect", action="store_true", help="do no work: tables and pictures of what is there")
     add(

@@ -29,7 +29,7 @@ TOP: dict[str, Any] = {
     "fixed": list[str], "references": list[str], "unit": get_type_hints(Study)["unit"], "processes": int,
 }  # fmt: skip
 _NEEDED = ("out", "bases", "tasks", "arms", "seeds", "evaluation")
-_NAME = re.compile(r"[A-Za-z0-9_][\w.+-]*")
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")
 _PLACE = re.compile(r"\{(\w*)\}")
 # An arm with other values would see other numbers of rollout tokens.
 _BUDGET = ("run.updates", "data.batch", "rollout")
@@ -68,7 +68,7 @@ def _problems(study: Study) -> Iterator[str]:
     yield from _place_problems(study)
     yield from _comparison_problems(study)
     yield from _evaluation_problems(study.evaluation)
-    for arm in study.arms.values():
+    for arm in study.arms.values() if study.processes > 0 else ():
         yield from (f"arms.{arm.name}: {problem}" for problem in _arm_problems(arm, study))
 
 
