@@ -37,7 +37,7 @@ from megatron_atesd.study.results import collect
 from megatron_atesd.study.tables import console_tables, into_readme, markdown, notes, results_text
 from megatron_atesd.study.work import check_inputs, evaluation_of_base, preparation, training_of
 
-WIDTH = 160  # of the tables where the output is no terminal
+WIDTH = 180  # of the tables where the output is no terminal
 
 
 def main() -> None:

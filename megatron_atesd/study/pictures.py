@@ -1,6 +1,6 @@
 """The pictures of a study, each readable without a caption. Needs matplotlib (the `plots` extra)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,9 @@ SIGNALS = {
     "student/entropy": "student's entropy, nats",
     "rollout/accuracy": "accuracy of the training rollouts, points",
 }
-_MARKERS = ("s", "D", "^", "v", "P", "X", "o")
+_MARKERS = ("s", "D", "^", "v", "P", "X", "*")
+_COLOURS = len(PALETTE) - 1  # without black, which is the curve's: 6 colours and 7 markers make 42 pairs
+_STYLES = ("-", "--", ":", "-.")
 _SHADES = LinearSegmentedColormap.from_list("difficulty", ["#9CC9E3", "#0072B2", "#001F33"])
 _PANEL, _ROW, _COLUMNS = 5.2, 3.9, 2  # inches
 _SMOOTHED_SHARE = 10  # α: trailing mean over 1/10 of the updates
@@ -28,6 +30,7 @@ _SMOOTHED_SHARE = 10  # α: trailing mean over 1/10 of the updates
 def figures(results: Record, comparison: Record) -> dict[str, Figure]:
     """By name, those that there is something for."""
     found = {
+        "accuracy_by_arm": arms_figure(comparison),
         "accuracy_against_alpha": accuracy_figure(results, comparison),
         "accuracy_by_difficulty": difficulty_figure(results, comparison),
         "mismatch_against_alpha": mismatch_figure(results, comparison),
@@ -35,6 +38,24 @@ def figures(results: Record, comparison: Record) -> dict[str, Figure]:
         "signals_against_accuracy": signals_figure(results),
     }
     return {name: figure for name, figure in found.items() if figure is not None}
+
+
+def arms_figure(comparison: Record) -> Figure | None:
+    """A panel a task: accuracy of every arm, the best on top, and of the base."""
+    if not comparison:
+        return None
+    rows = max(len(part["arms"]) for part in comparison.values())
+    figure, panels = _panels(len(comparison), "Accuracy after training by arm, ± standard error", 1.1 + 0.24 * rows)
+    for axes, (task, part) in zip(panels, comparison.items(), strict=True):
+        arms = sorted(part["arms"], key=lambda arm: part["arms"][arm]["mean"])
+        mean, error = 100 * np.array([_filled((part["arms"][arm]["mean"], part["arms"][arm]["error"])) for arm in arms]).T
+        axes.errorbar(mean, range(len(arms)), xerr=error, color=PALETTE[0], marker="o", linestyle="", capsize=2)
+        _draw_before(axes.axvline, part)
+        tidy(axes, task, "sampled accuracy, %")
+        axes.grid(axis="x", color=GRID, linewidth=0.8)
+        axes.set_yticks(range(len(arms)), arms)
+    _legend(figure, panels)
+    return figure
 
 
 def accuracy_figure(results: Record, comparison: Record) -> Figure | None:
@@ -50,8 +71,7 @@ def accuracy_figure(results: Record, comparison: Record) -> Figure | None:
                 bar = None if row["error"] is None else 100 * row["error"]
                 style: dict[str, Any] = {"color": colour, "marker": marker, "linestyle": "", "markersize": 7, "capsize": 2}
                 axes.errorbar(row["alpha"], 100 * row["mean"], yerr=bar, label=arm, **style)
-        if part["before"] is not None:
-            axes.axhline(100 * part["before"], color=MUTED, linestyle="--", linewidth=1.4, label="before training")
+        _draw_before(axes.axhline, part)
         _over_alpha(axes, task, "α (of the others: mean over updates)", "sampled accuracy, %")
     _legend(figure, panels)
     return figure
@@ -100,12 +120,14 @@ def exposure_figure(results: Record, comparison: Record) -> Figure | None:
     figure, panels = _panels(len(comparison), "What the teacher was shown: α, mean over runs, trailing mean over a tenth of the updates")
     colours = _others(results)
     for axes, task in zip(panels, comparison, strict=True):
-        for arm in moving:
+        for number, arm in enumerate(moving):
             if runs := of_arm(results, task, arm):
                 mean = np.mean([run["alpha"] for run in runs.values()], axis=0)
                 colour = colours.get(arm, (INK, ""))[0]
                 smooth = trailing_mean(mean, max(1, len(mean) // _SMOOTHED_SHARE))
-                axes.plot(np.arange(1, len(mean) + 1), smooth, color=colour, linewidth=1.8, label=arm)
+                axes.plot(
+                    np.arange(1, len(mean) + 1), smooth, color=colour, linestyle=_STYLES[number // _COLOURS % 4], linewidth=1.8, label=arm
+                )
         tidy(axes, task, "update", "α")
         axes.set_ylim(-0.04, 1.04)
     _legend(figure, panels)
@@ -131,11 +153,17 @@ def signals_figure(results: Record) -> Figure | None:
     return figure
 
 
-def _panels(count: int, title: str) -> tuple[Figure, list[Axes]]:
-    """So many panels in rows of two, under a title."""
+def _draw_before(line: Callable[..., Any], part: Record) -> None:
+    """The base's accuracy, if it is known."""
+    if part["before"] is not None:
+        line(100 * part["before"], color=MUTED, linestyle="--", linewidth=1.4, label="before training")
+
+
+def _panels(count: int, title: str, height: float = _ROW) -> tuple[Figure, list[Axes]]:
+    """So many panels of the given height (inches) in rows of two, under a title."""
     columns = min(count, _COLUMNS)
     rows = (count + columns - 1) // columns
-    figure = new_figure(max(_PANEL * columns, 7.0), _ROW * rows + 0.8)
+    figure = new_figure(_PANEL * _COLUMNS, height * rows + 0.8)
     figure.suptitle(title, x=0.015, ha="left", fontsize=12.5, fontweight="bold", color=INK)
     grid = figure.add_gridspec(rows, columns, hspace=0.06, wspace=0.04)
     return figure, [figure.add_subplot(grid[place // columns, place % columns]) for place in range(count)]
@@ -152,7 +180,7 @@ def _legend(figure: Figure, panels: Sequence[Axes]) -> None:
 def _others(results: Record) -> dict[str, tuple[str, str]]:
     """Colour and marker of each arm that is no point of the curve."""
     names = [arm for arm in results["arms"] if arm not in results["fixed"]]
-    return {arm: (PALETTE[i % 6], _MARKERS[(i + i // 6) % len(_MARKERS)]) for i, arm in enumerate(names)}
+    return {arm: (PALETTE[i % _COLOURS], _MARKERS[i % len(_MARKERS)]) for i, arm in enumerate(names)}
 
 
 def _curve(axes: Axes, results: Record, part: Record, value: Any, colour: Any, label: str) -> None:

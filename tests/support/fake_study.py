@@ -11,8 +11,8 @@ out: {out}
 seeds: [1, 2]
 bases: {{names: [7, 8], make: ["{fake} make {{folder}}"], model: "{{folder}}"}}
 tasks:
-  late: {{make: ["{fake} make {{folder}}"], train: "{{folder}}/train.jsonl", probe: "{{folder}}/probe.jsonl", test: "{{folder}}/test.jsonl"}}
-  det: {{make: ["{fake} make {{folder}}"], train: "{{folder}}/train.jsonl", probe: "{{folder}}/probe.jsonl", test: "{{folder}}/test.jsonl"}}
+  late: {{make: "{fake} make {{folder}}", train: "{{folder}}/train.jsonl", probe: "{{folder}}/probe.jsonl", test: "{{folder}}/test.jsonl"}}
+  det: {{make: "{fake} make {{folder}}", train: "{{folder}}/train.jsonl", probe: "{{folder}}/probe.jsonl", test: "{{folder}}/test.jsonl"}}
 settings: {{run: {{updates: 3}}}}
 arms:
   half: {{exposure: {{mode: fixed, fixed: 0.5}}}}

@@ -1,21 +1,30 @@
 """The arithmetic of a study's table, against slow and obvious ways, and how often its intervals are right."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from megatron_atesd.errors import DataError
 from megatron_atesd.study import comparison
 from megatron_atesd.study.tables import console_tables, into_readme, markdown
-from megatron_atesd.errors import DataError
-from pathlib import Path
 
 LABELS = ("2", "3")
 
 
 def run(arm: str, base: str, seed: int, sampled: float, task: str = "late", **more: Any) -> dict[str, Any]:
     parts = {"2": sampled, "3": sampled / 2}
-    figures = {"task": task, "base": base, "arm": arm, "seed": seed, "problems": 10, "sampled": sampled, "greedy": sampled, "by_difficulty": parts}
+    figures = {
+        "task": task,
+        "base": base,
+        "arm": arm,
+        "seed": seed,
+        "problems": 10,
+        "sampled": sampled,
+        "greedy": sampled,
+        "by_difficulty": parts,
+    }
     costs = {"rollout_tokens": 1000, "seconds": 36.0, "alpha": [1.0, 0.5], "signals": {}, "first_kl": 0.1, "git": "abc"}
     return figures | costs | more
 
@@ -118,8 +127,9 @@ def test_both_tables_have_the_same_cells():
     assert "+11.7 (-14.2 … +37.5)" in row
 
 
-def test_a_difference_that_excludes_nothing_is_bold():
-    runs = [run(arm, base, 1, 0.3 + (arm == "ours") * step) for base, step in zip("ABCD", (0.3, 0.31, 0.32, 0.33)) for arm in ("full", "ours")]
+def test_a_difference_whose_interval_leaves_zero_out_is_bold():
+    steps = {"A": 0.3, "B": 0.31, "C": 0.32, "D": 0.33}
+    runs = [run(arm, base, 1, 0.3 + (arm == "ours") * step) for base, step in steps.items() for arm in ("full", "ours")]
     text = markdown(found := results(runs), comparison.compare(found))
     assert "| **+31.5 (+29.4 … +33.6)** |" in text
 

@@ -108,7 +108,7 @@ def test_commands_that_would_fill_a_folder_must_be_there(tmp_path: Path):
     lines = study.read_text().splitlines()
     make = next(line for line in lines if line.startswith("bases:"))
     study.write_text(study.read_text().replace(make, 'bases: {names: [7, 8], model: "{folder}"}'))
-    with pytest.raises(ConfigError, match="bases.make is missing, though bases points into {folder}"):
+    with pytest.raises(ConfigError, match=r"bases\.make is missing, though bases points into \{folder\}"):
         read_study(study)
 
 
