@@ -1,7 +1,7 @@
 """Every setting of a run: the sections, their rules, and the way from YAML files and options to them."""
 
 from megatron_atesd.config.fields import all_settings
-from megatron_atesd.config.loading import build_parser, load_config, package_versions, save_config
+from megatron_atesd.config.loading import build_parser, layered_config, load_config, package_versions, save_config
 from megatron_atesd.config.megatron_sections import build_section, naming_section
 from megatron_atesd.config.rules import (
     ModelShape,
@@ -57,6 +57,7 @@ __all__ = [
     "build_parser",
     "build_section",
     "fp8_recipe",
+    "layered_config",
     "layout_problems",
     "load_config",
     "method_problems",

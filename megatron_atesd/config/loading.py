@@ -53,16 +53,25 @@ def load_config(argv: Sequence[str] | None = None, decided: Mapping[str, str] | 
         parser.parse_args(["--help"])
     pairs = _pairs(arguments)
     refuse_decided([name for name, _ in pairs], decided or {})
-    settings = parser.parse_object({})
-    for name, value in pairs:
-        if name == "config":
-            settings = parser.parse_object(read_settings(user_path(value)), settings)
+    settings = _layered(parser, [read_settings(user_path(value)) for name, value in pairs if name == "config"])
     overrides = [(name, value) for name, value in pairs if name != "config"]
     try:
         settings = parser.parse_args([f"--{name}={value}" for name, value in overrides], settings)
     except argparse.ArgumentError as error:
         raise _type_error(str(error), overrides) from None
     return _to_config(settings)
+
+
+def layered_config(layers: Sequence[Mapping[str, Mapping[str, Any]]]) -> TrainConfig:
+    """The config of `read_settings` results, later ones over earlier ones over the defaults."""
+    return _to_config(_layered(build_parser(), layers))
+
+
+def _layered(parser: ArgumentParser, layers: Sequence[Mapping[str, Any]]) -> Namespace:
+    settings = parser.parse_object({})
+    for layer in layers:
+        settings = parser.parse_object(dict(layer), settings)
+    return settings
 
 
 def build_parser() -> ArgumentParser:

@@ -1,7 +1,9 @@
 """Settings in YAML: safe loading with file and line in every refusal, and writing that loads back to the same values."""
 
 import re
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +44,10 @@ SettingsDumper.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list(
 
 @dataclass(frozen=True)
 class Entry:
-    """One key of a YAML mapping: its dotted name, the node of its value, and `file:line`."""
+    """One key of a YAML mapping: its dotted name, the key itself, the node of its value, and `file:line`."""
 
     name: str
+    key: str
     node: yaml.Node
     where: str
 
@@ -54,11 +57,40 @@ def read_settings(path: Path) -> dict[str, dict[str, Any]]:
 
     Raises ConfigError with file and line for a missing file, bad YAML, an unknown or repeated name, or a value of the wrong type.
     """
+    with yaml_document(path, "--config ") as document:
+        return document.settings(document.entries())
+
+
+@dataclass(frozen=True)
+class Document:
+    """A YAML file whose values are looked at one by one, so that a refusal can name file and line."""
+
+    path: Path
+    loader: SettingsLoader
+    root: yaml.Node | None
+
+    def entries(self, of: Entry | None = None) -> list[Entry]:
+        """The entries of the whole file, or of the mapping that is the value of `of`. Raises ConfigError when it is none."""
+        if of is not None:
+            return _entries(self.path, of.node, f"{of.name}.")
+        return _entries(self.path, self.root, "") if self.root is not None else []
+
+    def value(self, entry: Entry) -> Any:
+        """What an entry says, as plain Python."""
+        return self.loader.construct_object(entry.node, deep=True)
+
+    def settings(self, sections: Sequence[Entry]) -> dict[str, dict[str, Any]]:
+        """Section → settings of a training run, names and types checked."""
+        found = {e.key: _section(self.path, self.loader, replace(e, name=e.key)) for e in sections if e.key not in IGNORED_SECTIONS}
+        return _under_new_names(found)
+
+
+@contextmanager
+def yaml_document(path: Path, option: str = "") -> Iterator[Document]:
+    """The YAML file `path`; whatever is wrong with it, noticed inside, becomes a ConfigError. option: what the path was given by."""
     try:
-        loader = SettingsLoader(_read_text(path))
-        root = loader.get_single_node()
-        sections = _entries(path, root, "") if root is not None else []
-        return _under_new_names({e.name: _section(path, loader, e) for e in sections if e.name not in IGNORED_SECTIONS})
+        loader = SettingsLoader(_read_text(path, option))
+        yield Document(path, loader, loader.get_single_node())
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise ConfigError(f"{path}:{line}: not valid YAML: {error.problem or error.context}") from None
@@ -68,13 +100,13 @@ def read_settings(path: Path) -> dict[str, dict[str, Any]]:
         raise ConfigError(f"{path}: a value cannot be read ({error}); correct it") from None
 
 
-def _read_text(path: Path) -> str:
+def _read_text(path: Path, option: str) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except OSError as error:
-        raise ConfigError(f"--config {path}: cannot be read ({error.strerror}); give the path of a YAML file") from None
+        raise ConfigError(f"{option}{path}: cannot be read ({error.strerror}); give the path of a YAML file") from None
     except UnicodeDecodeError:
-        raise ConfigError(f"--config {path}: is not UTF-8 text; give the path of a YAML file") from None
+        raise ConfigError(f"{option}{path}: is not UTF-8 text; give the path of a YAML file") from None
 
 
 def _entries(path: Path, node: yaml.Node, prefix: str) -> list[Entry]:
@@ -87,7 +119,7 @@ def _entries(path: Path, node: yaml.Node, prefix: str) -> list[Entry]:
     for key, _ in node.value:
         if not isinstance(key, yaml.ScalarNode):
             raise ConfigError(f"{path}:{key.start_mark.line + 1}: a name must be plain text, not a list or mapping")
-    found = [Entry(f"{prefix}{key.value}", value, f"{path}:{key.start_mark.line + 1}") for key, value in node.value]
+    found = [Entry(f"{prefix}{key.value}", key.value, value, f"{path}:{key.start_mark.line + 1}") for key, value in node.value]
     names = [entry.name for entry in found]
     for index, entry in enumerate(found):
         if entry.name in names[:index]:

@@ -4,6 +4,7 @@ Problems are the sample; the answers drawn for one problem belong together, and 
 """
 
 from math import atan, cos, pi, sin, sqrt
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -11,16 +12,20 @@ from numpy.typing import ArrayLike, NDArray
 
 from megatron_atesd.errors import DataError
 
+_TAILS = 0.05  # outside an interval of 95 %
 _Z = 1.959964  # of a standard normal variable, 95 % lie within
 _DOUBT = 3.0  # chosen by simulation, see tests/unit/test_uncertainty.py
 _EQUAL = 1e-9  # differences of shares that differ by less are the same
 
 
-def wilson_interval(share: ArrayLike, count: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """95 % interval of a share of `count` yes-or-no outcomes, float64, elementwise (Wilson 1927); sensible at 0 and 1."""
+def wilson_interval(share: ArrayLike, count: ArrayLike, z: float = _Z) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Interval of a share of `count` yes-or-no outcomes, float64, elementwise (Wilson 1927); sensible at 0 and 1.
+
+    z: of a standard normal variable, within which what is to be covered lies (default: 95 %).
+    """
     share, count = np.asarray(share, dtype=np.float64), np.asarray(count, dtype=np.float64)
-    centre, spread = share + _Z * _Z / (2 * count), _Z * np.sqrt(share * (1 - share) / count + (_Z / (2 * count)) ** 2)
-    return (centre - spread) / (1 + _Z * _Z / count), (centre + spread) / (1 + _Z * _Z / count)
+    centre, spread = share + z * z / (2 * count), z * np.sqrt(share * (1 - share) / count + (z / (2 * count)) ** 2)
+    return (centre - spread) / (1 + z * z / count), (centre + spread) / (1 + z * z / count)
 
 
 def mean_interval(values_N: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -40,9 +45,10 @@ def mean_interval(values_N: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.
     return wilson_interval(mean, values.shape[-1] * (weight + _DOUBT) / (weight * effect + _DOUBT))
 
 
-def mean_difference(first_N: ArrayLike, second_N: ArrayLike) -> dict[str, Any]:
+def mean_difference(first_N: ArrayLike, second_N: ArrayLike, comparisons: int = 1) -> dict[str, Any]:
     """Mean of the first run's values minus the second's, each in [0, 1], of the same problems in the same order, JSON-ready.
 
+    comparisons: so many are made together. ci95 and p_value are corrected for it (Bonferroni): with 95 % all their intervals hold.
     Keys: difference, ci95 [low, high], p_value, by the paired t test (Student 1908) of the N differences, N − 1 degrees of freedom.
     ci95: where the mean difference over all problems like these lies; 0 is outside if and only if p_value is below 0.05.
     p_value: two-sided; were that mean 0, a difference at least this large in either direction would be found with this probability.
@@ -53,16 +59,16 @@ def mean_difference(first_N: ArrayLike, second_N: ArrayLike) -> dict[str, Any]:
     first, second = np.asarray(first_N, dtype=np.float64), np.asarray(second_N, dtype=np.float64)
     if len(first) != len(second):
         raise DataError(f"paired comparison of {len(first)} with {len(second)} problems: both runs must be graded on the same problems")
-    differences, count = first - second, len(first)
+    differences, count, doubt = first - second, len(first), _TAILS / comparisons
     mean = float(differences.mean())
     if np.ptp(differences) < _EQUAL:
-        others = float(wilson_interval(0.0, count)[1])
+        others = float(wilson_interval(0.0, count, NormalDist().inv_cdf(1 - doubt / 2))[1])
         reach, p_value = ((1 - others) * mean, others), 1.0 if abs(mean) < _EQUAL else 2.0 ** (1 - count)
     else:
         error = float(differences.std(ddof=1)) / sqrt(count)
-        reach, p_value = (mean, t_quantile(count - 1) * error), t_tails(abs(mean) / error, count - 1)
+        reach, p_value = (mean, t_quantile(count - 1, doubt) * error), t_tails(abs(mean) / error, count - 1)
     low, high = max(-1.0, reach[0] - reach[1]), min(1.0, reach[0] + reach[1])
-    return {"difference": mean, "ci95": [low, high], "p_value": p_value}
+    return {"difference": mean, "ci95": [low, high], "p_value": min(1.0, comparisons * p_value)}
 
 
 def t_tails(t: float, freedom: int) -> float:
@@ -76,12 +82,14 @@ def t_tails(t: float, freedom: int) -> float:
     return max(0.0, 1.0 - inside)
 
 
-def t_quantile(freedom: int) -> float:
-    """The t within which 95 % of Student's distribution lie on both sides of 0."""
-    low, high = 0.0, 13.0  # 12.7 at one degree
+def t_quantile(freedom: int, tails: float = _TAILS) -> float:
+    """The t beyond which the share `tails` of Student's distribution lies, half of it on either side."""
+    low, high = 0.0, 1.0
+    while t_tails(high, freedom) > tails:
+        low, high = high, 2 * high
     for _ in range(50):
         middle = (low + high) / 2
-        low, high = (middle, high) if t_tails(middle, freedom) > 0.05 else (low, middle)
+        low, high = (middle, high) if t_tails(middle, freedom) > tails else (low, middle)
     return high
 
 

@@ -65,9 +65,9 @@ class BiasCheck:
     def _pair(self, a: float, b: float) -> Pair:
         gain, error = _paired(self.after[a], self.after[b])
         better, worse = (a, b) if gain >= 0 else (b, a)
-        comparisons = len(self.after) * (len(self.after) - 1) / 2
-        p_value = mean_difference(self.after[a].accuracy_N, self.after[b].accuracy_N)["p_value"]
-        return Pair(better, worse, abs(gain), error, p_value < _DOUBT / comparisons)
+        comparisons = len(self.after) * (len(self.after) - 1) // 2
+        p_value = mean_difference(self.after[a].accuracy_N, self.after[b].accuracy_N, comparisons)["p_value"]
+        return Pair(better, worse, abs(gain), error, p_value < _DOUBT)
 
     def misled(self, name: str) -> list[Pair]:
         """The pairs that accuracy tells apart and the likelihood `name` orders the other way."""

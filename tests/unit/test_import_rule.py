@@ -23,6 +23,7 @@ ORDER = (
     "megatron_atesd.evaluate",
     "megatron_atesd.train",
     "megatron_atesd.plan",
+    "megatron_atesd.study",
     "megatron_atesd.faults",
     "checkpoints_convert",
     "benchmarks",  # tools/benchmarks

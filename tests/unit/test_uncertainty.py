@@ -80,12 +80,35 @@ def test_students_quantiles_are_those_of_the_tables(freedom: int, table: float):
     assert t_quantile(freedom) == pytest.approx(table, abs=5e-4)
 
 
+@pytest.mark.parametrize("comparisons", [1, 3, 20])
+@pytest.mark.parametrize("freedom", [1, 2, 8, 209])
+def test_a_quantile_leaves_its_share_outside_however_small(freedom: int, comparisons: int):
+    assert t_tails(t_quantile(freedom, 0.05 / comparisons), freedom) == pytest.approx(0.05 / comparisons, rel=1e-6)
+
+
 def test_the_paired_t_test_by_hand():
     result = mean_difference([1.0, 0.5, 0.75, 1.0], [0.5, 0.5, 0.25, 0.75])  # 1/2, 0, 1/2, 1/4: mean 5/16, variance 11/192
     error = np.sqrt(11 / 192 / 4)
     assert result["difference"] == pytest.approx(5 / 16)
     assert result["ci95"] == pytest.approx([5 / 16 - 3.182446 * error, 5 / 16 + 3.182446 * error], abs=1e-6)
     assert result["p_value"] == pytest.approx(t_tails(5 / 16 / error, 3))
+
+
+@pytest.mark.parametrize("units", [4, 9])
+def test_intervals_of_several_comparisons_hold_together(units: int):
+    rng = np.random.default_rng(units)
+    noise = rng.normal(0.5, 0.1, size=(2000, 6, units))  # five arms and what all are compared with: no true difference
+    intervals = [[mean_difference(arm, study[0], comparisons=5)["ci95"] for arm in study[1:]] for study in noise.clip(0, 1)]
+    together = np.mean([all(low <= 0 <= high for low, high in study) for study in intervals])
+    assert 0.945 <= together <= 0.98, together
+
+
+def test_a_corrected_p_value_and_its_interval_say_the_same():
+    first, second = [0.9, 0.7, 0.8, 0.9], [0.5, 0.6, 0.5, 0.5]
+    alone, among = mean_difference(first, second), mean_difference(first, second, comparisons=10)
+    assert among["p_value"] == pytest.approx(10 * alone["p_value"])
+    assert alone["p_value"] < 0.05 < among["p_value"]
+    assert among["ci95"][0] < 0 < alone["ci95"][0]
 
 
 def test_it_ignores_what_both_runs_share():

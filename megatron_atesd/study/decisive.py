@@ -1,0 +1,99 @@
+"""What decides the result of a run, written down beside it, so that results of other settings are never taken for its own."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+from megatron_atesd.checkpoint.fingerprint import fingerprint
+from megatron_atesd.config.fields import spell
+from megatron_atesd.errors import ConfigError
+from megatron_atesd.evaluate.responses import write_whole
+from megatron_atesd.study.design import Run, Study
+
+RECIPE, DECISIVE = "recipe.json", "decisive.json"
+Decisive = dict[str, Any]
+
+
+def decisive_of(study: Study, run: Run) -> Decisive:
+    """All of it, JSON-ready. Model and problem files count by their contents; they must be there."""
+    problems = {f"the {name} problems": _sha256(file) for name, file in study.problems(run.task, run.base).items()}
+    return _chosen(study, run) | {"inputs": {"the model": fingerprint(study.model(run.base)), **problems}}
+
+
+def checksum(decisive: Decisive) -> str:
+    """16 hexadecimal digits that change when anything of it does."""
+    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def write_json(path: Path, value: Any) -> None:
+    """The file has its name only when it is complete."""
+    write_whole(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def check_runs(study: Study, runs: list[Run], inputs: bool) -> None:
+    """Raise ConfigError that names what differs where a run was begun with other settings than the study has now.
+
+    inputs: whether models and problem files are there, and are to be compared too.
+    """
+    changed: list[tuple[Path, list[str]]] = []
+    for run in runs:
+        folder = study.run_folder(run)
+        if (there := _read(folder / DECISIVE)) is not None:
+            now = decisive_of(study, run) if inputs else _chosen(study, run) | {"inputs": there["inputs"]}
+            if different := list(_differences(there, now)):
+                changed.append((folder, different))
+    if changed:
+        folder, different = changed[0]
+        others = f" (and {len(changed) - 1} more runs)" if len(changed) > 1 else ""
+        raise ConfigError(
+            f"{folder}{others} has a run with other settings: {'; '.join(different[:3])}{' …' if len(different) > 3 else ''}; set it back, "
+            "give the arm another name, or remove the folder to do the run anew"
+        )
+
+
+def check_recipe(folder: Path, name: str, make: list[str]) -> None:
+    """Raise ConfigError where `folder` was made by other commands than the study has now under `name`."""
+    if folder.is_dir() and (there := _read(folder / RECIPE)) != make:
+        old, new = next(pair for pair in zip_longest(there or [], make) if pair[0] != pair[1])
+        raise ConfigError(f"{folder} was made by {old!r}, but {name} has {new!r}; set it back, or remove the folder to make it anew")
+
+
+def _chosen(study: Study, run: Run) -> Decisive:
+    settings = asdict(study.config(run))
+    for section, key in (("run", "dir"), ("model", "path"), ("data", "train"), ("data", "probe")):
+        del settings[section][key]
+    return {"settings": settings, "evaluation": asdict(study.evaluation)}
+
+
+def _differences(there: Decisive, now: Decisive) -> Iterator[str]:
+    if there["settings"] != now["settings"]:
+        from megatron_atesd.train.resume import guarded_changes  # megatron.core is slow to import
+
+        for name, was, new, _ in guarded_changes(there["settings"], now["settings"]):
+            yield f"{name} is {spell(new)}, there {spell(was)}"
+    for name in now["evaluation"]:
+        if (was := there["evaluation"].get(name)) != now["evaluation"][name]:
+            yield f"evaluation.{name} is {spell(now['evaluation'][name])}, there {spell(was)}"
+    yield from (f"{name} {_verb(name)} changed" for name, value in now["inputs"].items() if there["inputs"].get(name) != value)
+
+
+def _verb(name: str) -> str:
+    return "has" if name == "the model" else "have"
+
+
+def _read(path: Path) -> Any:
+    """None where there is none."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read ({error}); remove its folder to do that part anew") from None
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]

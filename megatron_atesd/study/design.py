@@ -1,0 +1,141 @@
+"""What a study compares: arms × tasks × bases × seeds, evaluated at one update that is fixed beforehand. No work is done here."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+from megatron_atesd.config import TrainConfig
+
+
+@dataclass(frozen=True)
+class Bases:
+    """The start models.
+
+    names: one a model. make: commands that make the one called {base} in the folder {folder}; none where it is there already.
+    model: its folder, Megatron or Hugging Face.
+    """
+
+    names: list[str]
+    model: str
+    make: list[str] = field(default_factory=list[str])
+
+
+@dataclass(frozen=True)
+class Task:
+    """Problem files, the same for all arms. make: commands that make them for {base} in {folder}; none where they are there already."""
+
+    train: str
+    probe: str
+    test: str
+    make: list[str] = field(default_factory=list[str])
+
+
+@dataclass(frozen=True)
+class EvaluationPlan:
+    """How models are judged; the names are those of tools/evaluate.py. update: after which one, decided beforehand."""
+
+    update: int
+    samples: int = 12
+    temperature: float = 1.0
+    top_p: float = 0.95
+    top_k: int = 0
+    min_p: float = 0.0
+    max_new_tokens: int = 38912
+    thinking: bool = True
+    engine: Literal["training", "vllm"] = "training"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One rule for exposure. config: without paths, seed and run directory, which a run adds. tasks: on which it is tried."""
+
+    name: str
+    config: TrainConfig
+    tasks: list[str]
+
+
+@dataclass(frozen=True, order=True)
+class Run:
+    """One training: an arm on a task from a base with a seed."""
+
+    seed: int
+    base: str
+    task: str
+    arm: str
+
+    def __str__(self) -> str:
+        return f"{self.task}, base {self.base}, {self.arm}, seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Study:
+    """A whole study.
+
+    before: settings with which bases are evaluated. fixed: arms that are points of the curve over α; the best of them is something to
+    compare with, besides the arms of `references`. unit: what counts as one observation, a base (mean over its seeds) or each run.
+    """
+
+    file: Path
+    out: Path
+    bases: Bases
+    tasks: dict[str, Task]
+    before: TrainConfig
+    arms: dict[str, Arm]
+    seeds: list[int]
+    evaluation: EvaluationPlan
+    fixed: list[str]
+    references: list[str]
+    unit: Literal["base", "run"] = "base"
+    processes: int = 1
+
+    def runs(self) -> Iterator[Run]:
+        """All runs, seed by seed and base by base, so that what is there at any time can be compared."""
+        for seed in self.seeds:
+            for base in self.bases.names:
+                for task in self.tasks:
+                    yield from (Run(seed, base, task, arm.name) for arm in self.arms.values() if task in arm.tasks)
+
+    def pairs(self) -> list[tuple[str, str]]:
+        """Every task and base."""
+        return [(task, base) for task in self.tasks for base in self.bases.names]
+
+    def base_folder(self, base: str) -> Path:
+        return self.out / "bases" / base
+
+    def data_folder(self, task: str, base: str) -> Path:
+        return self.out / "data" / task / base
+
+    def before_folder(self, task: str, base: str) -> Path:
+        """Of the evaluation of a base."""
+        return self.out / "before" / task / base
+
+    def run_folder(self, run: Run) -> Path:
+        return self.out / "runs" / run.task / run.base / run.arm / str(run.seed)
+
+    def model(self, base: str) -> Path:
+        return Path(filled(self.bases.model, self.base_folder(base), base))
+
+    def problems(self, task: str, base: str) -> dict[str, Path]:
+        """Path by train, probe, test."""
+        files, folder = self.tasks[task], self.data_folder(task, base)
+        return {name: Path(filled(getattr(files, name), folder, base)) for name in ("train", "probe", "test")}
+
+    def config(self, run: Run) -> TrainConfig:
+        """All settings of a run, so that the checkpoint to evaluate is kept."""
+        config, files, update = self.arms[run.arm].config, self.problems(run.task, run.base), self.evaluation.update
+        lost = update < config.run.updates and (config.checkpoint.keep_every == 0 or update % config.checkpoint.keep_every)
+        return replace(
+            config,
+            checkpoint=replace(config.checkpoint, keep_every=update) if lost else config.checkpoint,
+            run=replace(config.run, dir=str(self.run_folder(run)), seed=run.seed),
+            model=replace(config.model, path=str(self.model(run.base))),
+            data=replace(config.data, train=str(files["train"]), probe=str(files["probe"])),
+        )
+
+
+def filled(text: str, folder: Path | str, base: str, python: str = "") -> str:
+    """A command or path of the study file with its places filled in."""
+    for name, value in {"folder": str(folder), "base": base, "python": python}.items():
+        text = text.replace(f"{{{name}}}", value)
+    return text
