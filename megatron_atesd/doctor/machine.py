@@ -4,6 +4,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from glob import escape, glob
 from importlib.util import find_spec
@@ -44,14 +45,13 @@ class Gpus:
 def check_this_machine(config: TrainConfig) -> list[Finding]:
     """Findings about the machine of this rank."""
     ranks_here, run_dir = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), Path(config.run.dir)
-    free = shutil.disk_usage(nearest_folder(run_dir)).free
     checkpoint, unusable = read_model(config)
     return [
         *unusable,
         *check_gpus(see_gpus(), ranks_here, Path("/dev/nvidiactl").exists(), os.environ.get("CUDA_VISIBLE_DEVICES")),
         *check_transformer_engine(torch.cuda.is_available(), find_spec("transformer_engine") is not None),
         *check_memory(psutil.virtual_memory().available, ranks_here),
-        *check_disk(free, checkpoint, checkpoints_to_come(config), config.run.dir),
+        *check_disk(free_bytes(run_dir), checkpoint, checkpoints_to_come(config), config.run.dir),
     ]
 
 
@@ -81,6 +81,13 @@ def checkpoints_to_come(config: TrainConfig) -> int:
 def nearest_folder(path: Path) -> Path:
     """The folder itself, or the nearest above it that exists."""
     return next(folder for folder in (path, *path.absolute().parents) if os.path.isdir(folder))  # Path.is_dir raises in one closed to us
+
+
+def free_bytes(path: Path) -> int:
+    """On the file system that a folder is on, or is to be made on."""
+    while True:  # rank 0 may make the folder and remove it at this moment, see check_writable
+        with suppress(FileNotFoundError):
+            return shutil.disk_usage(nearest_folder(path)).free
 
 
 def see_gpus() -> Gpus:

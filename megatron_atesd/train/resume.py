@@ -127,14 +127,14 @@ def is_free(name: str) -> bool:
 
 def depends_on_updates(config: Mapping[str, Any]) -> str:
     """What follows the length of the training, '' when nothing does."""
-    decay, mode = config["schedule"]["decay"], config["exposure"]["mode"]
-    equal_stages = mode == "step" and not config["exposure"]["step_at"]
+    decay, exposure = config["schedule"]["decay"], config["exposure"]
+    mode = exposure["mode"]
+    equal_stages = mode == "step" and not exposure["step_at"]
     if decay != "constant":
         return f", and schedule.decay {decay} depends on it"
-    # Of learned the progress that the policy sees, and its entropy target; of posterior what knowing an exposure is still worth.
-    exposure = config["exposure"]
     if exposure["bins"] > 1 and exposure["difficulty"] != "field":
         return ", and exposure.bins depends on it: the start model measured the problems of so many updates"
+    # Of learned the progress that the policy sees, and its entropy target; of posterior what knowing an exposure is still worth.
     if mode in ("linear", "cosine", "learned", "posterior") or equal_stages:
         return f", and exposure.mode {mode} depends on it"
     return ""

@@ -245,6 +245,21 @@ def test_a_folder_closed_to_this_user_is_looked_for_above(tmp_path: Path, monkey
     assert verdicts(machine.read_model(model)[1]) == [("error", f"{tmp_path}/closed/model/config.json cannot be read (Permission denied)")]
 
 
+def test_free_space_is_told_while_another_rank_tries_the_folder_and_removes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk_usage, asked = shutil.disk_usage, list[Path]()
+
+    def too_late(folder: Path) -> Any:
+        asked.append(folder)
+        if folder == tmp_path / "run":
+            folder.rmdir()
+        return disk_usage(folder)
+
+    (tmp_path / "run").mkdir()
+    monkeypatch.setattr(machine.shutil, "disk_usage", too_late)
+    assert machine.free_bytes(tmp_path / "run") > 0
+    assert asked == [tmp_path / "run", tmp_path]
+
+
 def test_a_machine_without_the_model_is_an_error(tmp_path: Path) -> None:
     found = machine.check_this_machine(TrainConfig(model=ModelConfig(path=str(tmp_path / "model"))))
     errors = [finding for finding in found if finding.severity == "error"]
