@@ -28,14 +28,14 @@ from megatron_atesd.evaluate.responses import write_whole
 from megatron_atesd.output_folder import make_writable
 from megatron_atesd.paths import user_path
 from megatron_atesd.study.comparison import compare
-from megatron_atesd.study.decisive import check_runs
+from megatron_atesd.study.decisive import check_begun
 from megatron_atesd.study.design import Run, Study
 from megatron_atesd.study.execution import do_all, only_one
 from megatron_atesd.study.processes import ENVIRONMENT, Forks, Launcher, torchrun
 from megatron_atesd.study.reading import read_study
 from megatron_atesd.study.results import collect
 from megatron_atesd.study.tables import console_tables, into_readme, markdown, notes, results_text
-from megatron_atesd.study.work import check_inputs, evaluation_of_base, preparation, training_of
+from megatron_atesd.study.work import check_inputs, check_of, evaluation_of_base, preparation, training_of
 
 WIDTH = 180  # of the tables where the output is no terminal
 
@@ -91,11 +91,14 @@ def work(a: argparse.Namespace, study: Study, runs: list[Run]) -> None:
     template = a.launch or ("{python}" if study.processes == 1 else torchrun(study.processes))
     launcher = Launcher(template)
     starter = Forks() if a.launch is None and study.processes == 1 else launcher
-    check_runs(study, runs, inputs=False)
+    checks = study.checks() if a.only is None else []
+    parts = [*runs, *checks]
+    check_begun(study, parts, inputs=False)
     do_all(preparation(study), starter, a.jobs, say)
     check_inputs(study)
-    check_runs(study, runs, inputs=True)
+    check_begun(study, parts, inputs=True)
     units = [evaluation_of_base(study, task, base) for task, base in study.pairs()] + [training_of(study, run) for run in runs]
+    units += [check_of(study, check) for check in checks]
     if a.print:
         for unit in units:
             if steps := unit.begin():

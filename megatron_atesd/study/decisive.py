@@ -1,8 +1,8 @@
-"""What decides the result of a run, written down beside it, so that results of other settings are never taken for its own."""
+"""What decides the result of a run or check, written down beside it, so that results of other settings are never taken for its own."""
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from itertools import zip_longest
 from pathlib import Path
@@ -12,16 +12,21 @@ from megatron_atesd.checkpoint.fingerprint import fingerprint
 from megatron_atesd.config.fields import spell
 from megatron_atesd.errors import ConfigError
 from megatron_atesd.evaluate.responses import write_whole
-from megatron_atesd.study.design import Run, Study
+from megatron_atesd.study.design import Check, Run, Study
 
 RECIPE, DECISIVE = "recipe.json", "decisive.json"
 Decisive = dict[str, Any]
 
 
-def decisive_of(study: Study, run: Run) -> Decisive:
+def decisive_of(study: Study, part: Run | Check) -> Decisive:
     """All of it, JSON-ready. Model and problem files count by their contents; they must be there."""
-    problems = {f"the {name} problems": _sha256(file) for name, file in study.problems(run.task, run.base).items()}
-    return _chosen(study, run) | {"inputs": {"the model": fingerprint(study.model(run.base)), **problems}}
+    problems = {f"the {name} problems": _sha256(file) for name, file in study.problems(part.task, part.base).items()}
+    return _chosen(study, part) | {"inputs": {"the model": fingerprint(study.model(part.base)), **problems}}
+
+
+def folder_of(study: Study, part: Run | Check) -> Path:
+    """Where a part leaves everything."""
+    return study.run_folder(part) if isinstance(part, Run) else study.check_folder(part)
 
 
 def checksum(decisive: Decisive) -> str:
@@ -34,16 +39,16 @@ def write_json(path: Path, value: Any) -> None:
     write_whole(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
 
 
-def check_runs(study: Study, runs: list[Run], inputs: bool) -> None:
-    """Raise ConfigError that names what differs where a run was begun with other settings than the study has now.
+def check_begun(study: Study, parts: Sequence[Run | Check], inputs: bool) -> None:
+    """Raise ConfigError that names what differs where a run or check was begun with other settings than the study has now.
 
     inputs: whether models and problem files are there, and are to be compared too.
     """
     changed: list[tuple[Path, list[str]]] = []
-    for run in runs:
-        folder = study.run_folder(run)
+    for part in parts:
+        folder = folder_of(study, part)
         if (there := _read(folder / DECISIVE)) is not None:
-            now = decisive_of(study, run) if inputs else _chosen(study, run) | {"inputs": there["inputs"]}
+            now = decisive_of(study, part) if inputs else _chosen(study, part) | {"inputs": there["inputs"]}
             if different := list(_differences(there, now)):
                 changed.append((folder, different))
     if changed:
@@ -62,11 +67,13 @@ def check_recipe(folder: Path, name: str, make: list[str]) -> None:
         raise ConfigError(f"{folder} was made by {old!r}, but {name} has {new!r}; set it back, or remove the folder to make it anew")
 
 
-def _chosen(study: Study, run: Run) -> Decisive:
-    settings = asdict(study.config(run))
+def _chosen(study: Study, part: Run | Check) -> Decisive:
+    settings = asdict(study.config(part) if isinstance(part, Run) else study.check_config(part))
     for section, key in (("run", "dir"), ("model", "path"), ("data", "train"), ("data", "probe")):
         del settings[section][key]
-    return {"settings": settings, "evaluation": asdict(study.evaluation)}
+    if isinstance(part, Run):
+        return {"settings": settings, "evaluation": asdict(study.evaluation)}
+    return {"settings": settings, "signals": asdict(study.signals) if study.signals else {}}
 
 
 def _differences(there: Decisive, now: Decisive) -> Iterator[str]:
@@ -75,9 +82,10 @@ def _differences(there: Decisive, now: Decisive) -> Iterator[str]:
 
         for name, was, new, _ in guarded_changes(there["settings"], now["settings"]):
             yield f"{name} is {spell(new)}, there {spell(was)}"
-    for name in now["evaluation"]:
-        if (was := there["evaluation"].get(name)) != now["evaluation"][name]:
-            yield f"evaluation.{name} is {spell(now['evaluation'][name])}, there {spell(was)}"
+    section = "evaluation" if "evaluation" in now else "signals"
+    for name in now[section]:
+        if (was := there[section].get(name)) != now[section][name]:
+            yield f"{section}.{name} is {spell(now[section][name])}, there {spell(was)}"
     yield from (f"{name} {_verb(name)} changed" for name, value in now["inputs"].items() if there["inputs"].get(name) != value)
 
 

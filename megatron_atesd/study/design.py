@@ -47,6 +47,19 @@ class EvaluationPlan:
 
 
 @dataclass(frozen=True)
+class SignalsPlan:
+    """What progress signals say beside what accuracy gains: checks by tools/check_progress.py, whose words these are.
+
+    updates: of a check, at each exposure of `alphas`. leads: after so many updates of a training at exposure lead_alpha; a check each.
+    """
+
+    updates: int = 25
+    alphas: list[float] = field(default_factory=lambda: [0.0, 0.25, 0.5, 0.75, 1.0])
+    leads: list[int] = field(default_factory=lambda: [0])
+    lead_alpha: float = 0.5
+
+
+@dataclass(frozen=True)
 class Arm:
     """One rule for exposure. config: without paths, seed and run directory, which a run adds. tasks: on which it is tried."""
 
@@ -68,12 +81,25 @@ class Run:
         return f"{self.task}, base {self.base}, {self.arm}, seed {self.seed}"
 
 
+@dataclass(frozen=True, order=True)
+class Check:
+    """One check of the signals: on a task, from a base, after `lead` updates, with the study's first seed."""
+
+    base: str
+    task: str
+    lead: int
+
+    def __str__(self) -> str:
+        return f"{self.task}, base {self.base}, signals after {self.lead} updates"
+
+
 @dataclass(frozen=True)
 class Study:
     """A whole study.
 
-    before: settings with which bases are evaluated. fixed: arms that are points of the curve over α; the best of them is something to
-    compare with, besides the arms of `references`. unit: what counts as one observation, a base (mean over its seeds) or each run.
+    before: settings with which bases are evaluated, and signals checked. fixed: arms that are points of the curve over α; the best of
+    them is something to compare with, besides the arms of `references`. unit: what counts as one observation, a base (mean over its
+    seeds) or each run.
     """
 
     file: Path
@@ -88,6 +114,7 @@ class Study:
     references: list[str]
     unit: Literal["base", "run"] = "base"
     processes: int = 1
+    signals: SignalsPlan | None = None
 
     def runs(self) -> Iterator[Run]:
         """All runs, seed by seed and base by base, so that what is there at any time can be compared."""
@@ -95,6 +122,11 @@ class Study:
             for base in self.bases.names:
                 for task in self.tasks:
                     yield from (Run(seed, base, task, arm.name) for arm in self.arms.values() if task in arm.tasks)
+
+    def checks(self) -> list[Check]:
+        """All checks of signals, base by base."""
+        leads = self.signals.leads if self.signals else []
+        return [Check(base, task, lead) for base in self.bases.names for task in self.tasks for lead in leads]
 
     def pairs(self) -> list[tuple[str, str]]:
         """Every task and base."""
@@ -113,6 +145,9 @@ class Study:
     def run_folder(self, run: Run) -> Path:
         return self.out / "runs" / run.task / run.base / run.arm / str(run.seed)
 
+    def check_folder(self, check: Check) -> Path:
+        return self.out / "signals" / check.task / check.base / str(check.lead)
+
     def model(self, base: str) -> Path:
         return Path(filled(self.bases.model, self.base_folder(base), base))
 
@@ -123,13 +158,21 @@ class Study:
 
     def config(self, run: Run) -> TrainConfig:
         """All settings of a run, so that the checkpoint to evaluate is kept."""
-        config, files, update = self.arms[run.arm].config, self.problems(run.task, run.base), self.evaluation.update
+        config, update = self.arms[run.arm].config, self.evaluation.update
         lost = update < config.run.updates and (config.checkpoint.keep_every == 0 or update % config.checkpoint.keep_every)
+        kept = replace(config, checkpoint=replace(config.checkpoint, keep_every=update)) if lost else config
+        return self._placed(kept, self.run_folder(run), run.task, run.base, run.seed)
+
+    def check_config(self, check: Check) -> TrainConfig:
+        """All settings of a check."""
+        return self._placed(self.before, self.check_folder(check) / "run", check.task, check.base, self.seeds[0])
+
+    def _placed(self, config: TrainConfig, folder: Path, task: str, base: str, seed: int) -> TrainConfig:
+        files = self.problems(task, base)
         return replace(
             config,
-            checkpoint=replace(config.checkpoint, keep_every=update) if lost else config.checkpoint,
-            run=replace(config.run, dir=str(self.run_folder(run)), seed=run.seed),
-            model=replace(config.model, path=str(self.model(run.base))),
+            run=replace(config.run, dir=str(folder), seed=seed),
+            model=replace(config.model, path=str(self.model(base))),
             data=replace(config.data, train=str(files["train"]), probe=str(files["probe"])),
         )
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from megatron_atesd.report.pictures import GRID, INK, MUTED, PALETTE, new_figure, tidy, trailing_mean
 from megatron_atesd.study.comparison import Key, mean_and_error, of_arm, signal_points
+from megatron_atesd.study.signals import correlations, falls_and_gains
 
 Record = Mapping[str, Any]
 SIGNALS = {
@@ -35,6 +36,7 @@ def figures(results: Record, comparison: Record) -> dict[str, Figure]:
         "accuracy_by_difficulty": difficulty_figure(results, comparison),
         "mismatch_against_alpha": mismatch_figure(results, comparison),
         "alpha_over_updates": exposure_figure(results, comparison),
+        "signals_against_gain": gains_figure(results),
         "signals_against_accuracy": signals_figure(results),
     }
     return {name: figure for name, figure in found.items() if figure is not None}
@@ -150,6 +152,29 @@ def signals_figure(results: Record) -> Figure | None:
         axes.axhline(0, color=GRID, linewidth=1)
         axes.axvline(0, color=GRID, linewidth=1)
         axes.legend(frameon=False, fontsize=8, labelcolor=INK)
+    return figure
+
+
+def gains_figure(results: Record) -> Figure | None:
+    """A panel a signal: by how much it fell against what accuracy gained, a point an exposure and base, less the base's mean."""
+    found = correlations(results)
+    if not found:
+        return None
+    updates = results["checks"][0]["updates"]
+    title = f"Does a signal's fall tell the gain? A point an exposure and base: {updates} updates, less the mean over exposures"
+    figure, panels = _panels(len(found), title)
+    for axes, (signal, places) in zip(panels, found.items(), strict=True):
+        for number, ((task, lead), bases) in enumerate(falls_and_gains(results, signal).items()):
+            points = np.concatenate([part - part.mean(axis=0) for part in bases.values()])
+            colour = PALETTE[list(results["tasks"]).index(task) % len(PALETTE)]
+            told = f", r = {places[task, lead]['mean']:+.2f}" if (task, lead) in places else ""
+            style: dict[str, Any] = {"facecolors": colour if lead == 0 else "none", "edgecolors": colour}
+            label = f"{task}, updates {lead + 1}–{lead + updates}{told}"
+            axes.scatter(points[:, 0], 100 * points[:, 1], s=18, marker=_MARKERS[number % len(_MARKERS)], label=label, **style)
+        tidy(axes, signal, "fall, nats a token", "gain of accuracy, points")
+        axes.axhline(0, color=GRID, linewidth=1)
+        axes.axvline(0, color=GRID, linewidth=1)
+        axes.legend(frameon=False, fontsize=7.5, labelcolor=INK)
     return figure
 
 

@@ -16,17 +16,18 @@ from megatron_atesd.config import (
     section_problems,
 )
 from megatron_atesd.config.bounds import SEED
+from megatron_atesd.config.exposures import exposures_problem
 from megatron_atesd.config.fields import accepts, describe, did_you_mean, section_types, spell
 from megatron_atesd.config.yaml import Document, Entry, read_settings, yaml_document
 from megatron_atesd.errors import ConfigError
 from megatron_atesd.paths import user_path
-from megatron_atesd.study.design import Arm, Bases, EvaluationPlan, Study, Task
+from megatron_atesd.study.design import Arm, Bases, EvaluationPlan, SignalsPlan, Study, Task
 
 Section = TypeVar("Section")
 Layers = list[Mapping[str, Mapping[str, Any]]]
 TOP: dict[str, Any] = {
     "out": str, "bases": dict, "tasks": dict, "settings": dict, "arms": dict, "seeds": list[int], "evaluation": dict,
-    "fixed": list[str], "references": list[str], "unit": get_type_hints(Study)["unit"], "processes": int,
+    "fixed": list[str], "references": list[str], "unit": get_type_hints(Study)["unit"], "processes": int, "signals": dict,
 }  # fmt: skip
 _NEEDED = ("out", "bases", "tasks", "arms", "seeds", "evaluation")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")
@@ -50,6 +51,7 @@ def read_study(path: Path) -> Study:
             before=layered_config(settings),
             arms=arms,
             evaluation=_section(document, top["evaluation"], EvaluationPlan),
+            signals=_section(document, top["signals"], SignalsPlan) if "signals" in top else None,
             **{"fixed": [], "references": [], **values, "out": user_path(values["out"])},
         )
     refuse([f"{path}: {problem}" for problem in _problems(study)])
@@ -68,6 +70,7 @@ def _problems(study: Study) -> Iterator[str]:
     yield from _place_problems(study)
     yield from _comparison_problems(study)
     yield from _evaluation_problems(study.evaluation)
+    yield from _signal_problems(study.signals, study.before.run.updates) if study.signals else ()
     for arm in study.arms.values() if study.processes > 0 else ():
         yield from (f"arms.{arm.name}: {problem}" for problem in _arm_problems(arm, study))
 
@@ -102,6 +105,19 @@ def _evaluation_problems(plan: EvaluationPlan) -> Iterator[str]:
     for name, low in (("update", 1), ("samples", 1), ("max_new_tokens", 1), ("top_k", 0), ("temperature", 0), ("top_p", 0), ("min_p", 0)):
         if getattr(plan, name) < low:
             yield f"evaluation.{name} is {getattr(plan, name)}, must be {low} or more"
+
+
+def _signal_problems(plan: SignalsPlan, updates: int) -> Iterator[str]:
+    if problem := exposures_problem(plan.alphas):
+        yield f"signals.alphas is {plan.alphas}, {problem}"
+    if not 0 <= plan.lead_alpha <= 1:
+        yield f"signals.lead_alpha is {plan.lead_alpha}, must be from 0 to 1"
+    if plan.updates < 1:
+        yield f"signals.updates is {plan.updates}, must be 1 or more"
+    if not plan.leads or min(plan.leads) < 0 or len(set(plan.leads)) < len(plan.leads):
+        yield f"signals.leads is {plan.leads}, must be different numbers of updates, 0 or more, at least one"
+    elif max(plan.leads) + plan.updates > updates:
+        yield f"signals.leads has {max(plan.leads)}, and with signals.updates {plan.updates} more than run.updates {updates}; lower one"
 
 
 def _arm_problems(arm: Arm, study: Study) -> Iterator[str]:

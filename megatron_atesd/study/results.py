@@ -9,8 +9,9 @@ import numpy as np
 
 from megatron_atesd.config.yaml import yaml_document
 from megatron_atesd.study.decisive import DECISIVE, checksum
-from megatron_atesd.study.design import Run, Study
+from megatron_atesd.study.design import Check, Run, Study
 from megatron_atesd.study.work import SETTINGS, is_evaluated
+from megatron_atesd.study.work import SIGNALS as CHECKED
 
 # Logged by every run, whatever its arm. Lower is progress for the first three.
 SIGNALS = ("probe/nll", "distill/kl", "student/entropy", "rollout/accuracy")
@@ -25,7 +26,8 @@ def collect(study: Study) -> dict[str, Any]:
          "update": N, "planned": runs in all,
          "before": [{"task", "base", ACCURACIES}, …],
          "runs": [{"task", "base", "arm", "seed", ACCURACIES, "rollout_tokens", "seconds", "exposure_share", "alpha": [an update],
-                   "first_kl", "signals": {name: value}, "settings": checksum, "git": commit}, …]}
+                   "first_kl", "signals": {name: value}, "settings": checksum, "git": commit}, …],
+         "checks": [{"task", "base", "lead", "updates", "changes": [{"alpha", a signal's change …, "accuracy": gain}, …], …}, …]}
         ACCURACIES = "problems", "sampled", "greedy", "by_difficulty": {label: sampled}
 
     Accuracies are shares. rollout_tokens are those of the updates' responses. first_kl: mean KL of the first update's response tokens,
@@ -44,6 +46,7 @@ def collect(study: Study) -> dict[str, Any]:
         "planned": sum(1 for _ in study.runs()),
         "before": [_before(study, task, base) for task, base in study.pairs() if is_evaluated(study.before_folder(task, base))],
         "runs": [_record(study, run) for run in study.runs() if is_evaluated(study.run_folder(run))],
+        "checks": [_check(study, check) for check in study.checks() if (study.check_folder(check) / CHECKED).is_file()],
     }
 
 
@@ -53,6 +56,20 @@ def _arm(exposure: Any) -> Record:
 
 def _before(study: Study, task: str, base: str) -> Record:
     return {"task": task, "base": base, **_accuracies(study.before_folder(task, base))}
+
+
+def _check(study: Study, check: Check) -> Record:
+    folder = study.check_folder(check)
+    found = _json(folder / CHECKED)
+    return {
+        "task": check.task,
+        "base": check.base,
+        "lead": check.lead,
+        "updates": found["updates"],
+        "changes": [{name: value for name, value in row.items() if value is not None} for row in found["changes"]],
+        "settings": checksum(_json(folder / DECISIVE)),
+        "git": _revision(folder / SETTINGS),
+    }
 
 
 def _record(study: Study, run: Run) -> Record:

@@ -11,9 +11,11 @@ from rich.table import Table
 
 from megatron_atesd.errors import DataError
 from megatron_atesd.study.comparison import BEST
+from megatron_atesd.study.signals import correlations
 
 Record = Mapping[str, Any]
 BEGIN, END = "<!-- study -->", "<!-- /study -->"
+_LISTS = ("before", "checks", "runs")
 _TOKENS_ALIKE = 0.02  # relative difference of rollout tokens that needs no word
 
 
@@ -34,9 +36,34 @@ def markdown(results: Record, comparison: Record, pictures: Sequence[tuple[str, 
     for task, part in comparison.items():
         lines = [_columns(part), ["---"] + ["---:"] * (len(_columns(part)) - 1), *_rows(part)]
         parts.append(f"**{_title(results, task, part)}**\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines))
+    parts += [_signals(results)] if results["checks"] else []
     parts.append("\n".join(notes(results, comparison)))
     parts += [f"![{text}]({name})" for text, name in pictures]
     return "\n\n".join(parts) + "\n"
+
+
+def _signals(results: Record) -> str:
+    """The table of correlations, and what they are."""
+    found = correlations(results)
+    places = list(dict.fromkeys(place for row in found.values() for place in row))
+    updates = results["checks"][0]["updates"]
+    columns = ["signal", *(f"{task}, updates {lead + 1} to {lead + updates}" for task, lead in places)]
+    rows = [[signal, *(_correlation(row.get(place)) for place in places)] for signal, row in found.items()]
+    lines = [columns, ["---"] + ["---:"] * len(places), *rows]
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    exposures = ", ".join(f"{row['alpha']:g}" for row in results["checks"][0]["changes"])
+    return (
+        f"**Which signal tells what accuracy gains**\n\n{table}\n\nCorrelation of a signal's fall with the gain of accuracy on the probe "
+        f"problems over {updates} updates from the same state, over the exposures {exposures}: mean over bases, 95 % interval (t, one "
+        "observation is a base)."
+    )
+
+
+def _correlation(found: Record | None) -> str:
+    if found is None:
+        return "–"
+    ends = "" if found["ci95"] is None else f" ({found['ci95'][0]:+.2f} … {found['ci95'][1]:+.2f})"
+    return f"{found['mean']:+.2f}{ends}"
 
 
 def notes(results: Record, comparison: Record) -> Iterator[str]:
@@ -81,10 +108,10 @@ def into_readme(readme: Path, text: str, pictures: Sequence[Path]) -> None:
 
 
 def results_text(results: Record, comparison: Record) -> str:
-    """results.json: one run a line, so that versions can be compared."""
-    parts = {name: value for name, value in results.items() if name not in ("runs", "before")} | {"comparison": comparison}
+    """results.json: one run or check a line, so that versions can be compared."""
+    parts = {name: value for name, value in results.items() if name not in _LISTS} | {"comparison": comparison}
     texts = [f" {json.dumps(name)}: {json.dumps(value, ensure_ascii=False)}" for name, value in parts.items()]
-    for name in ("before", "runs"):
+    for name in _LISTS:
         lines = ",\n".join(f"  {json.dumps(entry, ensure_ascii=False)}" for entry in results[name])
         texts.append(f' "{name}": [\n{lines}\n ]')
     return "{\n" + ",\n".join(texts) + "\n}\n"

@@ -12,11 +12,11 @@ from typing import Any
 from megatron_atesd.config import save_config
 from megatron_atesd.errors import ConfigError
 from megatron_atesd.study.decisive import DECISIVE, RECIPE, check_recipe, decisive_of, write_json
-from megatron_atesd.study.design import EvaluationPlan, Run, Study, filled
+from megatron_atesd.study.design import Check, EvaluationPlan, Run, Study, filled
 
 ROOT = Path(__file__).resolve().parents[2]
-TRAIN, EVALUATE = str(ROOT / "tools" / "train.py"), str(ROOT / "tools" / "evaluate.py")
-SETTINGS = "arm.yaml"
+TRAIN, EVALUATE, CHECK = (str(ROOT / "tools" / f"{name}.py") for name in ("train", "evaluate", "check_progress"))
+SETTINGS, SIGNALS = "arm.yaml", "signals.json"
 
 
 @dataclass(frozen=True)
@@ -104,6 +104,24 @@ def training_of(study: Study, run: Run) -> Unit:
         return [*train, _evaluate(study, folder / SETTINGS, model, run.task, run.base, run.seed, folder / "evaluation")]
 
     return Unit(str(run), folder / "log.txt", begin)
+
+
+def check_of(study: Study, check: Check) -> Unit:
+    """A check of the signals."""
+    folder = study.check_folder(check)
+
+    def begin() -> list[Step]:
+        if (folder / SIGNALS).is_file() or study.signals is None:
+            return []
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / DECISIVE, decisive_of(study, check))
+        save_config(study.check_config(check), folder / SETTINGS)
+        plan = study.signals
+        given = {"--config": folder / SETTINGS, "--updates": plan.updates, "--alphas": ",".join(map(str, plan.alphas))}
+        given |= {"--lead": check.lead, "--lead-alpha": plan.lead_alpha, "--out": folder / SIGNALS}
+        return [Step([CHECK, *(str(word) for pair in given.items() for word in pair)])]
+
+    return Unit(str(check), folder / "log.txt", begin)
 
 
 def is_trained(folder: Path) -> bool:

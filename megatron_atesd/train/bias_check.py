@@ -1,4 +1,4 @@
-"""Is the progress signal biased? Some updates at each of three exposures from one state, which comes back bit for bit.
+"""Is the progress signal biased? Some updates at each of several exposures from one state, which comes back bit for bit.
 
 The state waits as a checkpoint in a folder of the run directory, so what comes back is what a resumed run gets, at every layout.
 """
@@ -29,32 +29,39 @@ EXPOSURES = (0.0, 0.5, 1.0)
 SAMPLES = 4  # responses to each probe problem at each reading of accuracy
 
 
-def cost(run: TrainingRun) -> str:
-    """What a check of this run does, for a person who waits for it."""
+def cost(run: TrainingRun, exposures: Sequence[float] = EXPOSURES, lead: int = 0) -> str:
+    """What a check of this run does after `lead` updates, for a person who waits for it."""
     exposure, problems = run.config.exposure, len(run.probe_problems)
     own = "" if run.own.right else f" and {exposure.probe_samples * problems} of the start model"
-    updates, responses = len(EXPOSURES) * exposure.bias_check, (len(EXPOSURES) + 1) * SAMPLES * problems
+    updates, responses = lead + len(exposures) * exposure.bias_check, (len(exposures) + 1) * SAMPLES * problems
     return f"bias check: {updates} updates, {responses} responses to probe problems{own}; the state waits in {_folder(run)}"
 
 
-def check_bias(run: TrainingRun, heartbeat: Heartbeat, stopped: Callable[[], object]) -> BiasCheck | None:
+def check_bias(
+    run: TrainingRun,
+    heartbeat: Heartbeat,
+    stopped: Callable[[], object],
+    exposures: Sequence[float] = EXPOSURES,
+    own: OwnResponses | None = None,
+    done: int = 0,
+) -> BiasCheck | None:
     """exposure.bias_check updates at each exposure, on the same problems with the same rollout seeds; None when `stopped` says so.
 
-    For a run before its first update, whose state is the same afterwards. Collective, as `stopped`, which is asked after each update.
+    own: the start model's graded responses, gathered now if None. done: updates that the run has made. Its state is the same afterwards.
+    Collective, as `stopped`, which is asked after each update.
     Raises CheckpointError when the state cannot be written or read back, TrainingError when a reading is not finite.
     """
     updates, after, skipped = run.config.exposure.bias_check, dict[float, Reading](), dict[float, int]()
     minutes = start_minutes(run.config.parallel)
     with _kept_state(run) as put_back:
         heartbeat.enter("the bias check's first reading", minutes)
-        own = run.graded_own()
+        own = own or run.graded_own()
         before = _reading(run, own, 0)
-        for alpha in EXPOSURES:
+        for alpha in exposures:
             skipped[alpha] = 0
             for update in range(updates):
                 heartbeat.enter(f"update {update + 1} of the bias check at exposure {alpha:g}", minutes)
-                rollouts = run.rollout(run.sampler.batch_at(update), run.sampler.place_at(update))
-                skipped[alpha] += student_step(run, rollouts, Exposure(alpha, -1)).skipped
+                skipped[alpha] += _update(run, done + update, alpha)
                 if stopped():
                     put_back()
                     return None
@@ -63,9 +70,29 @@ def check_bias(run: TrainingRun, heartbeat: Heartbeat, stopped: Callable[[], obj
     return BiasCheck(updates, SAMPLES, before, after, skipped)
 
 
+def lead_in(run: TrainingRun, heartbeat: Heartbeat, stopped: Callable[[], object], alpha: float, updates: int) -> OwnResponses | None:
+    """So many updates of a new run at one exposure, before a check of what comes after them.
+
+    Returns the start model's own responses; None when `stopped` says so, which is asked after each update. Collective.
+    """
+    own = run.graded_own()
+    for update in range(updates):
+        heartbeat.enter(f"update {update + 1} before the bias check", start_minutes(run.config.parallel))
+        _update(run, update, alpha)
+        if stopped():
+            return None
+    return own
+
+
 def save_record(check: BiasCheck, path: Path) -> None:
     """Write it as JSON; on rank 0 only. Raises CheckpointError. Collective."""
     on_rank_0(lambda: path.write_text(json.dumps(check.record(), indent=2) + "\n"), f"{path} cannot be written")
+
+
+def _update(run: TrainingRun, update: int, alpha: float) -> bool:
+    """The update after `update` others; whether it was skipped."""
+    rollouts = run.rollout(run.sampler.batch_at(update), run.sampler.place_at(update))
+    return student_step(run, rollouts, Exposure(alpha, -1)).skipped
 
 
 def _reading(run: TrainingRun, own: OwnResponses, update: int) -> Reading:

@@ -43,11 +43,11 @@ def tool(inputs: Path, run_dir: Path, *given: str) -> subprocess.CompletedProces
 
 
 def test_the_tool_says_its_sentence_and_leaves_nothing(inputs: Path, tmp_path: Path) -> None:
-    done = tool(inputs, tmp_path / "run", "--updates=1", f"--out={tmp_path / 'bias.json'}")
+    done = tool(inputs, tmp_path / "run", "--updates=1", "--lead=1", "--alphas=0,1", f"--out={tmp_path / 'bias.json'}")
     assert done.returncode == 0, done.stderr
     record = json.loads((tmp_path / "bias.json").read_text())
     assert record["verdict"] == done.stdout.splitlines()[-1]
-    assert [row["alpha"] for row in record["changes"]] == [0.0, 0.5, 1.0]
+    assert [row["alpha"] for row in record["changes"]] == [0.0, 1.0]
     assert [path.name for path in tmp_path.iterdir()] == ["bias.json"]
 
 
@@ -57,6 +57,10 @@ def test_the_tool_says_its_sentence_and_leaves_nothing(inputs: Path, tmp_path: P
         (("--updates=0",), "error: --updates is 0, must be 1 or more\n"),
         (("--updates=1", "--out=/nowhere/bias.json"), "error: --out is /nowhere/bias.json, must be a file in a folder that exists\n"),
         (("--updates=1", "--exposure.mode=none"), "exposure.mode none has none"),
+        (("--updates=1", "--lead=2"), "error: --lead 2 and --updates 1 are more than run.updates 2; raise run.updates\n"),
+        (("--updates=1", "--lead=-1"), "error: --lead is -1, must be 0 or more\n"),
+        (("--updates=1", "--lead-alpha=1.5"), "error: --lead-alpha is 1.5, must be from 0 to 1\n"),
+        (("--updates=1", "--alphas=0,2"), "error: --alphas is '0,2', must be two or more numbers from 0 to 1, each above the one before"),
     ],
 )
 def test_the_tool_refuses_what_cannot_be(given: tuple[str, ...], rule: str, inputs: Path, tmp_path: Path) -> None:

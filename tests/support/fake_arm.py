@@ -2,6 +2,7 @@
 
 fake_arm.py tools/train.py --config FILE
 fake_arm.py tools/evaluate.py --config FILE --model DIR --data FILE --out DIR --seed N …
+fake_arm.py tools/check_progress.py --config FILE --alphas A,A --lead N --out FILE …
 fake_arm.py make DIR
 Each writes its files piece by piece, so that a kill can leave any half of them.
 """
@@ -27,6 +28,9 @@ def main() -> None:
     config: dict[str, Any] = yaml.safe_load(Path(given["--config"]).read_text())
     if Path(script).name == "train.py":
         train(Path(config["run"]["dir"]), config)
+    elif Path(script).name == "check_progress.py":
+        decides = f"{Path(config['data']['train']).parts[-3:]} {given['--lead']}"
+        check(Path(given["--out"]), [float(alpha) for alpha in given["--alphas"].split(",")], decides)
     else:
         evaluate(Path(given["--out"]), f"{config['exposure']} {given['--seed']} {Path(given['--data']).parts[-3:]}")
 
@@ -45,6 +49,13 @@ def train(run: Path, config: dict[str, Any]) -> None:
     write(run / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
     write(run / "summary.json", json.dumps({"seconds": 1.0, "exposure_share": 0.0, "padding": "x" * 200}))
     print("trained", flush=True)
+
+
+def check(out: Path, alphas: list[float], decides: str) -> None:
+    draw = random.Random(decides)
+    changes = [{"alpha": alpha, "probe_nll": draw.random(), "accuracy": draw.random(), "accuracy_error": None} for alpha in alphas]
+    write(out.with_suffix(".partial"), json.dumps({"updates": 2, "changes": changes}))
+    out.with_suffix(".partial").replace(out)
 
 
 def evaluate(out: Path, decides: str) -> None:

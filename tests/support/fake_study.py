@@ -21,6 +21,7 @@ arms:
 fixed: [half, full]
 references: [full]
 evaluation: {{update: 3, samples: 4}}
+signals: {{updates: 2, leads: [0, 1], alphas: [0.0, 0.5, 1.0]}}
 """
 
 

@@ -12,7 +12,7 @@ from megatron_atesd.parallel.session import parallel_session
 from megatron_atesd.records import Exposure, Rollout
 from megatron_atesd.train import training_run
 from megatron_atesd.train.bias import BiasCheck
-from megatron_atesd.train.bias_check import EXPOSURES, SAMPLES, check_bias
+from megatron_atesd.train.bias_check import EXPOSURES, SAMPLES, check_bias, lead_in
 from megatron_atesd.train.heartbeat import Heartbeat
 from megatron_atesd.train.student_step import student_step
 from megatron_atesd.train.training_run import TrainingRun
@@ -105,6 +105,23 @@ def test_each_exposure_is_measured_after_its_own_updates(inputs: Path, monkeypat
             expected[place] += is_even(response) / SAMPLES
         assert list(found.after[alpha].accuracy_N) == expected
     assert found.before.losses["probe_nll"] == again._mean(again.references.pairs)
+
+
+def test_a_check_after_other_updates_has_the_start_model_s_responses(inputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training_run, "graded", lambda rollouts, renderer: [is_even(r) for r in rollouts])
+    run, fresh = start(inputs), start(inputs)
+    with Heartbeat(1.0) as heartbeat:
+        own = lead_in(run, heartbeat, lambda: None, 0.25, 2)
+        found = check_bias(run, heartbeat, lambda: None, (0.0, 0.75), own, done=2)
+    responses = fresh.graded_own()
+    assert own is not None
+    assert (own.rollouts, own.right) == (responses.rollouts, responses.right)
+    path = [0.25, 0.25, *[0.75] * run.config.exposure.bias_check]
+    for update, alpha in enumerate(path):
+        student_step(fresh, fresh.rollout(fresh.sampler.batch_at(update), fresh.sampler.place_at(update)), Exposure(alpha, -1))
+    assert found is not None
+    assert list(found.after) == [0.0, 0.75]
+    assert found.after[0.75].losses["probe_nll"] == fresh._mean(fresh.references.pairs)
 
 
 def is_even(rollout: Rollout) -> bool:

@@ -44,6 +44,7 @@ def results(runs: list[dict[str, Any]], unit: str = "base") -> dict[str, Any]:
         "planned": len(runs),
         "before": [],
         "runs": runs,
+        "checks": [],
     }
 
 

@@ -13,6 +13,10 @@ from megatron_atesd.study.pictures import figures
 from tests.unit.test_study_comparison import run
 
 POINTS = {"fixed-0": 0.0, "fixed-1": 1.0}
+CHECK = {
+    "task": "det", "base": "A", "lead": 5, "updates": 10,
+    "changes": [{"alpha": 0.0, "probe_nll": -0.1, "accuracy": 0.1}, {"alpha": 1.0, "probe_nll": -0.3, "accuracy": 0.5}],
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -30,6 +34,7 @@ def drawn() -> dict[str, Figure]:
         "arms": {**{arm: {"mode": "fixed", "alpha": alpha} for arm, alpha in POINTS.items()}, "moving": {"mode": "aligned", "alpha": None}},
         "tasks": ["late", "det"], "bases": ["A", "B"], "seeds": [1], "fixed": list(POINTS), "references": [], "unit": "base", "update": 20,
         "samples": 4, "planned": 12, "before": [{"task": "late", "base": "A", "sampled": 0.25}], "runs": runs,
+        "checks": [CHECK],
     }  # fmt: skip
     return figures(results, compare(results))
 
@@ -38,6 +43,13 @@ def bars(axes: Axes) -> dict[str, list[list[float]]]:
     """Points of each series with error bars, by its name."""
     found = [container for container in axes.containers if isinstance(container, ErrorbarContainer)]
     return {str(each.get_label()): np.column_stack(each.lines[0].get_data()).tolist() for each in found}  # pyright: ignore[reportOptionalMemberAccess]
+
+
+def test_a_signals_fall_is_drawn_against_the_gain_less_the_base_s_mean(drawn: dict[str, Figure]):
+    (panel,) = drawn["signals_against_gain"].axes
+    (points,) = panel.collections
+    assert np.asarray(points.get_offsets()) == pytest.approx(np.array([[-0.1, -20], [0.1, 20]]))
+    assert (panel.get_title(loc="left"), points.get_label()) == ("probe_nll", "det, updates 6–15, r = +1.00")
 
 
 def test_accuracy_is_drawn_over_alpha_and_a_moving_arm_at_its_mean(drawn: dict[str, Figure]):

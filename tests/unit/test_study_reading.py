@@ -1,11 +1,12 @@
 """What a study file may say: how arms get their settings, and every mistake refused in one line that names file, place and rule."""
 
+from itertools import product
 from pathlib import Path
 
 import pytest
 
 from megatron_atesd.errors import ConfigError
-from megatron_atesd.study.design import Run
+from megatron_atesd.study.design import Check, Run
 from megatron_atesd.study.reading import read_study
 from tests.support.fake_study import ROOT, save_study
 
@@ -44,6 +45,13 @@ def test_runs_come_seed_by_seed_so_that_early_ones_can_be_compared(tmp_path: Pat
 def test_an_arm_may_be_for_some_tasks_only(tmp_path: Path):
     study = read_study(changed(tmp_path, "half: {exposure", "half: {tasks: det, exposure"))
     assert {run.task for run in study.runs() if run.arm == "half"} == {"det"}
+
+
+def test_signals_are_checked_on_every_task_from_every_base(tmp_path: Path):
+    study = read_study(save_study(tmp_path))
+    assert {(check.task, check.base, check.lead) for check in study.checks()} == set(product(("late", "det"), ("7", "8"), (0, 1)))
+    config, out = study.check_config(Check("8", "det", 1)), tmp_path / "out"
+    assert (config.run.seed, config.run.dir, config.model.path) == (1, f"{out}/signals/det/8/1/run", f"{out}/bases/8")
 
 
 def test_the_checkpoint_that_is_evaluated_is_kept(tmp_path: Path):
@@ -86,6 +94,11 @@ def test_the_mini_study_keeps_every_rule():
         ("references: [full]", "references: [full]\nprocesses: 0", "processes is 0, must be 1 or more"),
         ("{exposure: {mode: fixed, fixed: 0.5}}", "[]", "section arms.half must be a mapping"),
         ("seeds: [1, 2]", "seeds: [1, 2", "not valid YAML"),
+        ("leads: [0, 1]", "leads: [0, 2]", "signals.leads has 2, and with signals.updates 2 more than run.updates 3"),
+        ("leads: [0, 1]", "leads: [1, 1]", "signals.leads is [1, 1], must be different numbers of updates"),
+        ("signals: {updates: 2", "signals: {updates: 0", "signals.updates is 0, must be 1 or more"),
+        ("alphas: [0.0, 0.5, 1.0]", "alphas: [0.5]", "signals.alphas is [0.5], must be two or more numbers from 0 to 1"),
+        ("leads: [0, 1]", "leads: [0], lead_alpha: 2", "signals.lead_alpha is 2, must be from 0 to 1"),
     ],
 )
 def test_a_mistake_is_refused_by_name(old: str, new: str, said: str, tmp_path: Path):
