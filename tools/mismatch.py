@@ -21,6 +21,8 @@ from megatron_atesd.errors import ConfigError, run_command
 from megatron_atesd.paths import user_path
 from megatron_atesd.train.mismatch_flags import DECIDED, exposures
 
+WIDTH = 120  # of the table where the output is no terminal
+
 
 def main() -> None:
     a, rest = parse()
@@ -52,8 +54,7 @@ def main() -> None:
         text = (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode()
         on_rank_0(lambda: write_whole(a.out / "mismatch.json", text), f"--out {a.out} cannot be written")
         if is_main():
-            Console().print(mismatch_table(record))
-            print(*(cost_lines(record["cost"]) if a.bench else ()), sep="\n", end="\n" if a.bench else "")
+            Console(width=max(WIDTH, Console().width)).print(mismatch_table(record), *cost_lines(record.get("cost")), sep="\n")
             save(mismatch_figure(record), a.out / "mismatch.png")
             print(f"written to {a.out / 'mismatch.json'} and mismatch.png")
 

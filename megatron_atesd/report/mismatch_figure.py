@@ -14,7 +14,7 @@ PANELS = {  # statistic: title, unit, factor, whether its axis begins at 0
     "kl": ("KL(teacher ‖ student)", "nats a token", 1, True),
     "disagreement": ("Most likely token differs", "% of tokens", 100, True),
     "teacher_entropy": ("Teacher's entropy", "nats a token", 1, True),
-    "grounding": ("Log-probability of the reference to the teacher", "nats a token", 1, False),
+    "grounding": ("Grounding: log-probability of the {} to the teacher", "nats a token", 1, False),
 }
 _PANEL = (5.4, 3.7)  # inches
 _CLEAR = 0.05
@@ -38,7 +38,7 @@ def mismatch_figure(record: Record) -> Figure:
 def _title(record: Record) -> str:
     says = "the KL rises at every step of α" if record["monotone_p"] < _CLEAR else "not every step of the KL is a clear rise"
     of = f"{record['problems']} problems, {record['tokens']} response tokens; bars: ± standard error over problems"
-    return f"Mismatch between student and teacher: {says} (p = {record['monotone_p']:.2g})\n{of}"
+    return f"Mismatch between student and teacher: {says} ({_p_text(record['monotone_p'])})\n{of}"
 
 
 def _curve(axes: Axes, record: Record, name: str, colour: str) -> None:
@@ -46,7 +46,12 @@ def _curve(axes: Axes, record: Record, name: str, colour: str) -> None:
     alpha, mean, error = np.array([(row["alpha"], row[name], row["errors"][name]) for row in record["rows"]]).T
     axes.errorbar(alpha, factor * mean, yerr=factor * error, color=colour, marker="o", markersize=5, linewidth=1.8, capsize=3)
     segments = record["rows"][0]["segments"]
-    tidy(axes, title, f"exposure α, and mean number of revealed segments (of {segments:.1f})", unit)
+    tidy(
+        axes,
+        title.format(record["settings"]["exposure"]["grounding"]),
+        f"exposure α, and mean number of revealed segments (of {segments:.1f})",
+        unit,
+    )
     axes.set_xticks(alpha, [f"{row['alpha']:g}\n{row['revealed']:.1f}" for row in record["rows"]])
     axes.set_xlim(alpha[0] - 0.04, alpha[-1] + 0.04)
     if from_zero:
@@ -54,10 +59,11 @@ def _curve(axes: Axes, record: Record, name: str, colour: str) -> None:
 
 
 def _mark_steps(axes: Axes, record: Record) -> None:
-    """The p value of each step, in the middle below its line."""
+    """The p value of each step, beside the middle of its line."""
     for step, (low, high) in zip(record["steps"], zip(record["rows"], record["rows"][1:], strict=False), strict=True):
         place = ((step["from"] + step["to"]) / 2, (low["kl"] + high["kl"]) / 2)
-        axes.annotate(_p_text(step["p_value"]), place, (6, -12), textcoords="offset points", fontsize=8, color=MUTED)
+        away = (6, -12) if step["rise"] > 0 else (6, 6)
+        axes.annotate(_p_text(step["p_value"]), place, away, textcoords="offset points", fontsize=8, color=MUTED)
 
 
 def _p_text(p_value: float) -> str:

@@ -11,6 +11,7 @@ from rich.table import Table
 from megatron_atesd.evaluate.uncertainty import mean_a_token, rise_p_value
 
 Counted = tuple[NDArray[np.float64], NDArray[np.float64]]  # sums [N, A] of N problems at A exposures, and the tokens [N] that they are over
+_LEAST_P = 1e-9  # below it, rounding says more than the data
 
 
 def mismatch_curve(alphas: Sequence[float], statistics: Mapping[str, Counted], means: Mapping[str, NDArray[np.float64]]) -> dict[str, Any]:
@@ -43,25 +44,31 @@ def _step(start: float, end: float, rise_N: NDArray[np.float64], tokens_N: NDArr
 
 def mismatch_table(record: Mapping[str, Any]) -> Table:
     """A row an exposure: means ± standard error, and the p value of the step that leads to it."""
-    names = {
+    titles = {
+        "revealed": "segments",
         "kl": "KL, nats",
-        "disagreement": "top-1 disagreement, %",
-        "confidence": "student's confidence, %",
-        "teacher_entropy": "teacher's entropy, nats",
+        "disagreement": "top-1 differs, %",
+        "confidence": "confidence, %",
+        "teacher_entropy": "teacher's entropy",
         "grounding": "grounding, nats",
-        "revealed": "segments revealed",
     }
-    there = {name: title for name, title in names.items() if name in record["rows"][0]}
-    title = f"Mismatch between student and teacher, {record['problems']} problems; KL rises at every step: p = {record['monotone_p']:.2g}"
-    table = Table(title=title)
+    there = {name: title for name, title in titles.items() if name in record["rows"][0]}
+    says = f"the KL rises at every step of α: p {_p_text(record['monotone_p'])}"
+    table = Table(title=f"Mismatch between student and teacher, {record['problems']} problems; {says}")
     for title in ("α", *there.values(), "p of the step"):
         table.add_column(title, justify="right")
-    p_values = ["", *(f"{step['p_value']:.2g}" for step in record["steps"])]
+    p_values = ["", *(_p_text(step["p_value"]) for step in record["steps"])]
     for row, p_value in zip(record["rows"], p_values, strict=True):
         table.add_row(f"{row['alpha']:g}", *(_cell(row, name, "%" in title) for name, title in there.items()), p_value)
     return table
 
 
+def _p_text(p_value: float) -> str:
+    return f"{p_value:.2g}" if p_value >= _LEAST_P else f"< {_LEAST_P:g}"
+
+
 def _cell(row: Mapping[str, Any], name: str, percent: bool) -> str:
-    scale, digits = (100, 1) if percent else (1, 2 if name == "revealed" else 4)
+    if name == "revealed":
+        return f"{row['revealed']:.1f} of {row['segments']:.1f}"
+    scale, digits = (100, 1) if percent else (1, 4)
     return f"{scale * row[name]:.{digits}f} ± {scale * row['errors'][name]:.{digits}f}"

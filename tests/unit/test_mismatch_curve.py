@@ -70,4 +70,6 @@ def test_the_table_says_which_step_has_which_p_value() -> None:
     table = mismatch_table(found)
     assert list(table.columns[-1].cells) == ["", *(f"{step['p_value']:.2g}" for step in found["steps"])]
     assert list(table.columns[0].cells) == ["0", "0.5", "1"]
-    assert next(table.columns[1].cells) == "0.0000 ± 0.0000"
+    assert list(table.columns[1].cells) == ["0.0 of 1.5", "0.8 of 1.5", "1.5 of 1.5"]
+    assert list(table.columns[2].cells)[1] == f"2.0000 ± {np.std(NOISE, ddof=1) / 2:.4f}"
+    assert list(table.columns[3].cells)[1] == f"100.0 ± {50 * np.std(NOISE, ddof=1) / 2:.1f}"

@@ -15,10 +15,11 @@ from megatron_atesd.train.mismatch import Mismatch
 
 
 def curve_cost(measured: Mismatch, repeats: int) -> dict[str, Any]:
-    """Seconds of rank 0, medians of `repeats` rounds, JSON-ready. Collective.
+    """Seconds of rank 0, medians of `repeats` rounds, and the tokens that pass through the model, JSON-ready. Collective.
 
     curve: all exposures together. exposure: one alone, as a training measures it: teacher's pass, student's pass and divergence.
-    teacher_pass: its teacher's pass alone, without logits. The last two are means over the exposures.
+    teacher_pass: its teacher's pass alone, without logits. The last two are means over the exposures. least: tokens of a curve that would
+    compute what the teacher's prompts of a problem begin with in common only once, as this one does not.
     """
     model, teacher, divergence, tokens = measured.model, measured.teacher, measured.divergence, measured.tokens
     rank, size = data_parallel_place()
@@ -31,18 +32,40 @@ def curve_cost(measured: Mismatch, repeats: int) -> dict[str, Any]:
         }
         for _ in range(repeats + 1)
     ][1:]  # the first warms up
-    cost: dict[str, Any] = {f"{name}_seconds": median(r[name] for r in rounds) for name in rounds[0]}
-    ratios = {f"curve_by_{name}": median(r["curve"] / r[name] for r in rounds) for name in ("exposure", "teacher_pass")}
-    return {"exposures": len(each), "repeats": repeats} | cost | ratios
+    return {
+        "exposures": len(each),
+        "repeats": repeats,
+        "seconds": {name: median(of[name] for of in rounds) for name in rounds[0]},
+        "curve_by": {name: median(of["curve"] / of[name] for of in rounds) for name in ("exposure", "teacher_pass")},
+        "tokens": _tokens(measured),
+    }
 
 
-def cost_lines(cost: dict[str, Any]) -> list[str]:
-    """For a person."""
-    return [
-        f"the curve of {cost['exposures']} exposures: {cost['curve_seconds']:.3f} s, median of {cost['repeats']}",
-        f"  {cost['curve_by_exposure']:.2f} × one exposure alone (teacher, student and divergence: {cost['exposure_seconds']:.3f} s)",
-        f"  {cost['curve_by_teacher_pass']:.2f} × one teacher pass alone ({cost['teacher_pass_seconds']:.3f} s)",
-    ]
+def _tokens(measured: Mismatch) -> dict[str, float]:
+    """Without padding."""
+    student, every, different, least = 0, 0, 0, 0
+    for (prompt, response), seen in zip(measured.pairs, measured.prompts, strict=True):
+        student += len(prompt) + len(response)
+        every += sum(len(ids) + len(response) for ids in seen)
+        different += sum(len(ids) + len(response) for ids in {*map(tuple, seen)})
+        least += len({tuple(ids[:end]) for ids in seen for end in range(1, len(ids) + 1)}) + len({*map(tuple, seen)}) * len(response)
+    one = every / len(measured.task.alphas)
+    return {"curve": student + different, "exposure": student + one, "teacher_pass": one, "least": student + least}
+
+
+def cost_lines(cost: dict[str, Any] | None) -> list[str]:
+    """For a person; nothing where nothing was timed."""
+    if cost is None:
+        return []
+    tokens, seconds = cost["tokens"], cost["seconds"]
+    lines = [f"the curve of {cost['exposures']} exposures: {seconds['curve']:.3f} s, median of {cost['repeats']}"]
+    for name, what in (
+        ("exposure", "exposure alone (teacher, student and divergence)"),
+        ("teacher_pass", "teacher pass alone (no logits)"),
+    ):
+        bounds = f"in tokens {tokens['curve'] / tokens[name]:.2f}, with shared beginnings {tokens['least'] / tokens[name]:.2f}"
+        lines.append(f"  {cost['curve_by'][name]:.2f} × one {what}, {seconds[name]:.3f} s; {bounds}")
+    return lines
 
 
 def _examples(measured: Mismatch, exposure: int) -> Sequence[Example]:
