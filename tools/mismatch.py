@@ -21,7 +21,7 @@ from megatron_atesd.errors import ConfigError, run_command
 from megatron_atesd.paths import user_path
 from megatron_atesd.train.mismatch_flags import DECIDED, exposures
 
-WIDTH = 120  # of the table where the output is no terminal
+WIDTH = 140  # of the table where the output is no terminal
 
 
 def main() -> None:

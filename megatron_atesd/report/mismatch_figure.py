@@ -14,7 +14,7 @@ PANELS = {  # statistic: title, unit, factor, whether its axis begins at 0
     "kl": ("KL(teacher ‖ student)", "nats a token", 1, True),
     "disagreement": ("Most likely token differs", "% of tokens", 100, True),
     "teacher_entropy": ("Teacher's entropy", "nats a token", 1, True),
-    "grounding": ("Grounding: log-probability of the {} to the teacher", "nats a token", 1, False),
+    "grounding": ("Grounding by the {}", "log-probability to the teacher, nats a token", 1, False),
 }
 _PANEL = (5.4, 3.7)  # inches
 _CLEAR = 0.05

@@ -104,10 +104,10 @@ class Mismatch:
         texts = json.dumps([(p.id, p.problem, p.solution, p.answer) for p in self.inputs.problems])
         return {
             "model": str(self.inputs.model.folder),
-            "fingerprint": fingerprint(self.inputs.model.folder),
+            "model_fingerprint": fingerprint(self.inputs.model.folder),
             "teacher": "the checkpoint's" if self.teacher.weights else "the student's weights",
             "data": str(task.data),
-            "data_sha256": hashlib.sha256(texts.encode()).hexdigest()[:16],
+            "data_fingerprint": hashlib.sha256(texts.encode()).hexdigest()[:16],
             "problems": len(self.inputs.problems),
             "samples": task.samples,
             "seed": task.seed,

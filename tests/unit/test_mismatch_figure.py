@@ -40,7 +40,7 @@ def test_each_statistic_has_its_panel_with_errors() -> None:
     assert panels["KL(teacher ‖ student)"] == [pytest.approx([row["alpha"], row["kl"], row["kl"] / 10]) for row in ROWS]
     assert panels["Most likely token differs"][2] == pytest.approx([1.0, 5.0, 0.5])
     assert panels["Teacher's entropy"][0] == pytest.approx([0.0, 0.5, 0.05])
-    assert panels["Grounding: log-probability of the answer to the teacher"][1] == pytest.approx([0.5, -0.2, 0.02])
+    assert panels["Grounding by the answer"][1] == pytest.approx([0.5, -0.2, 0.02])
     assert len(panels) == 4
 
 
@@ -59,8 +59,10 @@ def test_a_rise_is_only_called_one_when_every_step_is_clear(p_value: float, says
     assert says in mismatch_figure(record(p_value)).get_suptitle()
 
 
-def test_no_title_overlaps_a_panel() -> None:
+def test_no_title_overlaps_a_panel_or_leaves_the_page() -> None:
     figure = mismatch_figure(record(0.9))
     figure.draw_without_rendering()
-    boxes = [axes.get_tightbbox() for axes in figure.axes] + [text.get_window_extent() for text in figure.texts]
-    assert [(i, j) for i, one in enumerate(boxes) for j, two in enumerate(boxes) if i < j and one and two and one.overlaps(two)] == []
+    boxes = [box for axes in figure.axes if (box := axes.get_tightbbox())] + [text.get_window_extent() for text in figure.texts]
+    assert [(i, j) for i, one in enumerate(boxes) for j, two in enumerate(boxes) if i < j and one.overlaps(two)] == []
+    width, height = figure.bbox.size
+    assert all(0 <= box.x0 < box.x1 <= width and 0 <= box.y0 < box.y1 <= height for box in boxes)
