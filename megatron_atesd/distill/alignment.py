@@ -14,7 +14,7 @@ from torch import Tensor
 from megatron_atesd.distill.divergence import Divergence, bound_weights
 from megatron_atesd.distill.fused import distill_loss
 from megatron_atesd.distill.likelihood import ScoredText, weighted_nll_stage
-from megatron_atesd.distill.step import Normalize, TeacherStates, token_weights
+from megatron_atesd.distill.step import Normalize, ResponseStates, token_weights
 from megatron_atesd.distill.teacher import Teacher
 from megatron_atesd.model.gpt import HiddenStateGPT
 from megatron_atesd.model.micro_batches import MicroBatch, Pair
@@ -41,7 +41,7 @@ def alignment_scores(
     model: HiddenStateGPT,
     teacher: Teacher,
     rollouts: Sequence[Pair],
-    seen: Sequence[TeacherStates],
+    seen: Sequence[ResponseStates],
     divergence: Divergence,
     micro_batch_tokens: int,
     normalize: Normalize,

@@ -15,7 +15,7 @@ from megatron_atesd.distill.divergence import Divergence
 from megatron_atesd.distill.fused import TokenStatistics, distill_loss
 from megatron_atesd.distill.teacher import Teacher
 from megatron_atesd.model.gpt import HiddenStateGPT
-from megatron_atesd.model.micro_batches import MicroBatch, TokenIds, padding_share
+from megatron_atesd.model.micro_batches import MicroBatch, Pair, TokenIds, padding_share
 from megatron_atesd.model.modes import evaluation_mode
 from megatron_atesd.model.schedule import LastStage, model_batches, run_schedule, sum_over_ranks
 from megatron_atesd.model.vocabulary import vocabulary_shard
@@ -89,8 +89,8 @@ class StepResult:
 
 
 @dataclass(frozen=True)
-class TeacherStates:
-    """What a teacher pass leaves: hidden states [t, H] of each example's response (last stage only), and its (padding, all) tokens."""
+class ResponseStates:
+    """What a pass leaves: final hidden states [t, H] of each pair's response (last stage only), and its (padding, all) tokens."""
 
     hidden: Mapping[int, Tensor]
     padded: tuple[int, int]
@@ -190,19 +190,24 @@ def _bin_result(tokens: float, *sums: float) -> BinResult:
     return BinResult(int(tokens), *(total / max(tokens, 1) for total in sums))
 
 
-def teacher_pass(model: HiddenStateGPT, teacher: Teacher, examples: Sequence[Example], micro_batch_tokens: int) -> TeacherStates:
+def teacher_pass(model: HiddenStateGPT, teacher: Teacher, examples: Sequence[Example], micro_batch_tokens: int) -> ResponseStates:
     """The teacher's final hidden states of this data-parallel rank's examples; the loss forms logits, chunk by chunk. Collective."""
-    pairs = [(e.teacher_prompt, e.response) for e in examples]
+    with teacher.applied():
+        return response_states(model, [(e.teacher_prompt, e.response) for e in examples], micro_batch_tokens)
+
+
+def response_states(model: HiddenStateGPT, pairs: Sequence[Pair], micro_batch_tokens: int) -> ResponseStates:
+    """The model's final hidden states of the responses in this data-parallel rank's pairs, without gradient. Collective."""
 
     def last_stage(batch: MicroBatch, hidden_BSH: Tensor) -> tuple[Tensor, Tensor, list[tuple[int, Tensor]]]:
         hidden_TH = batch.response_hidden(hidden_BSH)
         parts = hidden_TH.split(batch.shared_lengths())
         return hidden_TH.sum(), torch.ones((), dtype=torch.int, device=hidden_TH.device), list(zip(batch.members, parts, strict=True))
 
-    with torch.no_grad(), evaluation_mode(model), teacher.applied():
+    with torch.no_grad(), evaluation_mode(model):
         batches = model_batches(model, pairs, micro_batch_tokens)
         hidden = run_schedule(model, batches, last_stage, forward_only=True)
-    return TeacherStates({member: part for batch in hidden for member, part in batch}, padding_share(batches, pairs))
+    return ResponseStates({member: part for batch in hidden for member, part in batch}, padding_share(batches, pairs))
 
 
 def _student_loss(

@@ -71,6 +71,30 @@ def mean_difference(first_N: ArrayLike, second_N: ArrayLike, comparisons: int = 
     return {"difference": mean, "ci95": [low, high], "p_value": min(1.0, comparisons * p_value)}
 
 
+def mean_a_token(sums_N: ArrayLike, tokens_N: ArrayLike) -> tuple[float, float]:
+    """Σ sums / Σ tokens, and its standard error over N ≥ 2 problems: that of a ratio of two means (Cochran 1977, 2.11).
+
+    sums_N: of a problem's tokens. With as many tokens each it is the standard error of the mean over problems.
+    """
+    sums, tokens = np.asarray(sums_N, dtype=np.float64), np.asarray(tokens_N, dtype=np.float64)
+    mean, count = float(sums.sum() / tokens.sum()), len(sums)
+    return mean, sqrt(count / (count - 1) * float(np.square(sums - mean * tokens).sum())) / float(tokens.sum())
+
+
+def rise_p_value(sums_N: ArrayLike, tokens_N: ArrayLike) -> float:
+    """One-sided: were `mean_a_token` 0 or less over all problems like these, one at least this large would be found with this probability.
+
+    The t test with N − 1 degrees of freedom; with as many tokens each the paired t test, of differences. Problems without any spread
+    leave it nothing to judge by: then the sign test's 2^−N where the mean is above 0, else 1.
+    """
+    mean, error = mean_a_token(sums_N, tokens_N)
+    count = len(np.asarray(sums_N))
+    if error <= _EQUAL * abs(mean):
+        return 2.0**-count if mean > 0 else 1.0
+    above = t_tails(abs(mean) / error, count - 1) / 2
+    return above if mean > 0 else 1 - above
+
+
 def t_tails(t: float, freedom: int) -> float:
     """Probability that |T| is above t ≥ 0, T of Student's distribution with `freedom` ≥ 1 degrees (Abramowitz & Stegun 26.7.3, 26.7.4)."""
     angle, odd = atan(t / sqrt(freedom)), freedom % 2

@@ -10,7 +10,15 @@ import pytest
 from numpy.typing import NDArray
 
 from megatron_atesd.errors import DataError
-from megatron_atesd.evaluate.uncertainty import mean_difference, mean_interval, t_quantile, t_tails, wilson_interval
+from megatron_atesd.evaluate.uncertainty import (
+    mean_a_token,
+    mean_difference,
+    mean_interval,
+    rise_p_value,
+    t_quantile,
+    t_tails,
+    wilson_interval,
+)
 
 SPREADS = (0.3, 1.0, 3.0, 10.0)
 Shares = NDArray[np.floating]
@@ -158,3 +166,30 @@ def test_equal_differences_are_equal_however_they_are_rounded():
 def test_paired_runs_need_the_same_problems():
     with pytest.raises(DataError, match="3 with 2 problems"):
         mean_difference([1, 0, 1], [1, 0])
+
+
+def test_the_error_of_a_mean_over_tokens_by_hand():
+    mean, error = mean_a_token([2.0, 9.0], [10.0, 30.0])  # 11 / 40; residuals 2 − 2.75 and 9 − 8.25
+    assert mean == pytest.approx(0.275)
+    assert error == pytest.approx(np.sqrt(2 * (0.75**2 + 0.75**2)) / 40)
+
+
+@pytest.mark.parametrize("problems", [20, 64])
+def test_where_nothing_rises_a_rise_is_found_in_5_percent(problems: int):
+    rng = np.random.default_rng(problems)
+    tokens = rng.integers(5, 50, size=(4000, problems)).astype(float)
+    sums = tokens * rng.normal(0, 0.2, size=tokens.shape) + rng.normal(0, 1, size=tokens.shape)
+    found = np.mean([rise_p_value(*pair) < 0.05 for pair in zip(sums, tokens, strict=True)])
+    assert 0.04 <= found <= 0.065, found
+
+
+def test_a_rise_and_a_fall_are_each_others_complement():
+    sums, tokens = np.array([3.0, 1.0, -0.5, 2.0]), np.array([4.0, 5.0, 6.0, 7.0])
+    assert rise_p_value(sums, tokens) < 0.5
+    assert rise_p_value(-sums, tokens) == pytest.approx(1 - rise_p_value(sums, tokens))
+
+
+@pytest.mark.parametrize(("rise", "p_value"), [(0.5, 1 / 32), (0.0, 1.0), (-0.5, 1.0)])
+def test_equal_rises_are_judged_by_their_sign(rise: float, p_value: float):
+    tokens = np.array([4.0, 5.0, 6.0, 7.0, 8.0])
+    assert rise_p_value(rise * tokens, tokens) == p_value
