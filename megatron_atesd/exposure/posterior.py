@@ -27,14 +27,14 @@ DRAWS = 64
 # It is a share of the training, not a number of windows, so that a shorter window does not explore more.
 PERIODS = 12
 SHARE = 0.5
+NODE_G, WEIGHT_G = (torch.from_numpy(values) for values in np.polynomial.hermite_e.hermegauss(7))
 
 
 def value_of_knowing(mean_N: Tensor, covariance_NN: Tensor) -> Tensor:
     """How much higher, [N], the best mean is expected to be once f at a node is known exactly (7-point Gauss-Hermite quadrature)."""
-    node, weight = (torch.from_numpy(values) for values in np.polynomial.hermite_e.hermegauss(7))
     shift_NN = covariance_NN / covariance_NN.diagonal().sqrt()  # column j: one SD of node j
-    best_NG = (mean_N[:, None, None] + shift_NN[:, :, None] * node).amax(0)
-    return best_NG @ (weight / weight.sum()) - mean_N.max()
+    best_NG = (mean_N[:, None, None] + shift_NN[:, :, None] * NODE_G).amax(0)
+    return best_NG @ (WEIGHT_G / WEIGHT_G.sum()) - mean_N.max()
 
 
 def best_place(mean_N: Tensor, covariance_NN: Tensor, worth: float, generator: torch.Generator) -> float:

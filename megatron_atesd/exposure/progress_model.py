@@ -59,21 +59,16 @@ class ProgressModel:
         self.sums_K4 = torch.zeros(len(DYNAMICS), 4, dtype=torch.float64)  # of ν_data², ν_data·ν_prior, ν_prior², ln S
         self.measured, self.count = False, 0
         self.momentum_K, self.noise_K = torch.tensor(DYNAMICS, dtype=torch.float64).unbind(-1)
+        self.move_KDD, self.noise_KDD = _motion(self.momentum_K, size)
 
     def advance(self, position: float) -> None:
         """One update under the exposure at `position`, a share of the range of exposures."""
-        own_K = 1 - self.momentum_K
-        size = self.mean_KD2.shape[1]
-        velocity_KD = torch.zeros(len(own_K), size, dtype=torch.float64)
-        velocity_KD[:, VELOCITY], velocity_KD[:, TREND] = self.momentum_K, own_K
-        velocity_KD[:, CURVE:] = own_K[:, None] * node_weights(position)
-        move_KDD = torch.eye(size, dtype=torch.float64).repeat(len(own_K), 1, 1)
-        move_KDD[:, VELOCITY] = velocity_KD
-        move_KDD[:, LEVEL] -= velocity_KD
-        noise_KD = torch.zeros_like(velocity_KD)
-        noise_KD[:, LEVEL], noise_KD[:, VELOCITY] = -own_K, own_K
+        effect_KN = (1 - self.momentum_K)[:, None] * node_weights(position)
+        move_KDD = self.move_KDD.clone()
+        move_KDD[:, VELOCITY, CURVE:] = effect_KN
+        move_KDD[:, LEVEL, CURVE:] = -effect_KN
         self.mean_KD2 = move_KDD @ self.mean_KD2
-        self.covariance_KDD = move_KDD @ self.covariance_KDD @ move_KDD.mT + noise_KD[:, :, None] * noise_KD[:, None, :]
+        self.covariance_KDD = move_KDD @ self.covariance_KDD @ move_KDD.mT + self.noise_KDD
         self.covariance_KDD[:, TREND, TREND] += DRIFT**2
 
     def measure(self, progress: float) -> None:
@@ -135,3 +130,15 @@ class ProgressModel:
         data_K, cross_K, prior_K, spread_K = self.sums_K4.T
         misfit_K = data_K / scale_K**2 + 2 * cross_K / scale_K + prior_K
         return -(misfit_K + spread_K + self.count * math.log(2 * math.pi)) / 2 - self.count * scale_K.log()
+
+
+def _motion(momentum_K: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """What one update does to the state, but for the effect of its exposure: its matrix, and the covariance of its noise in units of σ²."""
+    own_K = 1 - momentum_K
+    velocity_KD, noise_KD = torch.zeros(2, len(own_K), size, dtype=torch.float64)
+    velocity_KD[:, VELOCITY], velocity_KD[:, TREND] = momentum_K, own_K
+    noise_KD[:, LEVEL], noise_KD[:, VELOCITY] = -own_K, own_K
+    move_KDD = torch.eye(size, dtype=torch.float64).repeat(len(own_K), 1, 1)
+    move_KDD[:, VELOCITY] = velocity_KD
+    move_KDD[:, LEVEL] -= velocity_KD
+    return move_KDD, noise_KD[:, :, None] * noise_KD[:, None, :]

@@ -16,7 +16,8 @@ from megatron_atesd.errors import CheckpointError
 from megatron_atesd.exposure.modes import highest_exposure, make_mode
 from megatron_atesd.exposure.posterior import PosteriorExposure, best_place, beta_around, value_of_knowing
 from megatron_atesd.exposure.progress_model import DRIFT, DYNAMICS, NODES, SLOPE, ProgressModel, curve_prior, node_weights
-from megatron_atesd.exposure.simulation import StudentModel, simulate
+from megatron_atesd.exposure.simulated_student import StudentModel
+from megatron_atesd.exposure.simulation import simulate
 from megatron_atesd.records import Exposure, UpdateStats
 
 CONFIG = ExposureConfig(mode="posterior", hold=4)
@@ -238,8 +239,8 @@ def test_a_signal_that_never_changes_leaves_the_choice_to_the_prior():
 @pytest.mark.parametrize("optimum", [0.2, 0.8])
 def test_without_noise_it_ends_at_the_optimum(optimum: float):
     student = replace(QUIET, optimum=optimum)
-    run = simulate(PosteriorExposure(CONFIG, 100, 1), student, 100, 7)
-    assert fmean(run.alphas[-20:]) == pytest.approx(optimum, abs=0.1)
+    run = simulate(PosteriorExposure(CONFIG, 100, 1), [student], 100, 7)
+    assert fmean(alpha for (alpha,) in run.alphas[-20:]) == pytest.approx(optimum, abs=0.1)
 
 
 def test_evidence_moves_the_best_exposure_and_narrows_what_is_believed():
@@ -258,7 +259,8 @@ def test_evidence_moves_the_best_exposure_and_narrows_what_is_believed():
 
 def test_a_flat_student_never_saturates():
     flat = StudentModel(best=5e-4, worst=5e-4, momentum=0.9, probe_noise=2e-5)
-    ends = [fmean(simulate(PosteriorExposure(CONFIG, 100, seed), flat, 100, 1000 + seed).alphas[-20:]) for seed in range(20)]
+    runs = [simulate(PosteriorExposure(CONFIG, 100, seed), [flat], 100, 1000 + seed) for seed in range(20)]
+    ends = [fmean(alpha for (alpha,) in run.alphas[-20:]) for run in runs]
     assert 0.1 < min(ends) < max(ends) < 0.9
     assert stdev(ends) > 0.05
 

@@ -9,15 +9,17 @@ import pytest
 from megatron_atesd.config import ExposureConfig
 from megatron_atesd.errors import ConfigError
 from megatron_atesd.exposure.modes import make_mode
-from megatron_atesd.exposure.simulation import StudentModel, compare, simulate, summarize
+from megatron_atesd.exposure.simulated_student import StudentModel
+from megatron_atesd.exposure.simulation import run_of, simulate
+from megatron_atesd.exposure.simulation_figures import compare, summarize
 
 UPDATES = 400
 SEEDS = range(5)
 
 
 def final_means(config: ExposureConfig, student: StudentModel) -> list[float]:
-    runs = [simulate(make_mode(config, UPDATES, seed), student, UPDATES, 1000 + seed) for seed in SEEDS]
-    return [fmean(run.means[-80:]) for run in runs]
+    runs = [run_of(config, [student], UPDATES, seed) for seed in SEEDS]
+    return [fmean(mean for (mean,) in run.means[-80:]) for run in runs]
 
 
 @pytest.mark.parametrize("optimum", [0.3, 0.8])
@@ -57,23 +59,23 @@ def test_momentum_spreads_an_update_over_those_that_follow():
     quiet = StudentModel(optimum=0.5, best=8e-4, training_noise=0.0, probe_noise=0.0, start=1e6, momentum=0.9)
     observe = mode.observe
     mode.observe = lambda stats: seen.append(stats.probe_nll or 0.0) or observe(stats)
-    simulate(mode, quiet, 3, 0)
+    simulate(mode, [quiet], 3, 0)
     drops = [before - after for before, after in pairwise(seen)]
     assert drops == pytest.approx([8e-4 * (1 - 0.9**t) for t in (1, 2, 3)], rel=1e-4)
 
 
 def test_a_fixed_exposure_has_its_own_regret():
     student = StudentModel(optimum=0.8)
-    assert summarize(ExposureConfig(mode="fixed", fixed=0.5), student, 10, 2)["regret"] == pytest.approx(student.regret(0.5))
+    assert summarize(ExposureConfig(mode="fixed", fixed=0.5), [student], 10, 2)["regret"] == pytest.approx(student.regret(0.5))
 
 
 def test_a_comparison_has_a_row_for_every_combination():
     base = replace(ExposureConfig(), mode="fixed")
-    rows = list(compare(base, {"fixed": [0.0, 0.5], "hold": [1, 2]}, StudentModel(), [0.5], updates=4, seeds=2))
+    rows = list(compare(base, {"fixed": [0.0, 0.5], "hold": [1, 2]}, {"0.5": [StudentModel(optimum=0.5)]}, updates=4, seeds=2))
     assert [row["settings"] for row in rows] == [{"fixed": f, "hold": h} for f in (0.0, 0.5) for h in (1, 2)]
     assert [row["regret"] for row in rows] == pytest.approx([3.0, 3.0, 0.0, 0.0])
 
 
-def test_difficulty_bins_are_refused():
-    with pytest.raises(ConfigError, match=r"exposure\.bins is 2, but simulated students have problems of one difficulty"):
-        compare(ExposureConfig(), {"bins": [2]}, StudentModel(), [0.5], 10, 1)
+def test_bins_need_a_student_each():
+    with pytest.raises(ConfigError, match=r"exposure\.bins is 2, but student 0\.5 has 1: give one optimum a bin, such as 0\.9/0\.2"):
+        compare(ExposureConfig(), {"bins": [2]}, {"0.5": [StudentModel()]}, 10, 1)
