@@ -4,7 +4,7 @@ python tools/simulate_controller.py --study --jobs 2 [--out FILE.json] [--pictur
 python tools/simulate_controller.py --updates 100 --vary hold=1,2,5 --vary lr=0.005,0.01 [--optima 0.3,0.8] [--out FILE.json]
 python tools/simulate_controller.py --vary mode=learned,posterior,random --momentum 0.9 --probe-noise 2e-5
 
---study takes minutes: all modes on stationary, moving, delayed, lopsided and flat students and on two difficulty bins, at several lengths.
+--study compares all modes on stationary, moving, delayed, lopsided and flat students and on two difficulty bins, at several lengths.
 All modes have the same hold, so that equal decisions are equal updates, and meet the same noise. Without it, settings of your own are
 compared on students whose progress is fastest at --optima (0.9/0.2: two bins, easiest first, for bins=2 or for one α).
 """
