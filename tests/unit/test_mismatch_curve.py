@@ -1,5 +1,7 @@
 """The curve's rows, steps and the test whether every step rises, on cases that can be worked out by hand."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -10,7 +12,7 @@ TOKENS = np.array([10.0, 10.0, 10.0, 10.0])
 NOISE = np.array([-0.1, 0.1, -0.2, 0.2])  # of a problem, a token
 
 
-def curve(*means: float, tokens: np.ndarray = TOKENS, noise: np.ndarray = NOISE) -> dict:
+def curve(*means: float, tokens: np.ndarray = TOKENS, noise: np.ndarray = NOISE) -> dict[str, Any]:
     """Of problems whose KL a token at each exposure is the mean plus a noise that grows with the exposure."""
     kl_NA = np.stack([tokens * (mean + place * noise) for place, mean in enumerate(means)], axis=1)
     alphas = np.linspace(0, 1, len(means)).tolist()
@@ -66,7 +68,7 @@ def test_exposures_that_reveal_the_same_do_not_rise() -> None:
 
 
 def test_the_table_says_which_step_has_which_p_value() -> None:
-    found = curve(0.0, 2.0, 1.8) | {"problems": 4}
+    found: dict[str, Any] = curve(0.0, 2.0, 1.8) | {"problems": 4}
     table = mismatch_table(found)
     assert list(table.columns[-1].cells) == ["", *(f"{step['p_value']:.2g}" for step in found["steps"])]
     assert list(table.columns[0].cells) == ["0", "0.5", "1"]
