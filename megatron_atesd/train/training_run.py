@@ -21,7 +21,7 @@ from megatron_atesd.data.sampler import ProblemSampler, fingerprint
 from megatron_atesd.data.teacher_view import TeacherView
 from megatron_atesd.distill.alignment import add_progress_gradient, alignment_scores
 from megatron_atesd.distill.likelihood import ScoredText, mean_nll, weighted_nll
-from megatron_atesd.distill.step import Example, divergence_of, example_losses, measure_step, teacher_pass
+from megatron_atesd.distill.step import Example, divergence_of, example_losses, measure_step, teacher_passes
 from megatron_atesd.distill.teacher import Teacher
 from megatron_atesd.exposure.aligned import exposure_grid
 from megatron_atesd.exposure.bins import bin_metric
@@ -111,7 +111,17 @@ class TrainingRun:
     def examples(self, rollouts: Sequence[Rollout], contexts: Sequence[TeacherContext]) -> list[Example]:
         """Both roles' view of each rollout."""
         pairs = zip(rollouts, contexts, strict=True)
-        return [Example(r.prompt_ids, c.prompt_ids, r.response_ids, self.bins.of(r.problem)) for r, c in pairs]
+        return [Example(r.prompt_ids, c.prompt_ids, r.response_ids, self.bins.of(r.problem), self._second_prompt(r)) for r, c in pairs]
+
+    def _second_prompt(self, rollout: Rollout) -> tuple[int, ...]:
+        """After which the teacher reads a response again, for a target that is a mix."""
+        match self.config.distill.target:
+            case "teacher":
+                return ()
+            case "mix_unaided":
+                return rollout.prompt_ids
+            case "mix_exposures":
+                return self.teacher_view.context(rollout.problem, self.config.distill.mix_exposure).prompt_ids
 
     def contexts(self, rollouts: Sequence[Rollout], alpha: float) -> list[TeacherContext]:
         """What the teacher sees of each rollout's problem at reveal ratio `alpha`."""
@@ -330,10 +340,13 @@ class TrainingRun:
             self.model,
             self.teacher,
             [(r.prompt_ids, r.response_ids) for r in read],
-            [
-                teacher_pass(self.model, self.teacher, self.examples(read, self.contexts(read, alpha)), tokens)
-                for alpha in exposure_grid(config.exposure)
-            ],
+            teacher_passes(
+                self.model,
+                self.teacher,
+                [self.examples(read, self.contexts(read, alpha)) for alpha in exposure_grid(config.exposure)],
+                tokens,
+                self.divergence.target,
+            ),
             self.divergence,
             tokens,
             config.distill.normalize,
