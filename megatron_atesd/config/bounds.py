@@ -58,6 +58,7 @@ BOUNDS: dict[str, Bound] = {
     "distill.clip": ZERO_OR_MORE,
     "distill.temperature": TEMPERATURE,
     "distill.ema_decay": BELOW_ONE,
+    "distill.refresh_every": ONE_OR_MORE,
     "distill.mix_weight": LESS_THAN_ONE,
     "distill.mix_exposure": SHARE,
     "distill.chunk": ONE_OR_MORE,

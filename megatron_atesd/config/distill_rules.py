@@ -3,13 +3,32 @@
 from collections.abc import Iterator
 
 from megatron_atesd.config.schema import TrainConfig
+from megatron_atesd.config.signals import HELD_OUT
 
 
 def distill_problems(config: TrainConfig) -> Iterator[str]:
     """The broken ones; every single number keeps its bound."""
     if config.rollout.temperature == 0 and config.distill.temperature is None:
         yield "rollout.temperature is 0 and distill.temperature is null, so both logits would be divided by 0; set distill.temperature to 1"
+    yield from _refresh_problems(config) if config.distill.teacher == "refreshed" else ()
     yield from _mix_problems(config) if config.distill.target != "teacher" else ()
+
+
+def _refresh_problems(config: TrainConfig) -> Iterator[str]:
+    """What leaves a refreshed teacher without one progress of held-out problems, or without an update to be refreshed after."""
+    distill, exposure = config.distill, config.exposure
+    if exposure.progress not in HELD_OUT:
+        yield (
+            f"distill.teacher is refreshed on gains of exposure.progress, but {exposure.progress} is not measured on held-out problems or "
+            f"moves with the teacher; choose {', '.join(HELD_OUT[:-1])} or {HELD_OUT[-1]}"
+        )
+    if exposure.bins > 1:
+        yield f"distill.teacher is refreshed, but with exposure.bins {exposure.bins} each bin has a progress of its own; set it to 1"
+    if distill.refresh_every >= config.run.updates:
+        yield (
+            f"distill.refresh_every is {distill.refresh_every}, must be below run.updates {config.run.updates} for the teacher to be "
+            "refreshed; lower it, or set distill.teacher to initial"
+        )
 
 
 def _mix_problems(config: TrainConfig) -> Iterator[str]:

@@ -41,6 +41,7 @@ def refusal(paths: list[str]):
         (1, ["rollout.temperature=0.001"]),
         (1, ["exposure.batch=1", "exposure.advantage=ema"]),
         (1, ["distill.target=mix_unaided", "distill.mix_weight=-0.5"]),
+        (1, ["distill.teacher=refreshed", "exposure.progress=probe_accuracy"]),
         (1, ["distill.target=mix_exposures", "exposure.mode=fixed", "exposure.bins=2", "exposure.fixed_by_bin=[0, 1]"]),
         (1, ["exposure.entropy_floor=-1.5"]),
         (1, ["schedule.decay=wsd", "schedule.decay_updates=30"]),
@@ -104,6 +105,10 @@ def test_a_value_out_of_bounds_is_refused(refusal, setting: str, rule: str):
         (1, ["rollout.temperature=0"], "rollout.temperature is 0 and distill.temperature is null"),
         (1, ["rollout.min_new_tokens=1025"], "rollout.min_new_tokens is 1025, must not exceed rollout.max_new_tokens 1024"),
         (1, ["rollout.stop=['Q:', '']"], "rollout.stop has an empty text"),
+        (1, ["distill.teacher=refreshed", "exposure.progress=train_accuracy"], "but train_accuracy is not measured on held-out problems"),
+        (1, ["distill.teacher=refreshed", "exposure.progress=probe_kl"], "but probe_kl is not measured on held-out problems or moves"),
+        (1, ["distill.teacher=refreshed", "exposure.bins=2"], "but with exposure.bins 2 each bin has a progress of its own"),
+        (1, ["distill.teacher=refreshed", "distill.refresh_every=100"], "distill.refresh_every is 100, must be below run.updates 100"),
         (1, ["distill.target=mix_unaided", "exposure.mode=none"], "distill.target is mix_unaided, but with exposure.mode none the teacher"),
         (
             1,

@@ -86,6 +86,6 @@ def test_statistics_are_of_the_mix() -> None:
 
 @pytest.mark.parametrize(("kind", "readings"), [("teacher", 2), ("mix_unaided", 2), ("mix_exposures", 1)])
 def test_another_number_of_readings_than_the_target_has_is_refused(kind: Any, readings: int) -> None:
-    hidden, head, both, *rest = inputs()
+    hidden, head, both, teacher_head, weights = inputs()
     with pytest.raises(ValueError, match=f"target {kind} has {3 - readings} readings by the teacher, not {readings}"):
-        distill_loss(hidden, head, both[:readings], *rest, Divergence(target=Target(kind, 0.3)))
+        distill_loss(hidden, head, both[:readings], teacher_head, weights, Divergence(target=Target(kind, 0.3)))
