@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--weights",
         choices=("student", "teacher"),
         default="student",
-        help="which weights of a training checkpoint; teacher: the initial ones or the EMA average, in fp32 unless --dtype says otherwise",
+        help="which weights of a training checkpoint; teacher: initial, refreshed or EMA weights, in fp32 unless --dtype says otherwise",
     )
     arguments = parser.parse_args(argv)
     from megatron_atesd.checkpoint.model_folder import find_model_folder  # slow to import: --help does not wait for it

@@ -12,6 +12,7 @@ ZERO_OR_MORE: Bound = ("0 or more", lambda v: v >= 0)
 SHARE: Bound = ("from 0 to 1", lambda v: 0 <= v <= 1)
 INNER_SHARE: Bound = ("between 0 and 1, both excluded", lambda v: 0 < v < 1)
 UP_TO_ONE: Bound = ("greater than 0 and at most 1", lambda v: 0 < v <= 1)
+LESS_THAN_ONE: Bound = ("below 1", lambda v: v < 1)
 BELOW_ONE: Bound = ("0 or more and below 1", lambda v: 0 <= v < 1)
 NEGATIVE: Bound = ("below 0 (the entropy of a Beta distribution is at most 0), such as -0.1", lambda v: v < 0)
 # A tenth of it draws nothing else than the most likely token either, and far below, divided logits overflow fp32.
@@ -57,6 +58,9 @@ BOUNDS: dict[str, Bound] = {
     "distill.clip": ZERO_OR_MORE,
     "distill.temperature": TEMPERATURE,
     "distill.ema_decay": BELOW_ONE,
+    "distill.refresh_every": ONE_OR_MORE,
+    "distill.mix_weight": LESS_THAN_ONE,
+    "distill.mix_exposure": SHARE,
     "distill.chunk": ONE_OR_MORE,
     "distill.top_k": ZERO_OR_MORE,
     "exposure.fixed": SHARE,

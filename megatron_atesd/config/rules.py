@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_atesd.config.bounds import BOUNDS
+from megatron_atesd.config.distill_rules import distill_problems
 from megatron_atesd.config.exposure_rules import exposure_problems
 from megatron_atesd.config.fields import spell
 from megatron_atesd.config.schema import OPTIMIZER_DEFAULTS, ExposureConfig, ParallelConfig, RolloutConfig, RunConfig, TrainConfig
@@ -189,8 +190,7 @@ def rollout_problems(rollout: RolloutConfig) -> Iterator[str]:
 
 def method_problems(config: TrainConfig) -> Iterator[str]:
     """The rules between settings of the loss and of the exposure that are broken."""
-    if config.rollout.temperature == 0 and config.distill.temperature is None:
-        yield "rollout.temperature is 0 and distill.temperature is null, so both logits would be divided by 0; set distill.temperature to 1"
+    yield from distill_problems(config)
     yield from exposure_problems(config)
 
 

@@ -208,8 +208,17 @@ class DistillConfig:
             the direction stays. [ours]
         temperature: Divides both logits before softmax; None takes rollout.temperature.
         normalize: token = sum / global count of response tokens; sequence = mean over sequences of per-sequence means.
-        teacher: Teacher weights: initial = copy of the start, ema = moving average, live = the student itself.
+        teacher: Teacher weights: initial = copy of the start, ema = moving average, live = the student itself, refreshed = copy of the
+            student at the last measurement at which exposure.progress, on the probe problems, had gained on the copy before. [ours]
         ema_decay: Decay of the ema teacher, an update.
+        refresh_every: Updates that a refreshed teacher stays at least. [ours]
+        target: What a response token is drawn to. teacher = the teacher's distribution at the exposure in force [paper]. mix_exposures =
+            (1 − mix_weight) of that and mix_weight of its distribution at mix_exposure. mix_unaided = the same mix of logits, with those
+            of the teacher's weights at the student's prompt; with teacher initial that is the start model. Both mixes cost another pass of
+            the teacher. [ours]
+        mix_weight: Share of the second distribution in a mix, below 1. With mix_unaided it may be below 0: the target then leads away from
+            what the teacher would write without a reference. [ours]
+        mix_exposure: α of the second distribution of mix_exposures. [ours]
         teacher_offload: Keep the teacher's weights in host memory. Saves a copy of the weights on the device (an ema teacher of a bf16
             model: three, its average is fp32) outside the teacher's passes; costs as much pinned host memory (twice during
             a save), and a transfer of the weights a pass. The values are the same. [ours]
@@ -226,8 +235,12 @@ class DistillConfig:
     clip_mode: Literal["entry", "token"] = "token"
     temperature: float | None = None
     normalize: Literal["token", "sequence"] = "token"
-    teacher: Literal["initial", "ema", "live"] = "initial"
+    teacher: Literal["initial", "ema", "live", "refreshed"] = "initial"
     ema_decay: float = 0.999
+    refresh_every: int = 10
+    target: Literal["teacher", "mix_exposures", "mix_unaided"] = "teacher"
+    mix_weight: float = 0.5
+    mix_exposure: float = 0.0
     teacher_offload: bool = False
     chunk: int = 128
     compile: bool = False

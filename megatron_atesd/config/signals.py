@@ -4,6 +4,7 @@ from megatron_atesd.config.schema import ExposureConfig
 
 FREE = ("train_accuracy", "train_kl")  # known of each update without a pass of their own
 WITH_GRADIENT = ("probe_nll", "probe_own", "probe_margin", "train_accuracy")  # of likelihoods of texts: mode aligned follows it
+HELD_OUT = ("probe_nll", "probe_own", "probe_margin", "probe_accuracy")  # of the student on the probe problems, whatever the teacher
 SELDOM = 10  # updates between two measurements that no controller waits for
 
 

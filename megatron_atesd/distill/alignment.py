@@ -63,8 +63,7 @@ def alignment_scores(
         """[A, T]: of each exposure and response token."""
         hidden_TH = batch.response_hidden(hidden_BSH)
         weight_T = torch.ones(len(hidden_TH), device=hidden_TH.device)
-        empty_0H = hidden_TH.new_empty(0, hidden_TH.shape[1])
-        teachers = (torch.cat([empty_0H, *(states.hidden[member] for member in batch.members)]) for states in seen)
+        teachers = (states.of_batch(batch.members, hidden_TH) for states in seen)
         found = (
             distill_loss(hidden_TH, model.head_weight(), teacher_TH, head_VH, weight_T, divergence, shard.valid, shard.group)
             for teacher_TH in teachers

@@ -7,6 +7,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from megatron_atesd.distill.target import TEACHER, Target
+
 Kind = Literal["forward_kl", "reverse_kl", "jsd"]
 ClipMode = Literal["entry", "token"]
 
@@ -18,6 +20,7 @@ class Divergence:
     clip_mode: entry = each vocabulary entry's term (OPSD v3); token = the token's divergence, by `bound_weights`.
     top_k: compare the teacher's k most likely entries and one bucket that holds all others (0 = every entry).
     chunk: tokens whose logits exist at one time. compile: let torch.compile fuse the work on them.
+    target: the distribution in the teacher's place.
     """
 
     kind: Kind = "forward_kl"
@@ -28,6 +31,7 @@ class Divergence:
     top_k: int = 0
     compile: bool = False
     clip_mode: ClipMode = "entry"
+    target: Target = TEACHER
 
 
 def divergence_terms(teacher_TV: Tensor, student_TV: Tensor, kind: Kind, beta: float = 0.5) -> Tensor:

@@ -41,7 +41,7 @@ def mismatch_sums(
     rank, size = data_parallel_place()
     mine = range(len(rollouts))[rank::size]
     rows = [(i, prompt) for i, place in enumerate(mine) for prompt in dict.fromkeys(map(tuple, prompts[place]))]
-    states = response_states(model, [rollouts[place] for place in mine], micro_batch_tokens).hidden
+    states = response_states(model, [rollouts[place] for place in mine], micro_batch_tokens).readings[0]
     last_stage = _teacher_stage(model, teacher, [states.get(i) for i, _ in rows], divergence)
     with evaluation_mode(model), teacher.applied():
         batches = model_batches(model, [(prompt, rollouts[mine[i]][1]) for i, prompt in rows], micro_batch_tokens)

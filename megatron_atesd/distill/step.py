@@ -13,6 +13,7 @@ from torch import Tensor
 from megatron_atesd.config import TrainConfig
 from megatron_atesd.distill.divergence import Divergence
 from megatron_atesd.distill.fused import TokenStatistics, distill_loss
+from megatron_atesd.distill.target import Target
 from megatron_atesd.distill.teacher import Teacher
 from megatron_atesd.model.gpt import HiddenStateGPT
 from megatron_atesd.model.micro_batches import MicroBatch, Pair, TokenIds, padding_share
@@ -37,17 +38,22 @@ def divergence_of(config: TrainConfig) -> Divergence:
         distill.top_k,
         distill.compile,
         distill.clip_mode,
+        Target(distill.target, distill.mix_weight),
     )
 
 
 @dataclass(frozen=True)
 class Example:
-    """One response, as the student was asked for it and as the teacher will judge it; bin: of its problem's difficulty."""
+    """One response, as the student was asked for it and as the teacher will judge it; bin: of its problem's difficulty.
+
+    second_prompt: after which the teacher reads it again, for a target that is a mix.
+    """
 
     student_prompt: TokenIds
     teacher_prompt: TokenIds
     response: TokenIds
     bin: int = 0
+    second_prompt: TokenIds = ()
 
 
 @dataclass(frozen=True)
@@ -90,10 +96,19 @@ class StepResult:
 
 @dataclass(frozen=True)
 class ResponseStates:
-    """What a pass leaves: final hidden states [t, H] of each pair's response (last stage only), and its (padding, all) tokens."""
+    """What passes leave: hidden states [t, H] of each pair's response (last stage only), and their (padding, all) tokens.
 
-    hidden: Mapping[int, Tensor]
+    readings: one, or two whose probabilities the loss mixes.
+    """
+
+    readings: tuple[Mapping[int, Tensor], ...]
     padded: tuple[int, int]
+
+    def of_batch(self, members: Sequence[int], hidden_TH: Tensor) -> Tensor:
+        """As `distill_loss` takes them: [T, H] of these examples, or [2, T, H] of two readings; hidden_TH: the student's."""
+        empty_0H = hidden_TH.new_empty(0, hidden_TH.shape[1])
+        found = [torch.cat([empty_0H, *(reading[member] for member in members)]) for reading in self.readings]
+        return found[0] if len(found) == 1 else torch.stack(found)
 
 
 def distill_step(
@@ -131,9 +146,9 @@ def example_losses(
 
     Collective over the ranks of one model; data-parallel ranks learn nothing of each other's.
     """
-    states = teacher_pass(model, teacher, examples, 1)
+    (states,) = teacher_passes(model, teacher, [examples], 1, divergence.target)
     batches = model_batches(model, [(e.student_prompt, e.response) for e in examples], 1)
-    last_stage = _student_loss(model, teacher, states.hidden, divergence, "token", loss)
+    last_stage = _student_loss(model, teacher, states, divergence, "token", loss)
     sums = run_schedule(model, batches, last_stage, forward_only=True)
     for total in sums:
         dist.all_reduce(total, group=parallel_state.get_context_parallel_group())
@@ -154,13 +169,13 @@ def _both_passes(
     bins: int = 1,
 ) -> StepResult:
     started = time.perf_counter()
-    states = teacher_pass(model, teacher, examples, micro_batch_tokens)
+    (states,) = teacher_passes(model, teacher, [examples], micro_batch_tokens, divergence.target)
     torch.cuda.synchronize()  # a GPU may still work on it: the seconds of the two passes are told apart
     middle = time.perf_counter()
     pairs = [(e.student_prompt, e.response) for e in examples]
     student_batches = model_batches(model, pairs, micro_batch_tokens)
     binned = [e.bin for e in examples] if bins > 1 else []
-    last_stage = _student_loss(model, teacher, states.hidden, divergence, normalize, loss_function, binned, bins if bins > 1 else 0)
+    last_stage = _student_loss(model, teacher, states, divergence, normalize, loss_function, binned, bins if bins > 1 else 0)
     sums = run_schedule(wrapped, student_batches, last_stage, forward_only)
     padded = [a + b for a, b in zip(states.padded, padding_share(student_batches, pairs), strict=True)]
     whole = 10
@@ -190,14 +205,23 @@ def _bin_result(tokens: float, *sums: float) -> BinResult:
     return BinResult(int(tokens), *(total / max(tokens, 1) for total in sums))
 
 
-def teacher_pass(model: HiddenStateGPT, teacher: Teacher, examples: Sequence[Example], micro_batch_tokens: int) -> ResponseStates:
-    """The teacher's final hidden states of this data-parallel rank's examples; the loss forms logits, chunk by chunk. Collective."""
-    with teacher.applied():
-        return response_states(model, [(e.teacher_prompt, e.response) for e in examples], micro_batch_tokens)
+def teacher_passes(
+    model: HiddenStateGPT, teacher: Teacher, views: Sequence[Sequence[Example]], micro_batch_tokens: int, target: Target
+) -> list[ResponseStates]:
+    """The teacher's final hidden states of this data-parallel rank's examples, for each of `views`: the same but for their teacher_prompt.
+
+    The loss forms logits, chunk by chunk. What a mix reads besides is read once for all views. Collective.
+    """
+    with torch.no_grad(), teacher.applied():
+        found = [response_states(model, [(e.teacher_prompt, e.response) for e in view], micro_batch_tokens) for view in views]
+        if target.kind == "teacher":
+            return found
+        second = response_states(model, [(e.second_prompt, e.response) for e in views[0]], micro_batch_tokens)
+        return [_mixed(states, second, target) for states in found]
 
 
 def response_states(model: HiddenStateGPT, pairs: Sequence[Pair], micro_batch_tokens: int) -> ResponseStates:
-    """The model's final hidden states of the responses in this data-parallel rank's pairs, without gradient. Collective."""
+    """The model's final hidden states of the responses in this data-parallel rank's pairs, without gradient: one reading. Collective."""
 
     def last_stage(batch: MicroBatch, hidden_BSH: Tensor) -> tuple[Tensor, Tensor, list[tuple[int, Tensor]]]:
         hidden_TH = batch.response_hidden(hidden_BSH)
@@ -207,13 +231,23 @@ def response_states(model: HiddenStateGPT, pairs: Sequence[Pair], micro_batch_to
     with torch.no_grad(), evaluation_mode(model):
         batches = model_batches(model, pairs, micro_batch_tokens)
         hidden = run_schedule(model, batches, last_stage, forward_only=True)
-    return ResponseStates({member: part for batch in hidden for member, part in batch}, padding_share(batches, pairs))
+    return ResponseStates(({member: part for batch in hidden for member, part in batch},), padding_share(batches, pairs))
+
+
+def _mixed(first: ResponseStates, second: ResponseStates, target: Target) -> ResponseStates:
+    """Both readings, or, of a mix of logits, the mix of their hidden states, in the memory of the first."""
+    padding, slots = (a + b for a, b in zip(first.padded, second.padded, strict=True))
+    if target.readings == 2:
+        return ResponseStates((*first.readings, *second.readings), (padding, slots))
+    for member, part in second.readings[0].items():
+        first.readings[0][member].lerp_(part, target.weight)
+    return ResponseStates(first.readings, (padding, slots))
 
 
 def _student_loss(
     model: HiddenStateGPT,
     teacher: Teacher,
-    teacher_hidden: Mapping[int, Tensor],
+    states: ResponseStates,
     divergence: Divergence,
     normalize: Normalize,
     loss_function: Loss,
@@ -229,7 +263,7 @@ def _student_loss(
 
     def last_stage(batch: MicroBatch, hidden_BSH: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         hidden_TH = batch.response_hidden(hidden_BSH)
-        teacher_TH = torch.cat([hidden_TH.new_empty(0, hidden_TH.shape[1]), *(teacher_hidden[member] for member in batch.members)])
+        teacher_TH = states.of_batch(batch.members, hidden_TH)
         token_weight_T, count = token_weights(batch, normalize)
         loss, stats = loss_function(
             hidden_TH, model.head_weight(), teacher_TH, teacher_head_VH, token_weight_T, divergence, shard.valid, shard.group

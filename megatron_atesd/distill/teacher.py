@@ -1,4 +1,5 @@
-"""The teacher's weights: the start's (initial), a moving average (ema) or the student's own (live), sharded like the model."""
+"""The teacher's weights, sharded like the model: the start's (initial), a moving average (ema), the student's at the last refresh
+(refreshed), or its own (live)."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from megatron_atesd.config import Precision
 from megatron_atesd.model.gpt import HiddenStateGPT
 
 PREFIX = "teacher."
+Kind = Literal["initial", "ema", "live", "refreshed"]
 
 
 class Teacher:
@@ -25,7 +27,7 @@ class Teacher:
     def __init__(
         self,
         model: HiddenStateGPT,
-        kind: Literal["initial", "ema", "live"],
+        kind: Kind,
         ema_decay: float = 0.999,
         offload: bool = False,
         precision: Precision | None = None,
@@ -79,8 +81,14 @@ class Teacher:
             if weight is not average:
                 weight.copy_(moved)
 
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """The teacher's weights become the student's: for the kind refreshed, when `train/refresh.py` says so."""
+        for weight, parameter in zip(self.weights, self.model.parameters(), strict=True):
+            weight.copy_(parameter)
+
     def sharded_state_dict(self) -> dict[str, Any]:
-        """megatron.core sharded state under the prefix `teacher.`: an ema teacher's fp32 average, an initial teacher's weights.
+        """megatron.core sharded state under the prefix `teacher.`: an ema teacher's fp32 average, another's weights.
 
         Empty for a live teacher; of an offloaded one copies.
         """

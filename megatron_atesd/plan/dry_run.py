@@ -164,12 +164,15 @@ def _walk(
     counter: TrafficCounter,
     kept: KeptForBackward,
 ) -> None:
-    """An update: teacher, student with loss, optimizer."""
+    """An update: teacher, twice for a target that is a mix, student with loss, optimizer."""
+    target = divergence_of(config).target
     with counter.during("teacher"), torch.no_grad(), teacher.applied():
-        hidden = run_schedule(model, batches, _teacher_stage, forward_only=True)
+        passes = range(1 if target.kind == "teacher" else 2)
+        readings = [run_schedule(model, batches, _teacher_stage, forward_only=True)[:1] for _ in passes]
+    hidden = [torch.stack(both) for both in zip(*readings, strict=True)] if target.readings == 2 else readings[0]
     with counter.during("student"), kept:
         optimization.zero_grad()
-        run_schedule(optimization.wrapped, batches, _student_stage(model, teacher, config, hidden[:1]), forward_only=False)
+        run_schedule(optimization.wrapped, batches, _student_stage(model, teacher, config, hidden), forward_only=False)
     with counter.during("optimizer"):
         optimization.optimizer.prepare_grads()
         optimization.optimizer.step_with_ready_grads()

@@ -111,22 +111,24 @@ def loss_bytes(work: PlannedUpdate, whole_chunk: bool = True) -> dict[str, float
     gradients of the hidden states of a micro-batch's responses, and the teacher's hidden states of the whole update.
 
     whole_chunk: elementwise work on a whole chunk, as on a GPU or with T > 1; on one CPU it goes row by row.
+    A mix of probabilities holds the logits of a second reading besides, as stored and in fp32.
     """
     arch, lengths = work.arch, work.lengths
     responses = work.fullest(lengths.student) * lengths.response / (lengths.student + lengths.response) / work.context
     rounded = work.size if work.size < 4 else 0
     head = vocabulary_parameters(arch, work.tensor)
+    an_entry = 40 + 6 * (work.readings - 1) if whole_chunk or work.tensor > 1 else (1 + work.readings) * work.size
     on_loan = {"teacher's head, on loan": float(head * work.size)} if work.offload and work.teacher != "live" else {}
     return {
-        "logits of a chunk": work.chunk * arch.vocabulary / work.tensor * (40 if whole_chunk or work.tensor > 1 else 2 * work.size),
+        "logits of a chunk": work.chunk * arch.vocabulary / work.tensor * an_entry,
         "gradients of the loss": (head + responses * arch.hidden) * (4 + rounded),
-        "teacher's hidden states": hidden_states_bytes(work),
+        "teacher's hidden states": work.readings * hidden_states_bytes(work),
         **on_loan,
     }
 
 
 def hidden_states_bytes(work: PlannedUpdate) -> float:
-    """The teacher's hidden states of all response tokens of an update, divided among context ranks, not by T."""
+    """The teacher's hidden states of all response tokens of an update, of one reading, divided among context ranks, not by T."""
     return work.sequences * work.lengths.response * work.arch.hidden * work.size / work.context
 
 
@@ -154,11 +156,12 @@ def rollout_bytes(work: PlannedUpdate, stage: int) -> dict[str, float]:
 
 
 def teacher_pass_bytes(work: PlannedUpdate, stage: int, parameters: int) -> dict[str, float]:
-    """One layer's work, an offloaded teacher's weights, and on the last stage the hidden states that are kept."""
+    """One layer's work, an offloaded teacher's weights, and on the last stage the hidden states that are kept, of both readings."""
     found = {"forward pass": forward_bytes(work, work.fullest(work.lengths.teacher) / work.context)}
     if work.offload and work.teacher != "live":
         found["teacher, on loan"] = float(parameters * work.size)
-    return found | ({"teacher's hidden states": hidden_states_bytes(work)} if stage == work.pipeline - 1 else {})
+    kept = (1 + bool(work.second_prompt)) * hidden_states_bytes(work)
+    return found | ({"teacher's hidden states": kept} if stage == work.pipeline - 1 else {})
 
 
 def rank_memory(work: PlannedUpdate, stage: int, overhead: float = 0.0, fragmentation: float = 0.0) -> RankMemory:

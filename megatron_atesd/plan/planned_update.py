@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from megatron_atesd.config import DataConfig, ExposureConfig, TrainConfig, fp8_recipe
+from megatron_atesd.config import DataConfig, TrainConfig, fp8_recipe
 from megatron_atesd.config.signals import probe_interval
 from megatron_atesd.data.problems import load_problems
 from megatron_atesd.errors import ConfigError
@@ -54,7 +54,7 @@ class PlannedUpdate:
     on each. probe: problems that are measured every probe_every updates; scored: what is scored of each of them then; probe_answers:
     responses that each gets then. compared: exposures that mode aligned scores once in `hold` updates (0: another mode), on `score_share`
     of the responses, with the gradient of `texts` texts (0: of the update's responses). fp8: the passes in FP8, by their names in section
-    precision. The other names are the settings'.
+    precision. target: distill.target. The other names are the settings'.
     """
 
     arch: Architecture
@@ -84,6 +84,7 @@ class PlannedUpdate:
     texts: int
     lengths: Lengths
     fp8: tuple[str, ...] = ()
+    target: str = "teacher"
 
     @property
     def data(self) -> int:
@@ -94,6 +95,16 @@ class PlannedUpdate:
     def sequences(self) -> int:
         """Of a data-parallel rank, in an update."""
         return -(-self.batch // self.data)
+
+    @property
+    def second_prompt(self) -> int:
+        """Tokens of the prompt after which the teacher reads each response again, for a target that is a mix; 0 for no mix."""
+        return {"teacher": 0, "mix_exposures": self.lengths.teacher, "mix_unaided": self.lengths.student}[self.target]
+
+    @property
+    def readings(self) -> int:
+        """Of a response by the teacher, whose logits the loss forms."""
+        return 2 if self.target == "mix_exposures" else 1
 
     @property
     def stage_layers(self) -> int:
@@ -156,7 +167,7 @@ def planned_update(config: TrainConfig, arch: Architecture, gpus: int, lengths: 
         recompute=_recompute(config, chunk_layers),
         probe=_probe_problems(config.data),
         probe_every=probe_interval(config.exposure),
-        scored=tuple(_scored(config.exposure)),
+        scored=tuple(_scored(config)),
         probe_answers=int(config.exposure.progress == "probe_accuracy"),
         compared=config.exposure.grid if config.exposure.mode == "aligned" else 0,
         score_share=config.exposure.score_share,
@@ -164,16 +175,21 @@ def planned_update(config: TrainConfig, arch: Architecture, gpus: int, lengths: 
         texts=_progress_texts(config),
         lengths=lengths,
         fp8=tuple(role for role, precision in asdict(config.precision).items() if fp8_recipe(precision)),
+        target=config.distill.target,
     )
 
 
-def _scored(exposure: ExposureConfig) -> Iterator[Scored]:
+def _scored(config: TrainConfig) -> Iterator[Scored]:
     """The references' NLL, the progress signal and the grounding; of own responses as many as may be kept."""
+    exposure, target = config.exposure, config.distill.target
     yield Scored("student", "reference", 1)
     if exposure.progress in ("probe_own", "probe_margin"):
         yield Scored("student", "response", KEPT * (1 + (exposure.progress == "probe_margin")))
     if exposure.progress == "probe_kl":
-        yield from (Scored("teacher", "response", 1), Scored("student", "response", 1))
+        yield from (
+            Scored("teacher", "response", 1 + (target == "mix_exposures")),
+            Scored("student", "response", 1 + (target == "mix_unaided")),
+        )
     if exposure.mode == "learned" and exposure.grounding != "off":
         yield Scored("teacher", "response", KEPT) if exposure.grounding == "own" else Scored("teacher", "reference", 1)
 

@@ -58,6 +58,7 @@ def update_phases(work: PlannedUpdate, gpu: Gpu, assume: Assumptions) -> list[Ph
     return [
         _decode(work, gpu, assume),
         _layers("teacher forward", "teacher", work, gpu, assume, work.lengths.teacher, 1, 4),
+        *([_second_reading(work, gpu, assume)] if work.second_prompt else []),
         _layers("student forward and backward", "student", work, gpu, assume, work.lengths.student, *_student_passes(work)),
         _loss(work, gpu, assume),
         _gradients(work, gpu, assume),
@@ -65,6 +66,11 @@ def update_phases(work: PlannedUpdate, gpu: Gpu, assume: Assumptions) -> list[Ph
         _probe(work, gpu, assume),
         *([_exposure(work, gpu, assume)] if work.compared else []),
     ]
+
+
+def _second_reading(work: PlannedUpdate, gpu: Gpu, assume: Assumptions) -> Phase:
+    """The teacher's other pass, for a target that is a mix."""
+    return _layers("teacher's second reading", "teacher", work, gpu, assume, work.second_prompt, 1, 4)
 
 
 def _student_passes(work: PlannedUpdate) -> tuple[float, int]:
@@ -126,10 +132,13 @@ def _decode(work: PlannedUpdate, gpu: Gpu, assume: Assumptions) -> Phase:
 
 
 def _loss(work: PlannedUpdate, gpu: Gpu, assume: Assumptions) -> Phase:
-    """On the last stage: products, and elementwise work that reads and writes about 80 bytes an entry of the logits."""
-    tokens = work.sequences * work.lengths.response / work.context
-    flops = loss_flops(work.arch, tokens) / work.tensor
-    memory = 80.0 * tokens * work.arch.vocabulary / work.tensor
+    """On the last stage: four products, and elementwise work that reads and writes about 80 bytes an entry of the logits.
+
+    To mix the probabilities of two readings takes one product more, and about 60 bytes: two log-sums, two shifts and their log-sum.
+    """
+    tokens, more = work.sequences * work.lengths.response / work.context, work.readings - 1
+    flops = loss_flops(work.arch, tokens) * (4 + more) / 4 / work.tensor
+    memory = (80.0 + 60.0 * more) * tokens * work.arch.vocabulary / work.tensor
     computing, moving = flops / (gpu.flops * assume.utilization), memory / (gpu.bandwidth * assume.bandwidth)
     sent = 2 * tokens * work.arch.hidden * 4 * (work.tensor - 1) / work.tensor
     seconds = computing + moving + sent / (_link(gpu, assume, work.tensor) * assume.link)
@@ -161,6 +170,7 @@ def _exposure(work: PlannedUpdate, gpu: Gpu, assume: Assumptions) -> Phase:
 
     A pass with gradients over the progress texts, the gradients' way over the data ranks, the trial step and back, and on a share of the
     responses two passes of the student, one of the teacher for each exposure and, in both of the student's, the forward half of its loss.
+    What a mixed target reads besides is read once.
     """
     read = replace(work, batch=math.ceil(work.sequences * work.score_share) * work.data)
     texts = replace(work, batch=work.texts) if work.texts else work
@@ -171,6 +181,7 @@ def _exposure(work: PlannedUpdate, gpu: Gpu, assume: Assumptions) -> Phase:
         (_layers("student", "student", read, gpu, assume, work.lengths.student, 1, 4), 2.0),
         (_layers("teacher", "teacher", read, gpu, assume, work.lengths.teacher, 1, 4), work.compared),
         (_loss(read, gpu, assume), work.compared),
+        *([(_second_reading(read, gpu, assume), 1.0)] if work.second_prompt else []),
     ]
     flops, memory, sent, seconds = (
         sum(times * getattr(part, what) for part, times in parts) / work.hold for what in ("flops", "memory", "sent", "seconds")

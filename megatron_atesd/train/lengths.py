@@ -28,7 +28,12 @@ def check_lengths(config: TrainConfig, inputs: TrainingInputs, view: TeacherView
 
 
 def longest_prompts(config: TrainConfig, view: TeacherView, problem: Problem) -> tuple[int, int]:
-    """Tokens of the student's prompt, and of the teacher's at the highest exposure that the run can have."""
+    """Tokens of the student's prompt, and of the teacher's at the highest exposure that the run can have.
+
+    Raises DataError when one of them, or the second prompt of a mix of exposures, exceeds prompt.max_length.
+    """
+    if config.distill.target == "mix_exposures":
+        view.context(problem, config.distill.mix_exposure)
     return len(view.renderer.student(problem)), len(view.context(problem, highest_exposure(config.exposure)).prompt_ids)
 
 

@@ -74,6 +74,7 @@ def train(config: TrainConfig) -> None:
                     tell_bias(run, monitor, heartbeat, stop)
                 stats, _ = run.probe(Finished(0), Exposure(config.exposure.warmup_exposure, -1))
                 run.service.observe(stats)
+                run.refresh_teacher(stats)
             end_start(config.parallel)
             alarmed = False
             for update in range(start, config.run.updates):
@@ -142,7 +143,7 @@ def train_step(run: TrainingRun, update: int, heartbeat: Heartbeat) -> tuple[dic
     measured: dict[str, float] = {}
     if not step.skipped:
         stats, measured = run.probe(Finished(update + 1, result, rollouts), exposure)
-        measured |= run.service.observe(stats)
+        measured |= run.service.observe(stats) | run.refresh_teacher(stats)
     finished = time.perf_counter()
     metrics = {
         "distill/loss": result.loss,

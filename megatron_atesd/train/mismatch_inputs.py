@@ -105,7 +105,7 @@ def _settings_that_count(task: Measurement, world_size: int) -> TrainConfig:
         prompt=s.prompt,
         rollout=s.rollout,
         engine=s.engine,
-        distill=s.distill,
+        distill=replace(s.distill, target="teacher"),
         exposure=ExposureConfig(mode="fixed", reference=e.reference, reveal=e.reveal, grounding=e.grounding),
         megatron=s.megatron,
     )

@@ -21,7 +21,7 @@ from megatron_atesd.data.sampler import ProblemSampler, fingerprint
 from megatron_atesd.data.teacher_view import TeacherView
 from megatron_atesd.distill.alignment import add_progress_gradient, alignment_scores
 from megatron_atesd.distill.likelihood import ScoredText, mean_nll, weighted_nll
-from megatron_atesd.distill.step import Example, divergence_of, example_losses, measure_step, teacher_pass
+from megatron_atesd.distill.step import Example, divergence_of, example_losses, measure_step, teacher_passes
 from megatron_atesd.distill.teacher import Teacher
 from megatron_atesd.exposure.aligned import exposure_grid
 from megatron_atesd.exposure.bins import bin_metric
@@ -54,6 +54,7 @@ from megatron_atesd.train.progress import (
     TrainKL,
     warn_of_bias,
 )
+from megatron_atesd.train.refresh import GainGate
 from megatron_atesd.train.trial_step import trial_step
 
 
@@ -74,6 +75,7 @@ class TrainingRun:
         self.engine: RolloutEngine = build_engine(config, self.model, self.renderer, self.hf_folder)
         distill = config.distill
         self.teacher = Teacher(self.model, distill.teacher, distill.ema_decay, distill.teacher_offload, config.precision.teacher)
+        self.gate = GainGate(distill.refresh_every)
         self.optimization = build_optimization(self.model, config.optimizer, config.ddp, config.schedule, config.run.updates)
         self.service = ExposureService(config.exposure, config.run.updates, config.run.seed)
         self.divergence = divergence_of(config)
@@ -111,7 +113,17 @@ class TrainingRun:
     def examples(self, rollouts: Sequence[Rollout], contexts: Sequence[TeacherContext]) -> list[Example]:
         """Both roles' view of each rollout."""
         pairs = zip(rollouts, contexts, strict=True)
-        return [Example(r.prompt_ids, c.prompt_ids, r.response_ids, self.bins.of(r.problem)) for r, c in pairs]
+        return [Example(r.prompt_ids, c.prompt_ids, r.response_ids, self.bins.of(r.problem), self._second_prompt(r)) for r, c in pairs]
+
+    def _second_prompt(self, rollout: Rollout) -> tuple[int, ...]:
+        """After which the teacher reads a response again, for a target that is a mix."""
+        match self.config.distill.target:
+            case "teacher":
+                return ()
+            case "mix_unaided":
+                return rollout.prompt_ids
+            case "mix_exposures":
+                return self.teacher_view.context(rollout.problem, self.config.distill.mix_exposure).prompt_ids
 
     def contexts(self, rollouts: Sequence[Rollout], alpha: float) -> list[TeacherContext]:
         """What the teacher sees of each rollout's problem at reveal ratio `alpha`."""
@@ -195,6 +207,16 @@ class TrainingRun:
         metrics = {bin_metric(i, name): value for i, (_, part) in enumerate(parts) for name, value in part.items()}
         stats = self._whole(finished, exposure, [stats for stats, _ in parts])
         return stats, metrics | ({"probe/nll": stats.probe_nll} if stats.probe_nll is not None else {})
+
+    def refresh_teacher(self, stats: UpdateStats) -> dict[str, float]:
+        """Make a refreshed teacher the student's copy where a probe has shown a gain; whether it was, as a metric. Collective."""
+        if self.teacher.kind != "refreshed":
+            return {}
+        opens = self.gate.opens(stats.update, stats.progress)
+        if opens:
+            self.optimization.weights_ready()
+            self.teacher.refresh()
+        return {"distill/teacher_refreshed": float(opens)}
 
     def _finished_of(self, finished: Finished, number: int) -> Finished:
         """What one difficulty bin has of a finished update."""
@@ -330,10 +352,13 @@ class TrainingRun:
             self.model,
             self.teacher,
             [(r.prompt_ids, r.response_ids) for r in read],
-            [
-                teacher_pass(self.model, self.teacher, self.examples(read, self.contexts(read, alpha)), tokens)
-                for alpha in exposure_grid(config.exposure)
-            ],
+            teacher_passes(
+                self.model,
+                self.teacher,
+                [self.examples(read, self.contexts(read, alpha)) for alpha in exposure_grid(config.exposure)],
+                tokens,
+                self.divergence.target,
+            ),
             self.divergence,
             tokens,
             config.distill.normalize,
@@ -384,6 +409,7 @@ class TrainingRun:
                 "scaling_history": from_rank_0(scaling_history(self.model)),  # data-parallel ranks have others
                 **self.own.state_dict(),
                 **self.bins.state_dict(),
+                **self.gate.state_dict(),
                 "rng": rng_states(),
                 "skipped_in_a_row": self.skipped.in_a_row,
                 "config": asdict(self.config),
@@ -403,6 +429,7 @@ class TrainingRun:
         load_scaling_history(self.model, run.get("scaling_history", {}))
         self.own.load_state_dict(run, self.probe_problems, self.renderer)
         self.bins.load_state_dict(run)
+        self.gate.load_state_dict(run)
         check_weights([*self.model.named_parameters(), *((f"teacher tensor {i}", w) for i, w in enumerate(self.teacher.weights))], folder)
         in_a_row = run.get("skipped_in_a_row", 0)
         self.skipped.in_a_row = in_a_row if in_a_row < self.skipped.limit else 0  # a run that ended for it begins to count anew

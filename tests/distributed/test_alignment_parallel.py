@@ -1,7 +1,7 @@
 """Scores of exposures equal the inner product of two gradients by autograd, and are the same at every layout and with both optimizers."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ from megatron_atesd.config import ScheduleConfig
 from megatron_atesd.distill.alignment import add_progress_gradient, alignment_scores
 from megatron_atesd.distill.divergence import Divergence, divergence
 from megatron_atesd.distill.likelihood import ScoredText
-from megatron_atesd.distill.step import Example, Normalize, distill_step, teacher_pass
+from megatron_atesd.distill.step import Example, Normalize, distill_step, teacher_passes
+from megatron_atesd.distill.target import TEACHER, Target
 from megatron_atesd.distill.teacher import Teacher
 from megatron_atesd.model.gpt import build_model
 from megatron_atesd.model.hf_config import read_architecture
@@ -49,10 +50,10 @@ class Layout:
 
 
 def exposures() -> list[list[Example]]:
-    """The same responses under three teacher prompts."""
-    base = examples(37)
-    return [base, [Example(e.student_prompt, e.teacher_prompt[:2], e.response) for e in base],
-            [Example(e.student_prompt, (*e.teacher_prompt, 3, 1, 4), e.response) for e in base]]  # fmt: skip
+    """The same responses under three teacher prompts, and one that a mixed target has besides."""
+    base = [replace(e, second_prompt=(*e.student_prompt, 2, 7)) for e in examples(37)]
+    return [base, [replace(e, teacher_prompt=e.teacher_prompt[:2]) for e in base],
+            [replace(e, teacher_prompt=(*e.teacher_prompt, 3, 1, 4)) for e in base]]  # fmt: skip
 
 
 def texts() -> list[ScoredText]:
@@ -68,8 +69,10 @@ def scores_at(
     kind: Kind = "initial",
     normalize: Normalize = "token",
     count: int = 3,
+    target: Target = TEACHER,
 ) -> list[float] | None:
     """After `updates` updates on the first exposure."""
+    bounded = replace(BOUNDED, target=target)
     with parallel_session(layout.tensor, layout.pipeline, virtual_pipeline=layout.virtual, context=layout.context):
         architecture = read_architecture(folder / "student")
         sizes = (layout.tensor, layout.pipeline, layout.sequence)
@@ -93,16 +96,16 @@ def scores_at(
         mine = [of[rank::size] for of in exposures()]
         for _ in range(updates):
             optimization.zero_grad()
-            distill_step(optimization.wrapped, model, teacher, mine[0], BOUNDED, micro_batch_tokens=1)
+            distill_step(optimization.wrapped, model, teacher, mine[0], bounded, micro_batch_tokens=1)
             optimization.step()
         optimization.zero_grad()
         add_progress_gradient(optimization.wrapped, model, texts()[:count], 1)
-        seen = [teacher_pass(model, teacher, of, 1) for of in mine]
+        seen = teacher_passes(model, teacher, mine, 1, target)
         rollouts = [(e.student_prompt, e.response) for e in mine[0]]
-        return alignment_scores(model, teacher, rollouts, seen, BOUNDED, 1, normalize, lambda: trial_step(optimization, rms))
+        return alignment_scores(model, teacher, rollouts, seen, bounded, 1, normalize, lambda: trial_step(optimization, rms))
 
 
-def inner_products(folder: Path, judge: str = "teacher", normalize: Normalize = "token") -> list[float]:
+def inner_products(folder: Path, judge: str = "teacher", normalize: Normalize = "token", target: Target = TEACHER) -> list[float]:
     """As anyone would write it, in fp64: gradients of the progress loss and of each exposure's loss, before Adam has moments."""
     student, teacher = (Qwen3ForCausalLM.from_pretrained(folder / role).double().eval() for role in ("student", judge))
 
@@ -119,6 +122,11 @@ def inner_products(folder: Path, judge: str = "teacher", normalize: Normalize = 
         for e in (e for e in of if e.response):
             with torch.no_grad():
                 p_TV = log_probs(teacher, e.teacher_prompt, e.response, BOUNDED.temperature)
+                second_TV = log_probs(teacher, e.second_prompt, e.response, BOUNDED.temperature)
+                if target.kind == "mix_exposures":
+                    p_TV = ((1 - target.weight) * p_TV.exp() + target.weight * second_TV.exp()).log()
+                elif target.kind == "mix_unaided":
+                    p_TV = torch.log_softmax((1 - target.weight) * p_TV + target.weight * second_TV, dim=-1)
             d_T = divergence(p_TV, log_probs(student, e.student_prompt, e.response, BOUNDED.temperature), "forward_kl")
             losses.append(d_T * (BOUNDED.clip / d_T.detach()).clamp(max=1))
         loss = torch.cat(losses).mean() if normalize == "token" else torch.stack([of_response.mean() for of_response in losses]).mean()
@@ -149,6 +157,7 @@ LAYOUTS = [
     Layout(distributed=True, overlap=True),
     Layout(tensor=2, distributed=True),
 ]
+MIXES = [Target("mix_exposures", 0.3), Target("mix_unaided", -0.5)]
 LARGER = 1e-2  # in fp32 a fall of the loss must stand above the resolution of the loss
 
 
@@ -160,6 +169,7 @@ def on_one(folder: Path) -> dict[str, Any]:
         "live": scores_at(folder, Layout(), 0, "fp64", kind="live"),
         "sequence": scores_at(folder, Layout(), 0, "fp64", normalize="sequence"),
         "one text": scores_at(folder, Layout(), 0, rms=LARGER, count=1),
+        **{target.kind: scores_at(folder, Layout(), 0, "fp64", target=target) for target in MIXES},
         **{str(n): scores_at(folder, Layout(), n, rms=LARGER) for n in (0, 2)},
     }
 
@@ -189,6 +199,11 @@ def shared(folder: Path) -> list[Any]:
 
 def test_a_score_is_the_inner_product_of_both_gradients(folder: Path, alone: dict[str, Any]) -> None:
     assert alone["fp64"] == pytest.approx(inner_products(folder), rel=1e-3)
+
+
+@pytest.mark.parametrize("target", MIXES, ids=str)
+def test_exposures_are_scored_by_the_target_that_is_trained_on(folder: Path, alone: dict[str, Any], target: Target) -> None:
+    assert alone[target.kind] == pytest.approx(inner_products(folder, target=target), rel=1e-3)
 
 
 def test_a_live_teacher_stays_where_it_was(folder: Path, alone: dict[str, Any]) -> None:

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from math import isnan
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,8 @@ from megatron_atesd.checkpoint.hf_weights import load_hf_weights
 from megatron_atesd.checkpoint.reading import model_state, read_folder, write_folder
 from megatron_atesd.config import ScheduleConfig
 from megatron_atesd.distill.divergence import divergence
-from megatron_atesd.distill.step import Normalize, StepResult, distill_step, example_losses
+from megatron_atesd.distill.step import Example, Normalize, StepResult, distill_step, example_losses
+from megatron_atesd.distill.target import TEACHER, Target
 from megatron_atesd.distill.teacher import Teacher
 from megatron_atesd.model.gpt import build_model
 from megatron_atesd.model.hf_config import read_architecture
@@ -40,23 +43,38 @@ class Layout:
     chunk: int = 5
     recompute: str = ""
     overlap: bool = False
+    target: Target = TEACHER
 
     @property
     def name(self) -> str:
         shares = "-".join(map(str, self.shares))
         layout = f"tp{self.tensor}-pp{self.pipeline}-vp{self.virtual}-sp{int(self.sequence)}-tokens{self.tokens}-shares{shares}"
-        return f"{layout}-cp{self.context}-packed{int(self.packed)}-chunk{self.chunk}-overlap{int(self.overlap)}-{self.recompute}"
+        target = f"{self.target.kind}{self.target.weight}"
+        return f"{layout}-cp{self.context}-packed{int(self.packed)}-chunk{self.chunk}-overlap{int(self.overlap)}-{self.recompute}-{target}"
+
+
+def asked(target: Target) -> list[Example]:
+    """The examples, with what the teacher reads again: the student's prompt, or something else."""
+    unaided = target.kind == "mix_unaided"
+    return [replace(e, second_prompt=e.student_prompt if unaided else (*e.teacher_prompt[2:], 3)) for e in examples(37)]
+
+
+def mixed(first_TV: torch.Tensor, second_TV: torch.Tensor, target: Target) -> torch.Tensor:
+    """Log-probabilities of the target, of those of both readings."""
+    if target.kind == "mix_exposures":
+        return ((1 - target.weight) * first_TV.exp() + target.weight * second_TV.exp()).log()
+    return torch.log_softmax((1 - target.weight) * first_TV + target.weight * second_TV, dim=-1)
 
 
 def plain_reference(
-    student: PreTrainedModel, teacher: PreTrainedModel, normalize: str
+    student: PreTrainedModel, teacher: PreTrainedModel, normalize: str, target: Target = TEACHER
 ) -> tuple[dict[str, float], list[float], dict[str, torch.Tensor]]:
     """The same step as anyone would write it: whole logits, autograd, one sequence at a time.
 
     Its metrics, the mean loss of each response that is not empty, and every gradient.
     """
     token_losses, sequence_means, statistics = [], [], []
-    for example in (e for e in examples(37) if e.response):
+    for example in (e for e in asked(target) if e.response):
 
         def log_probs(model: PreTrainedModel, prompt: TokenIds, response: TokenIds = example.response) -> torch.Tensor:
             logits = model(torch.tensor([[*prompt, *response]])).logits[0, len(prompt) - 1 : -1]
@@ -64,6 +82,8 @@ def plain_reference(
 
         with torch.no_grad():
             teacher_log_probs = log_probs(teacher, example.teacher_prompt)
+            if target != TEACHER:
+                teacher_log_probs = mixed(teacher_log_probs, log_probs(teacher, example.second_prompt), target)
         student_log_probs = log_probs(student, example.student_prompt)
         losses = divergence(teacher_log_probs, student_log_probs, DIVERGENCE.kind, DIVERGENCE.clip)
         statistics.append(plain_statistics(teacher_log_probs, student_log_probs.detach()))
@@ -113,8 +133,8 @@ def megatron_step(layout: Layout, folder: Path, normalize: Normalize) -> tuple[S
         optimization.zero_grad()
         rank = parallel_state.get_data_parallel_rank()
         first = sum(layout.shares[:rank])
-        mine = examples(37)[first : first + layout.shares[rank]]
-        divergence = replace(DIVERGENCE, chunk=layout.chunk)
+        mine = asked(layout.target)[first : first + layout.shares[rank]]
+        divergence = replace(DIVERGENCE, chunk=layout.chunk, target=layout.target)
         result = distill_step(optimization.wrapped, model, teacher, mine, divergence, layout.tokens, normalize)
         losses = example_losses(model, teacher, mine, divergence) if layout.context > 1 else []
         for parameter in model.parameters():
@@ -123,8 +143,7 @@ def megatron_step(layout: Layout, folder: Path, normalize: Normalize) -> tuple[S
         return result, losses
 
 
-def digits(loss: float) -> str:
-    return f"{loss:.4g}"
+close = partial(pytest.approx, rel=1e-4)
 
 
 def gradients_by_hf_name(folder: Path, layout: Layout) -> dict[str, torch.Tensor]:
@@ -191,17 +210,42 @@ def test_context_parallelism_and_packed_sequences_change_nothing(world: int, tmp
     compare(LONG_LAYOUTS[world], world, "qwen3", True, "sequence", tmp_path)
 
 
-def compare(layouts: Sequence[Layout], world: int, family: str, tied: bool, normalize: Normalize, tmp_path: Path) -> None:
+TARGETS = [Target("mix_exposures", 0.3), Target("mix_unaided", 0.4), Target("mix_unaided", -0.5)]
+TARGET_LAYOUTS = {
+    1: [Layout(), Layout(tokens=200, chunk=100)],
+    2: [Layout(tensor=2), Layout(pipeline=2, tokens=40), Layout(shares=(3, 1)), Layout(context=2, packed=True, tokens=60)],
+}
+
+
+@pytest.mark.parametrize("world", TARGET_LAYOUTS)
+@pytest.mark.parametrize("target", TARGETS, ids=str)
+def test_a_target_that_is_a_mix_equals_plain_pytorch(world: int, target: Target, tmp_path: Path) -> None:
+    layouts = [replace(layout, target=target) for layout in TARGET_LAYOUTS[world]]
+    compare(layouts, world, "qwen3", True, "token", tmp_path, target)
+
+
+def test_a_mix_of_logits_with_weight_0_is_the_teacher_bit_for_bit(tmp_path: Path) -> None:
+    save_models(tmp_path, "qwen3", tied=True)
+    layouts = [Layout(target=target) for target in (TEACHER, Target("mix_unaided", 0.0))]
+    plain, mix = (result for result, _ in run_distributed(megatron_steps, 1, layouts, tmp_path, "token")[0])
+    assert (mix.loss, mix.kl, mix.teacher_entropy) == (plain.loss, plain.kl, plain.teacher_entropy)
+    gradients = [gradients_by_hf_name(tmp_path, layout) for layout in layouts]
+    assert all(torch.equal(gradients[1][name], gradient) for name, gradient in gradients[0].items())
+
+
+def compare(
+    layouts: Sequence[Layout], world: int, family: str, tied: bool, normalize: Normalize, tmp_path: Path, target: Target = TEACHER
+) -> None:
     save_models(tmp_path, family, tied)
     results = run_distributed(megatron_steps, world, layouts, tmp_path, normalize)
     load = Qwen3ForCausalLM if family == "qwen3" else LlamaForCausalLM
     student, teacher = (load.from_pretrained(tmp_path / role).eval() for role in ("student", "teacher"))
-    metrics, each, expected = plain_reference(student, teacher, normalize)
+    metrics, each, expected = plain_reference(student, teacher, normalize, target)
     for index, layout in enumerate(layouts):
         for rank in results:
             result, losses = rank[index]
             assert {name: getattr(result, name) for name in metrics} == pytest.approx(metrics, rel=1e-5), layout
-            assert set(map(digits, losses)) <= {*map(digits, each), "nan"}, layout  # nan: of an empty response
+            assert all(loss in map(close, each) or isnan(loss) for loss in losses), layout  # nan: of an empty response
         got = gradients_by_hf_name(tmp_path, layout)
         assert set(got) == set(expected)
         for name, gradient in expected.items():

@@ -40,6 +40,9 @@ def refusal(paths: list[str]):
         (1, ["rollout.temperature=0", "distill.temperature=1"]),
         (1, ["rollout.temperature=0.001"]),
         (1, ["exposure.batch=1", "exposure.advantage=ema"]),
+        (1, ["distill.target=mix_unaided", "distill.mix_weight=-0.5"]),
+        (1, ["distill.teacher=refreshed", "exposure.progress=probe_accuracy"]),
+        (1, ["distill.target=mix_exposures", "exposure.mode=fixed", "exposure.bins=2", "exposure.fixed_by_bin=[0, 1]"]),
         (1, ["exposure.entropy_floor=-1.5"]),
         (1, ["schedule.decay=wsd", "schedule.decay_updates=30"]),
         (1, ["run.updates=2"]),
@@ -73,6 +76,8 @@ def test_every_number_has_a_bound():
         ("distill.temperature=0", "distill.temperature is 0.0, must be 0.001 or more"),
         ("rollout.temperature=1e-40", "rollout.temperature is 1e-40, must be 0 (the most likely token) or 0.001 or more"),
         ("distill.clip=-0.1", "distill.clip is -0.1, must be 0 or more"),
+        ("distill.mix_weight=1", "distill.mix_weight is 1.0, must be below 1"),
+        ("distill.mix_exposure=1.5", "distill.mix_exposure is 1.5, must be from 0 to 1"),
     ],
 )
 def test_a_value_out_of_bounds_is_refused(refusal, setting: str, rule: str):
@@ -100,6 +105,26 @@ def test_a_value_out_of_bounds_is_refused(refusal, setting: str, rule: str):
         (1, ["rollout.temperature=0"], "rollout.temperature is 0 and distill.temperature is null"),
         (1, ["rollout.min_new_tokens=1025"], "rollout.min_new_tokens is 1025, must not exceed rollout.max_new_tokens 1024"),
         (1, ["rollout.stop=['Q:', '']"], "rollout.stop has an empty text"),
+        (1, ["distill.teacher=refreshed", "exposure.progress=train_accuracy"], "but train_accuracy is not measured on held-out problems"),
+        (1, ["distill.teacher=refreshed", "exposure.progress=probe_kl"], "but probe_kl is not measured on held-out problems or moves"),
+        (1, ["distill.teacher=refreshed", "exposure.bins=2"], "but with exposure.bins 2 each bin has a progress of its own"),
+        (1, ["distill.teacher=refreshed", "distill.refresh_every=100"], "distill.refresh_every is 100, must be below run.updates 100"),
+        (1, ["distill.target=mix_unaided", "exposure.mode=none"], "distill.target is mix_unaided, but with exposure.mode none the teacher"),
+        (
+            1,
+            ["distill.target=mix_exposures", "distill.mix_weight=-0.5"],
+            "distill.mix_weight is -0.5, but distill.target mix_exposures mixes probabilities; raise it to 0 or more",
+        ),
+        (
+            1,
+            ["distill.target=mix_exposures", "exposure.mode=fixed", "exposure.fixed=0", "exposure.reference=none"],
+            "distill.target is mix_exposures, but with exposure.reference none exposures make no difference",
+        ),
+        (
+            1,
+            ["distill.target=mix_exposures", "distill.mix_exposure=0.5", "exposure.mode=fixed", "exposure.fixed=0.5"],
+            "distill.mix_exposure is 0.5, the fixed exposure itself",
+        ),
         (1, ["exposure.clip_low=0.9", "exposure.clip_high=0.1"], "exposure.clip_low is 0.9, must not exceed exposure.clip_high 0.1"),
         (1, ["exposure.batch=1"], "exposure.batch is 1 with exposure.advantage batch"),
         (

@@ -77,10 +77,12 @@ def wide_jobs() -> list[DryRank]:
     return [DryRank(config, QWEN3["32b"], 512, rank, Shapes(4, length=2048, response=1024)) for rank in stage_ranks(config, 512)]
 
 
-def small_job(tensor: int, pipeline: int, virtual: int, rank: int, context: int = 1, packed: bool = False, **recompute: Any) -> DryRank:
+def small_job(
+    tensor: int, pipeline: int, virtual: int, rank: int, context: int = 1, packed: bool = False, target: Any = "teacher", **recompute: Any
+) -> DryRank:
     """Qwen3-0.6B on 8 GPUs, with torch's kernels."""
     parallel = ParallelConfig(tensor, pipeline, virtual, sequence=tensor > 1, context=context, packed=packed)
-    model, distill = ModelConfig("Qwen3-0.6B", "bf16", "sdpa"), DistillConfig(teacher="ema", chunk=4096)
+    model, distill = ModelConfig("Qwen3-0.6B", "bf16", "sdpa"), DistillConfig(teacher="ema", chunk=4096, target=target)
     config = TrainConfig(model=model, parallel=parallel, distill=distill, megatron=recompute)
     return DryRank(config, QWEN3["0.6b"], 8, rank, Shapes(4, 512, response=256, context=context, packed=packed))
 
@@ -92,6 +94,7 @@ SMALL = {
     "recompute, TP × PP": small_job(2, 4, 1, rank=0, **FULL),
     "recompute, TP": small_job(2, 1, 1, rank=0, **FULL),
     "context": small_job(1, 1, 1, rank=0, context=2),
+    "mix, TP": small_job(2, 1, 1, rank=0, target="mix_exposures"),
     "context, packed, TP × PP": small_job(2, 2, 1, rank=7, context=2, packed=True),
 }
 
@@ -166,6 +169,12 @@ def test_the_plan_counts_the_keys_and_values_between_context_ranks(walked: Seque
     for phase, passes in (("teacher", 1), ("student", 2)):
         gathered = moved(run, phase, "context", "allgather_base", "reduce_scatter_base")
         assert context_bytes(work, tokens, passes) == (gathered - passes * hidden) / 2  # a rank's own half is not sent
+
+
+def test_a_mix_sends_the_messages_of_two_passes_of_the_teacher(walked: Sequence[DryRun]):
+    mix, plain = (walked[len(WALKED) + list(SMALL).index(name)] for name in ("mix, TP", "recompute, TP"))
+    sent = [moved(run, "teacher", "tensor", "allgather_base", "reduce_scatter_base") for run in (mix, plain)]
+    assert sent[0] == 2 * sent[1] > 0
 
 
 @pytest.mark.parametrize("name", WALKED)

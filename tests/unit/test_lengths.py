@@ -85,6 +85,15 @@ def test_a_teachers_prompt_beyond_the_limit_is_refused_only_where_it_is_used(inp
         check_lengths(*read(inputs, "--exposure.mode=fixed", f"--prompt.max_length={student}"))
 
 
+def test_the_second_prompt_of_a_mix_of_exposures_has_the_same_limit(inputs: Path) -> None:
+    _, given = read(inputs)
+    longest = max(len(given.model.renderer.teacher(p, 0.0).prompt_ids) for p in (*given.problems, *given.probe_problems))
+    settings = ("--exposure.mode=fixed", "--exposure.fixed=0", f"--prompt.max_length={longest}", "--distill.mix_exposure=1")
+    check_lengths(*read(inputs, *settings))
+    with pytest.raises(DataError, match=f"its teacher prompt has .* but prompt.max_length is {longest}"):
+        check_lengths(*read(inputs, *settings, "--distill.target=mix_exposures"))
+
+
 def test_a_teachers_prompt_is_as_long_as_the_reference_that_is_shown(inputs: Path) -> None:
     """A short question with a long reference and a long one with a short one are both shorter than the longest with its own."""
     _, given = read(inputs)

@@ -53,6 +53,27 @@ def test_what_a_recipe_says_about_its_bytes_a_parameter_is_what_is_planned():
     assert sum(held) == 20 * stage_parameters(work, 0)  # as the header of the recipe has it
 
 
+@pytest.mark.parametrize(("target", "prompt"), [("mix_exposures", "teacher"), ("mix_unaided", "student")])
+def test_a_mixed_target_costs_another_pass_of_the_teacher(target: str, prompt: str):
+    work, plain = workload("8b", 8, f"--distill.target={target}"), workload()
+    more, less = ({phase.name: phase for phase in update_phases(each, H100, ASSUMED)} for each in (work, plain))
+    assert more.keys() - less.keys() == {"teacher's second reading"}
+    alike = replace(plain, lengths=replace(plain.lengths, teacher=getattr(plain.lengths, prompt)))
+    teacher = update_phases(alike, H100, ASSUMED)[1]
+    assert teacher.name == "teacher forward"
+    assert replace(more["teacher's second reading"], name=teacher.name) == teacher
+
+
+def test_a_mix_of_probabilities_forms_the_logits_of_both_readings_and_a_mix_of_logits_does_not():
+    plain, probabilities, logits = (workload("8b", 8, f"--distill.target={t}") for t in ("teacher", "mix_exposures", "mix_unaided"))
+    losses = [{p.name: p for p in update_phases(work, H100, ASSUMED)}["loss"] for work in (plain, probabilities, logits)]
+    assert (losses[1].flops, losses[2]) == (losses[0].flops * 5 / 4, losses[0])
+    student = [rank_memory(work, 0).phases["student"] for work in (plain, probabilities, logits)]
+    assert student[1]["teacher's hidden states"] == 2 * student[0]["teacher's hidden states"]
+    assert student[1]["logits of a chunk"] == student[0]["logits of a chunk"] * 46 / 40
+    assert student[2] == student[0]
+
+
 def test_an_offloaded_teacher_is_on_the_device_only_in_its_pass():
     always, phases = (rank := rank_memory(workload("8b", 8, "--distill.teacher_offload=true"), 0)).always, rank.phases
     assert always["teacher"] == 0
@@ -146,13 +167,15 @@ SIGNALS = {  # texts of a problem: tokens of prompt and text, with a student's p
     "exposure.progress=probe_own": [(100, 200), (300, 200), *[(100, 50)] * KEPT],
     "exposure.progress=probe_margin": [(100, 200), (300, 200), *[(100, 50)] * 2 * KEPT],
     "exposure.progress=probe_kl": [(100, 200), (300, 200), (100, 50), (300, 50)],
+    "exposure.progress=probe_kl --distill.target=mix_exposures": [(100, 200), (300, 200), (100, 50), (300, 50), (300, 50)],
+    "exposure.progress=probe_kl --distill.target=mix_unaided": [(100, 200), (300, 200), (100, 50), (300, 50), (100, 50)],
 }
 
 
 @pytest.mark.parametrize("setting", SIGNALS)
 def test_the_probe_scores_a_data_ranks_share_of_its_texts(setting: str):
     """64 problems over two data ranks."""
-    work = replace(workload("8b", 8, f"--{setting}"), probe=64, lengths=Lengths(student=100, teacher=300, response=50))
+    work = replace(workload("8b", 8, *f"--{setting}".split()), probe=64, lengths=Lengths(student=100, teacher=300, response=50))
     arch = QWEN3["8b"]
     texts = [forward_flops(arch, prompt + text) + 2 * text * 4096 * 151_936 for prompt, text in SIGNALS[setting]]
     every = 10 if setting == "exposure.mode=fixed" else 1

@@ -81,6 +81,19 @@ def test_an_initial_teacher_stays_where_the_student_started() -> None:
     assert all(torch.equal(got, w0) for got, w0 in zip(taught(teacher), start, strict=True))
 
 
+@pytest.mark.parametrize(("dtype", "offload"), [(torch.float32, False), (torch.bfloat16, False), (torch.bfloat16, True)])
+def test_a_refreshed_teacher_is_the_student_at_the_last_refresh(dtype: torch.dtype, offload: bool) -> None:
+    model = student(dtype)
+    start, teacher = values(model), Teacher(model, "refreshed", offload=offload)
+    moved = move(model, 1)
+    teacher.update()
+    assert all(torch.equal(got, w0) for got, w0 in zip(taught(teacher), start, strict=True))
+    teacher.refresh()
+    move(model, 2)
+    teacher.update()
+    assert all(torch.equal(got, w1) for got, w1 in zip(taught(teacher), moved, strict=True))
+
+
 @pytest.mark.parametrize("kind", ["initial", "ema"])
 def test_applied_puts_the_students_storage_back_after_an_error(kind: Any) -> None:
     model = student()

@@ -12,9 +12,10 @@ from transformers import Qwen3ForCausalLM
 
 from megatron_atesd.config import load_config
 from megatron_atesd.data.shuffled import ShuffledReferences
+from megatron_atesd.distill import step as passes
 from megatron_atesd.distill.divergence import Divergence
 from megatron_atesd.distill.fused import distill_loss
-from megatron_atesd.distill.step import distill_step, measure_step, teacher_pass
+from megatron_atesd.distill.step import distill_step, measure_step, teacher_passes
 from megatron_atesd.errors import ConfigError
 from megatron_atesd.model.chunk import ModelChunk
 from megatron_atesd.model.decoding import Decoder
@@ -74,6 +75,33 @@ def test_the_teacher_of_an_example_sees_the_exposure_in_force(run: TrainingRun) 
 def test_the_student_of_an_example_sees_what_it_answered(run: TrainingRun) -> None:
     examples = run.examples(rollouts(run), run.contexts(rollouts(run), ALPHA))
     assert [(e.student_prompt, e.response) for e in examples] == [(r.prompt_ids, r.response_ids) for r in rollouts(run)]
+
+
+def test_the_second_prompt_is_what_the_target_mixes_with(inputs: Path) -> None:
+    def seconds(*overrides: str) -> list[Sequence[int]]:
+        run = start(inputs, *overrides)
+        return [example.second_prompt for example in run.examples(rollouts(run), run.contexts(rollouts(run), ALPHA))]
+
+    run = start(inputs)
+    at_half = [run.renderer.teacher(p, 0.5).prompt_ids for p in run.probe_problems]
+    assert seconds("--distill.target=mix_exposures", "--distill.mix_exposure=0.5") == at_half
+    assert seconds("--distill.target=mix_unaided") == [run.renderer.student(p) for p in run.probe_problems]
+    assert seconds() == [()] * len(run.probe_problems)
+
+
+def test_what_exposures_are_mixed_with_is_read_once(inputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mode aligned compares three exposures: four passes of the teacher."""
+    settings = ("--exposure.mode=aligned", "--exposure.progress=probe_nll", "--exposure.grid=3", "--distill.target=mix_exposures")
+    run, reading, prompts = start(inputs, *settings), passes._reading, list[list[Sequence[int]]]()
+
+    def watched(model: Any, pairs: Sequence[Any], tokens: int) -> Any:
+        prompts.append([prompt for prompt, _ in pairs])
+        return reading(model, pairs, tokens)
+
+    monkeypatch.setattr(passes, "_reading", watched)
+    assert run.alignment(rollouts(run)) is not None
+    read = rollouts(run)[:2]  # exposure.score_share
+    assert prompts == [[c.prompt_ids for c in run.contexts(read, alpha)] for alpha in (0.0, 0.5, 1.0, run.config.distill.mix_exposure)]
 
 
 def test_in_mode_none_the_teacher_sees_the_students_prompt(inputs: Path) -> None:
@@ -155,11 +183,11 @@ def test_a_share_of_the_rollouts_is_read_to_compare_exposures(
     settings = ("--exposure.mode=aligned", "--exposure.progress=probe_nll", "--exposure.grid=3", f"--exposure.score_share={share}")
     run, lengths = start(inputs, *settings), list[int]()
 
-    def watched(model: Any, teacher: Any, examples: Sequence[Any], tokens: int) -> Any:
-        lengths.append(len(examples))
-        return teacher_pass(model, teacher, examples, tokens)
+    def watched(model: Any, teacher: Any, views: Sequence[Sequence[Any]], *rest: Any) -> Any:
+        lengths.extend(map(len, views))
+        return teacher_passes(model, teacher, views, *rest)
 
-    monkeypatch.setattr(training_run, "teacher_pass", watched)
+    monkeypatch.setattr(training_run, "teacher_passes", watched)
     assert run.alignment(rollouts(run)) is not None
     assert lengths == [read] * 3
 

@@ -9,7 +9,8 @@ import torch
 import torch.distributed as dist
 
 from megatron_atesd.distill.mismatch import mismatch_sums
-from megatron_atesd.distill.step import Example, measure_step, teacher_pass
+from megatron_atesd.distill.step import Example, measure_step, teacher_passes
+from megatron_atesd.distill.target import TEACHER
 from megatron_atesd.parallel.groups import data_parallel_place
 from megatron_atesd.train.mismatch import Mismatch
 
@@ -28,7 +29,7 @@ def curve_cost(measured: Mismatch, repeats: int) -> dict[str, Any]:
         {
             "curve": _seconds(lambda: mismatch_sums(model, teacher, measured.pairs, measured.prompts, divergence, tokens)),
             "exposure": fmean(_seconds(lambda of=of: measure_step(model, teacher, of, divergence, tokens)) for of in each),
-            "teacher_pass": fmean(_seconds(lambda of=of: teacher_pass(model, teacher, of, tokens)) for of in each),
+            "teacher_pass": fmean(_seconds(lambda of=of: teacher_passes(model, teacher, [of], tokens, TEACHER)) for of in each),
         }
         for _ in range(repeats + 1)
     ][1:]  # the first warms up

@@ -127,7 +127,11 @@ def one_update(updates: Updates, parts: Parts, index: int) -> tuple[dict[str, fl
     with watch.phase("rollout"):
         responses = engine.generate(prompts, seeds, replace(config.rollout, max_new_tokens=updates.lengths.response))
     asked = zip(prompts, parts.ids["references"], responses, strict=True)
-    examples = [Example(prompt, [*prompt, *reference], response.ids) for prompt, reference, response in asked]
+    unaided = config.distill.target == "mix_unaided"
+    examples = [
+        Example(prompt, full := [*prompt, *reference], response.ids, second_prompt=prompt if unaided else full)
+        for prompt, reference, response in asked
+    ]
     settings = (divergence_of(config), config.parallel.micro_batch_tokens, config.distill.normalize)
 
     def passes(loss: Loss) -> StepResult:
