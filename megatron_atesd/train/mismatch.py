@@ -120,7 +120,7 @@ class Mismatch:
 
 
 def load_teacher(model: HiddenStateGPT, folder: Path, distill: DistillConfig, precision: Precision | None) -> Teacher:
-    """The teacher of a training's checkpoint, with distill.teacher initial, ema or refreshed; else the weights of `model` themselves, without a copy.
+    """The teacher of a training's checkpoint, unless distill.teacher is live; else the weights of `model` themselves, without a copy.
 
     That is the teacher of a training that begins from `folder`. Collective. Raises CheckpointError.
     """
