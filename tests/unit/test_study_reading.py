@@ -10,7 +10,7 @@ from megatron_atesd.study.design import Check, Run
 from megatron_atesd.study.reading import read_study
 from tests.support.fake_study import ROOT, save_study
 
-MINI = ROOT / "examples" / "mini_study" / "study.yaml"
+STUDIES = sorted((ROOT / "examples" / "mini_study").glob("*.yaml"))
 
 
 def changed(folder: Path, old: str, new: str) -> Path:
@@ -59,8 +59,9 @@ def test_the_checkpoint_that_is_evaluated_is_kept(tmp_path: Path):
     assert study.config(next(study.runs())).checkpoint.keep_every == 3
 
 
-def test_the_mini_study_keeps_every_rule():
-    study = read_study(MINI)
+@pytest.mark.parametrize("file", STUDIES, ids=lambda file: file.stem)
+def test_the_mini_study_keeps_every_rule(file: Path):
+    study = read_study(file)
     assert len(study.bases.names) >= 3
     assert not {"1", "2", "7", "8"} & set(study.bases.names), "a base that was used for tuning"
 
