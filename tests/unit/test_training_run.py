@@ -92,13 +92,13 @@ def test_the_second_prompt_is_what_the_target_mixes_with(inputs: Path) -> None:
 def test_what_exposures_are_mixed_with_is_read_once(inputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Mode aligned compares three exposures: four passes of the teacher."""
     settings = ("--exposure.mode=aligned", "--exposure.progress=probe_nll", "--exposure.grid=3", "--distill.target=mix_exposures")
-    run, reading, prompts = start(inputs, *settings), passes._reading, list[list[Sequence[int]]]()
+    run, reading, prompts = start(inputs, *settings), passes.response_states, list[list[Sequence[int]]]()
 
     def watched(model: Any, pairs: Sequence[Any], tokens: int) -> Any:
         prompts.append([prompt for prompt, _ in pairs])
         return reading(model, pairs, tokens)
 
-    monkeypatch.setattr(passes, "_reading", watched)
+    monkeypatch.setattr(passes, "response_states", watched)
     assert run.alignment(rollouts(run)) is not None
     read = rollouts(run)[:2]  # exposure.score_share
     assert prompts == [[c.prompt_ids for c in run.contexts(read, alpha)] for alpha in (0.0, 0.5, 1.0, run.config.distill.mix_exposure)]
