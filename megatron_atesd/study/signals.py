@@ -32,7 +32,7 @@ def correlations(results: Record) -> dict[str, dict[Place, Record]]:
     found: dict[str, dict[Place, Record]] = {}
     for signal in LIKELIHOODS:
         for place, bases in falls_and_gains(results, signal).items():
-            values = [float(np.corrcoef(points.T)[0, 1]) for points in bases.values() if np.all(np.ptp(points, axis=0) > 0)]
+            values = [np.corrcoef(points[:, 0], points[:, 1]).item(0, 1) for points in bases.values() if np.all(np.ptp(points, axis=0) > 0)]
             if values:
                 found.setdefault(signal, {})[place] = _mean(np.array(values))
     return found
