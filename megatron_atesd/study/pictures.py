@@ -149,6 +149,7 @@ def signals_figure(results: Record) -> Figure | None:
             style: dict[str, Any] = {"s": 16, "alpha": 0.75, "marker": _MARKERS[place % len(_MARKERS)], "linewidth": 0}
             axes.scatter(scale * points[:, 0], 100 * points[:, 1], color=PALETTE[place % len(PALETTE)], label=label, **style)
         tidy(axes, signal, f"{SIGNALS[signal]}, at the end", "sampled accuracy, points")
+        axes.locator_params(axis="x", nbins=5)  # long numbers would touch
         axes.axhline(0, color=GRID, linewidth=1)
         axes.axvline(0, color=GRID, linewidth=1)
         axes.legend(frameon=False, fontsize=8, labelcolor=INK)
