@@ -13,7 +13,7 @@ from torch import Tensor
 from megatron_atesd.config import TrainConfig
 from megatron_atesd.distill.divergence import Divergence
 from megatron_atesd.distill.fused import TokenStatistics, distill_loss
-from megatron_atesd.distill.target import Target
+from megatron_atesd.distill.target import TEACHER, Target
 from megatron_atesd.distill.teacher import Teacher
 from megatron_atesd.model.gpt import HiddenStateGPT
 from megatron_atesd.model.micro_batches import MicroBatch, Pair, TokenIds, padding_share
@@ -38,7 +38,7 @@ def divergence_of(config: TrainConfig) -> Divergence:
         distill.top_k,
         distill.compile,
         distill.clip_mode,
-        Target(distill.target, distill.mix_weight),
+        TEACHER if distill.target == "teacher" else Target(distill.target, distill.mix_weight),
     )
 
 
