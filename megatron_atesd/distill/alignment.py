@@ -14,7 +14,8 @@ from torch import Tensor
 from megatron_atesd.distill.divergence import Divergence, bound_weights
 from megatron_atesd.distill.fused import distill_loss
 from megatron_atesd.distill.likelihood import ScoredText, weighted_nll_stage
-from megatron_atesd.distill.step import Normalize, ResponseStates, token_weights
+from megatron_atesd.distill.readings import ResponseStates
+from megatron_atesd.distill.step import Normalize, token_weights
 from megatron_atesd.distill.teacher import Teacher
 from megatron_atesd.model.gpt import HiddenStateGPT
 from megatron_atesd.model.micro_batches import MicroBatch, Pair

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from megatron_atesd.distill.divergence import Divergence
 from megatron_atesd.distill.fused import distill_loss
-from megatron_atesd.distill.step import response_states
+from megatron_atesd.distill.readings import response_states
 from megatron_atesd.distill.teacher import Teacher
 from megatron_atesd.model.gpt import HiddenStateGPT
 from megatron_atesd.model.micro_batches import MicroBatch, Pair, TokenIds

@@ -21,7 +21,8 @@ from megatron_atesd.data.sampler import ProblemSampler, fingerprint
 from megatron_atesd.data.teacher_view import TeacherView
 from megatron_atesd.distill.alignment import add_progress_gradient, alignment_scores
 from megatron_atesd.distill.likelihood import ScoredText, mean_nll, weighted_nll
-from megatron_atesd.distill.step import Example, divergence_of, example_losses, measure_step, teacher_passes
+from megatron_atesd.distill.readings import Example, teacher_passes
+from megatron_atesd.distill.step import divergence_of, example_losses, measure_step
 from megatron_atesd.distill.teacher import Teacher
 from megatron_atesd.exposure.aligned import exposure_grid
 from megatron_atesd.exposure.bins import bin_metric

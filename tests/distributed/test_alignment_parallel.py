@@ -15,7 +15,8 @@ from megatron_atesd.config import ScheduleConfig
 from megatron_atesd.distill.alignment import add_progress_gradient, alignment_scores
 from megatron_atesd.distill.divergence import Divergence, divergence
 from megatron_atesd.distill.likelihood import ScoredText
-from megatron_atesd.distill.step import Example, Normalize, distill_step, teacher_passes
+from megatron_atesd.distill.readings import Example, teacher_passes
+from megatron_atesd.distill.step import Normalize, distill_step
 from megatron_atesd.distill.target import TEACHER, Target
 from megatron_atesd.distill.teacher import Teacher
 from megatron_atesd.model.gpt import build_model

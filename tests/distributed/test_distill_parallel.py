@@ -16,7 +16,8 @@ from megatron_atesd.checkpoint.hf_weights import load_hf_weights
 from megatron_atesd.checkpoint.reading import model_state, read_folder, write_folder
 from megatron_atesd.config import ScheduleConfig
 from megatron_atesd.distill.divergence import divergence
-from megatron_atesd.distill.step import Example, Normalize, StepResult, distill_step, example_losses
+from megatron_atesd.distill.readings import Example
+from megatron_atesd.distill.step import Normalize, StepResult, distill_step, example_losses
 from megatron_atesd.distill.target import TEACHER, Target
 from megatron_atesd.distill.teacher import Teacher
 from megatron_atesd.model.gpt import build_model

@@ -14,7 +14,8 @@ from megatron_atesd.checkpoint.hf_weights import load_hf_weights
 from megatron_atesd.distill import mismatch
 from megatron_atesd.distill.divergence import Divergence
 from megatron_atesd.distill.mismatch import STATISTICS, mismatch_sums
-from megatron_atesd.distill.step import Example, measure_step
+from megatron_atesd.distill.readings import Example
+from megatron_atesd.distill.step import measure_step
 from megatron_atesd.distill.teacher import Teacher
 from megatron_atesd.model.gpt import build_model
 from megatron_atesd.model.hf_config import read_architecture

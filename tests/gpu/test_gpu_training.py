@@ -15,7 +15,8 @@ from megatron_atesd.checkpoint.hf_weights import load_hf_weights
 from megatron_atesd.checkpoint.reading import write_folder
 from megatron_atesd.config import ScheduleConfig, load_config
 from megatron_atesd.distill.divergence import Divergence
-from megatron_atesd.distill.step import Example, distill_step
+from megatron_atesd.distill.readings import Example
+from megatron_atesd.distill.step import distill_step
 from megatron_atesd.distill.teacher import Teacher
 from megatron_atesd.faults.state import checkpoint_state, differences, metrics
 from megatron_atesd.parallel.session import parallel_session

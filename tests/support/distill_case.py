@@ -6,7 +6,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from megatron_atesd.distill.divergence import Divergence
-from megatron_atesd.distill.step import Example
+from megatron_atesd.distill.readings import Example
 
 DIVERGENCE = Divergence("forward_kl", clip=0.5, temperature=1.1)
 RECOMPUTE = {

@@ -7,7 +7,8 @@ from transformers import Qwen3Config
 
 from megatron_atesd.config import ScheduleConfig
 from megatron_atesd.distill.divergence import Divergence
-from megatron_atesd.distill.step import Example, distill_step
+from megatron_atesd.distill.readings import Example
+from megatron_atesd.distill.step import distill_step
 from megatron_atesd.distill.teacher import Teacher
 from megatron_atesd.model.gpt import HiddenStateGPT, build_model
 from megatron_atesd.model.hf_config import read_architecture

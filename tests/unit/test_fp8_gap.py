@@ -12,7 +12,7 @@ import torch
 from benchmarks import fp8_gap
 from benchmarks.fp8_gap import for_comparison, fp8_gaps, gap_table, usable
 from megatron_atesd.config import Precision, PrecisionConfig, TrainConfig, load_config
-from megatron_atesd.distill.step import Example
+from megatron_atesd.distill.readings import Example
 from megatron_atesd.errors import ConfigError
 from megatron_atesd.parallel.session import parallel_session
 from megatron_atesd.train.checks import check_before_work

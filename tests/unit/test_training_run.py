@@ -12,10 +12,11 @@ from transformers import Qwen3ForCausalLM
 
 from megatron_atesd.config import load_config
 from megatron_atesd.data.shuffled import ShuffledReferences
-from megatron_atesd.distill import step as passes
+from megatron_atesd.distill import readings
 from megatron_atesd.distill.divergence import Divergence
 from megatron_atesd.distill.fused import distill_loss
-from megatron_atesd.distill.step import distill_step, measure_step, teacher_passes
+from megatron_atesd.distill.readings import teacher_passes
+from megatron_atesd.distill.step import distill_step, measure_step
 from megatron_atesd.errors import ConfigError
 from megatron_atesd.model.chunk import ModelChunk
 from megatron_atesd.model.decoding import Decoder
@@ -92,13 +93,13 @@ def test_the_second_prompt_is_what_the_target_mixes_with(inputs: Path) -> None:
 def test_what_exposures_are_mixed_with_is_read_once(inputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Mode aligned compares three exposures: four passes of the teacher."""
     settings = ("--exposure.mode=aligned", "--exposure.progress=probe_nll", "--exposure.grid=3", "--distill.target=mix_exposures")
-    run, reading, prompts = start(inputs, *settings), passes.response_states, list[list[Sequence[int]]]()
+    run, reading, prompts = start(inputs, *settings), readings.response_states, list[list[Sequence[int]]]()
 
     def watched(model: Any, pairs: Sequence[Any], tokens: int) -> Any:
         prompts.append([prompt for prompt, _ in pairs])
         return reading(model, pairs, tokens)
 
-    monkeypatch.setattr(passes, "response_states", watched)
+    monkeypatch.setattr(readings, "response_states", watched)
     assert run.alignment(rollouts(run)) is not None
     read = rollouts(run)[:2]  # exposure.score_share
     assert prompts == [[c.prompt_ids for c in run.contexts(read, alpha)] for alpha in (0.0, 0.5, 1.0, run.config.distill.mix_exposure)]

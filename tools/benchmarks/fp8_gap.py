@@ -14,7 +14,8 @@ from torch import Tensor
 
 from megatron_atesd.config import Precision, PrecisionConfig, TrainConfig
 from megatron_atesd.distill.divergence import Divergence
-from megatron_atesd.distill.step import Example, distill_step, measure_step
+from megatron_atesd.distill.readings import Example
+from megatron_atesd.distill.step import distill_step, measure_step
 from megatron_atesd.distill.teacher import Teacher
 from megatron_atesd.errors import ConfigError
 from megatron_atesd.model.architecture import Architecture

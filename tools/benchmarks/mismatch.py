@@ -9,7 +9,8 @@ import torch
 import torch.distributed as dist
 
 from megatron_atesd.distill.mismatch import mismatch_sums
-from megatron_atesd.distill.step import Example, measure_step, teacher_passes
+from megatron_atesd.distill.readings import Example, teacher_passes
+from megatron_atesd.distill.step import measure_step
 from megatron_atesd.distill.target import TEACHER
 from megatron_atesd.parallel.groups import data_parallel_place
 from megatron_atesd.train.mismatch import Mismatch

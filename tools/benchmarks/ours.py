@@ -12,7 +12,8 @@ from megatron_atesd.checkpoint.hf_weights import load_hf_weights
 from megatron_atesd.config import ScheduleConfig
 from megatron_atesd.distill.divergence import Divergence
 from megatron_atesd.distill.fused import distill_loss
-from megatron_atesd.distill.step import Example, Loss, StepResult, distill_step
+from megatron_atesd.distill.readings import Example
+from megatron_atesd.distill.step import Loss, StepResult, distill_step
 from megatron_atesd.distill.teacher import Teacher
 from megatron_atesd.model.gpt import build_model
 from megatron_atesd.model.hf_config import read_architecture

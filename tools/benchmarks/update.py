@@ -15,7 +15,8 @@ from benchmarks.worker import measure_loss
 from benchmarks.workload import Workload, draw_ids
 from megatron_atesd.config import TrainConfig
 from megatron_atesd.distill.fused import distill_loss
-from megatron_atesd.distill.step import Example, Loss, StepResult, distill_step, divergence_of
+from megatron_atesd.distill.readings import Example
+from megatron_atesd.distill.step import Loss, StepResult, distill_step, divergence_of
 from megatron_atesd.distill.teacher import Teacher
 from megatron_atesd.errors import ConfigError
 from megatron_atesd.model.architecture import Architecture
