@@ -16,9 +16,8 @@ from megatron_atesd.exposure.simulation_figures import Figures
 from megatron_atesd.exposure.simulation_work import Key, Part
 
 PAPER = ExposureConfig(mode="learned", replay=0)  # [paper] wherever the paper says something
-OURS = ExposureConfig(
-    mode="learned", grounding="off", advantage="ema", batch=1, positive_part=False
-)  # learned-margin of examples/mini_study
+# learned-margin of examples/mini_study
+OURS = ExposureConfig(mode="learned", grounding="off", advantage="ema", batch=1, positive_part=False)
 FULL_WAY = 100  # updates in which a student goes as far as `start` says
 STEPS = 100  # of α and of the training, in the search of the best constant
 

@@ -44,19 +44,19 @@ def check_begun(study: Study, parts: Sequence[Run | Check], inputs: bool) -> Non
 
     inputs: whether models and problem files are there, and are to be compared too.
     """
-    changed: list[tuple[Path, list[str]]] = []
+    changed: list[tuple[Run | Check, list[str]]] = []
     for part in parts:
-        folder = folder_of(study, part)
-        if (there := _read(folder / DECISIVE)) is not None:
+        if (there := _read(folder_of(study, part) / DECISIVE)) is not None:
             now = decisive_of(study, part) if inputs else _chosen(study, part) | {"inputs": there["inputs"]}
             if different := list(_differences(there, now)):
-                changed.append((folder, different))
+                changed.append((part, different))
     if changed:
-        folder, different = changed[0]
-        others = f" (and {len(changed) - 1} more runs)" if len(changed) > 1 else ""
+        part, different = changed[0]
+        kind, name = ("run", "give the arm another name, ") if isinstance(part, Run) else ("check", "")
+        more = sum(type(other) is type(part) for other, _ in changed[1:])
         raise ConfigError(
-            f"{folder}{others} has a run with other settings: {'; '.join(different[:3])}{' …' if len(different) > 3 else ''}; set it back, "
-            "give the arm another name, or remove the folder to do the run anew"
+            f"{folder_of(study, part)}{f' (and {more} more {kind}s)' if more else ''} has a {kind} with other settings: "
+            f"{'; '.join(different[:3])}{' …' if len(different) > 3 else ''}; set it back, {name}or remove the folder to do the {kind} anew"
         )
 
 
@@ -73,7 +73,9 @@ def _chosen(study: Study, part: Run | Check) -> Decisive:
         del settings[section][key]
     if isinstance(part, Run):
         return {"settings": settings, "evaluation": asdict(study.evaluation)}
-    return {"settings": settings, "signals": asdict(study.signals) if study.signals else {}}
+    plan = asdict(study.signals) if study.signals else {}
+    plan.pop("leads", None)  # others may come
+    return {"settings": settings, "signals": plan}
 
 
 def _differences(there: Decisive, now: Decisive) -> Iterator[str]:

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from megatron_atesd.errors import DataError
 from megatron_atesd.study.comparison import BEST
-from megatron_atesd.study.signals import correlations
+from megatron_atesd.study.signals import Place, correlations
 
 Record = Mapping[str, Any]
 BEGIN, END = "<!-- study -->", "<!-- /study -->"
@@ -36,15 +36,14 @@ def markdown(results: Record, comparison: Record, pictures: Sequence[tuple[str, 
     for task, part in comparison.items():
         lines = [_columns(part), ["---"] + ["---:"] * (len(_columns(part)) - 1), *_rows(part)]
         parts.append(f"**{_title(results, task, part)}**\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines))
-    parts += [_signals(results)] if results["checks"] else []
+    parts += [_signals(results, found)] if (found := correlations(results)) else []
     parts.append("\n".join(notes(results, comparison)))
     parts += [f"![{text}]({name})" for text, name in pictures]
     return "\n\n".join(parts) + "\n"
 
 
-def _signals(results: Record) -> str:
+def _signals(results: Record, found: Mapping[str, Mapping[Place, Record]]) -> str:
     """The table of correlations, and what they are."""
-    found = correlations(results)
     places = list(dict.fromkeys(place for row in found.values() for place in row))
     updates = results["checks"][0]["updates"]
     columns = ["signal", *(f"{task}, updates {lead + 1} to {lead + updates}" for task, lead in places)]

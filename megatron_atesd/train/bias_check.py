@@ -13,6 +13,7 @@ import torch.distributed as dist
 
 from megatron_atesd.checkpoint.folders import delete
 from megatron_atesd.checkpoint.reading import write_folder
+from megatron_atesd.evaluate.responses import write_whole
 from megatron_atesd.parallel.agreement import on_rank_0
 from megatron_atesd.parallel.groups import is_main
 from megatron_atesd.parallel.session import start_minutes
@@ -85,8 +86,9 @@ def lead_in(run: TrainingRun, heartbeat: Heartbeat, stopped: Callable[[], object
 
 
 def save_record(check: BiasCheck, path: Path) -> None:
-    """Write it as JSON; on rank 0 only. Raises CheckpointError. Collective."""
-    on_rank_0(lambda: path.write_text(json.dumps(check.record(), indent=2) + "\n"), f"{path} cannot be written")
+    """Write it as JSON, under its name only when it is complete; on rank 0. Raises CheckpointError. Collective."""
+    content = (json.dumps(check.record(), indent=2) + "\n").encode()
+    on_rank_0(lambda: write_whole(path, content), f"{path} cannot be written")
 
 
 def _update(run: TrainingRun, update: int, alpha: float) -> bool:

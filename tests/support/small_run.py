@@ -31,6 +31,18 @@ def save_inputs(folder: Path) -> Path:
     return folder
 
 
+def save_sharp_inputs(folder: Path) -> Path:
+    """The same, with predictions sharp enough that every token of the prompt matters."""
+    save_inputs(folder)
+    model = Qwen3ForCausalLM.from_pretrained(folder / "hf")
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    model.save_pretrained(folder / "hf")
+    return folder
+
+
 def arguments(inputs: Path, run_dir: Path, *overrides: str) -> list[str]:
     """Arguments of tools/train.py for a run of six updates with a learned exposure; `overrides` are more of them."""
     configs = [f"--config={ROOT / 'examples' / 'quickstart' / name}" for name in ("atesd.yaml", "paper.yaml")]

@@ -3,55 +3,32 @@
 import json
 import os
 import re
-import runpy
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from examples.quickstart.warm_start import describe_model
-from megatron_atesd.data.problems import save_problems
-from megatron_atesd.data.sources.chain import chain_splits
+from tests.support.refusals import HeavyWorkError, refusal, save_description
 
-ROOT = Path(__file__).resolve().parents[2]
 POSITIONS = 256
+SESSION = "megatron_atesd.evaluate.evaluation.session_of"
 Evaluate = Callable[..., str]
 
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """hf/ (a description without weights: what is refused must be refused before they are read) and test.jsonl."""
-    folder = tmp_path_factory.mktemp("inputs")
-    describe_model(folder / "hf")
-    save_problems(chain_splits({"test": 8}, seed=1)["test"], folder / "test.jsonl")
-    return folder
-
-
-class HeavyWorkError(Exception):
-    """Process groups were about to be made."""
+    return save_description(tmp_path_factory.mktemp("inputs"))
 
 
 @pytest.fixture
 def evaluate(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Evaluate:
-    """The line that tools/evaluate.py says in this process, without `error: `; HeavyWorkError when it refuses nothing."""
-
-    def heavy_work(*_: Any, **__: Any) -> None:
-        raise HeavyWorkError
+    """What tools/evaluate.py refuses with, see `refusal`."""
 
     def run(*flags: str, world_size: int = 1) -> str:
         monkeypatch.setenv("WORLD_SIZE", str(world_size))
-        monkeypatch.setattr("megatron_atesd.evaluate.evaluation.session_of", heavy_work)
         given = {"--model": inputs / "hf", "--data": inputs / "test.jsonl", "--out": tmp_path / "out", "--max-new-tokens": 48}
-        given |= {"--config": ROOT / "examples" / "quickstart" / "atesd.yaml", "--parallel.tensor": 1}
-        words = [str(word) for pair in given.items() for word in pair]
-        monkeypatch.setattr(sys, "argv", ["evaluate.py", *words, *flags])
-        with pytest.raises(SystemExit) as end:
-            runpy.run_path(str(ROOT / "tools" / "evaluate.py"), run_name="__main__")
-        said = capsys.readouterr().err.splitlines()
-        assert (end.value.code, len(said)) == (2, 1)
-        return said[0].removeprefix("error: ")
+        return refusal("evaluate.py", SESSION, given, flags, monkeypatch, capsys)
 
     return run
 

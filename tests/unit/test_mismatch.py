@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import Qwen3ForCausalLM
 
 from megatron_atesd.checkpoint.reading import write_folder
 from megatron_atesd.config import load_config
@@ -21,7 +20,7 @@ from megatron_atesd.train.checks import check_before_work
 from megatron_atesd.train.mismatch import Mismatch
 from megatron_atesd.train.mismatch_inputs import Measurement, read_inputs
 from megatron_atesd.train.training_run import TrainingRun
-from tests.support.small_run import arguments, save_inputs
+from tests.support.small_run import arguments, save_sharp_inputs
 
 ALPHAS = [0.0, 0.4, 0.45, 1.0]  # of two segments, both in the middle reveal one
 PROBLEMS, SAMPLES = 5, 2
@@ -29,14 +28,8 @@ PROBLEMS, SAMPLES = 5, 2
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Inputs of a small run, with predictions sharp enough that every token of the prompt matters, inside a parallel session."""
-    folder = save_inputs(tmp_path_factory.mktemp("inputs"))
-    model = Qwen3ForCausalLM.from_pretrained(folder / "hf")
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.2 * torch.randn_like(parameter))
-    model.save_pretrained(folder / "hf")
+    """Inputs of a small run inside a parallel session."""
+    folder = save_sharp_inputs(tmp_path_factory.mktemp("inputs"))
     with parallel_session():
         yield folder
 

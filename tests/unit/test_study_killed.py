@@ -111,6 +111,24 @@ def test_another_evaluation_update_is_refused(unbroken: Path, tmp_path: Path):
     assert "(and 23 more runs) has a run with other settings: evaluation.samples is 8, there 4" in again.stderr
 
 
+def test_a_check_that_was_changed_is_refused(unbroken: Path, tmp_path: Path):
+    changed = tmp_path / "study.yaml"
+    changed.write_text(unbroken.read_text().replace("signals: {updates: 2", "signals: {updates: 1"))
+    again = subprocess.run(command(changed), cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=PATIENCE)
+    assert again.returncode == 2
+    assert (
+        "signals/late/7/0 (and 7 more checks) has a check with other settings: signals.updates is 1, there 2; set it back, or"
+        in again.stderr
+    )
+
+
+def test_checks_after_other_updates_may_be_added_and_left_out(unbroken: Path, tmp_path: Path):
+    fewer = tmp_path / "study.yaml"
+    fewer.write_text(unbroken.read_text().replace("leads: [0, 1]", "leads: [1]"))
+    assert "late, updates 2 to 3 |" in (run_whole(fewer) and (unbroken.parent / "out" / "tables.md").read_text())
+    run_whole(unbroken)
+
+
 def test_what_is_left_can_be_printed_and_done_elsewhere(tmp_path: Path):
     study = save_study(tmp_path)
     run_whole(study, "--only", "half")

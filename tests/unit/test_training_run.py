@@ -27,7 +27,7 @@ from megatron_atesd.train.checks import check_before_work
 from megatron_atesd.train.heartbeat import Heartbeat
 from megatron_atesd.train.progress import Finished
 from megatron_atesd.train.training_run import TrainingRun
-from tests.support.small_run import arguments, save_inputs
+from tests.support.small_run import arguments, save_sharp_inputs
 
 ALPHA = 0.3
 START = Exposure(1.0, -1)
@@ -36,14 +36,8 @@ DIVERGENCE = Divergence()
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Inputs of a small run, with predictions sharp enough that every token of the prompt matters, inside a parallel session."""
-    folder = save_inputs(tmp_path_factory.mktemp("inputs"))
-    model = Qwen3ForCausalLM.from_pretrained(folder / "hf")
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.2 * torch.randn_like(parameter))
-    model.save_pretrained(folder / "hf")
+    """Inputs of a small run inside a parallel session."""
+    folder = save_sharp_inputs(tmp_path_factory.mktemp("inputs"))
     with parallel_session():
         yield folder
 
