@@ -7,9 +7,7 @@ import pytest
 
 from megatron_atesd.config import TrainConfig, build_parser, load_config, save_config
 from megatron_atesd.errors import ConfigError
-
-OTHERS = ("pytorchjob.yaml", "study.yaml")  # no recipes
-EXAMPLES = sorted(path for path in (Path(__file__).resolve().parents[2] / "examples").rglob("*.yaml") if path.name not in OTHERS)
+from tests.support.recipes import RECIPES
 
 
 @pytest.fixture
@@ -182,9 +180,9 @@ def test_a_saved_config_names_the_software_that_ran(tmp_path: Path):
 
 
 def test_there_are_examples():
-    assert EXAMPLES
+    assert RECIPES
 
 
-@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: f"{path.parent.name}/{path.name}")
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_every_shipped_config_is_accepted(path: Path):
     assert load_config(["--config", str(path)]) != TrainConfig()

@@ -12,10 +12,9 @@ from megatron.core.optimizer import OptimizerConfig
 
 from megatron_atesd.config import ModelShape, TrainConfig, build_section, load_config, validate
 from tests.support.patience import PATIENCE
+from tests.support.recipes import RECIPES
 
 ROOT = Path(__file__).resolve().parents[2]
-OTHERS = ("pytorchjob.yaml", "study.yaml", "side.yaml")  # no recipes; test_study_reading.py reads the latter two
-RECIPES = sorted(path for path in (ROOT / "examples").rglob("*.yaml") if path.name not in OTHERS)
 LAUNCHER = ROOT / "examples" / "atesd_qwen3_8b.sh"
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "1"]
 

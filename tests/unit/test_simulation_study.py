@@ -61,7 +61,7 @@ def test_a_student_goes_the_same_part_of_its_way_in_runs_of_any_length():
 
 
 def test_the_two_learned_modes_are_the_papers_and_the_study_example():
-    study = yaml.safe_load((ROOT / "examples/mini_study/study.yaml").read_text())
+    study = yaml.safe_load((ROOT / "examples/mini_study/side.yaml").read_text())
     arm = study["arms"]["learned-margin"]
     changes = [f"--exposure.{name}={value}" for name, value in arm["exposure"].items()]
     loaded = load_config(["--config", str(ROOT / study["settings"]["config"]), "--config", str(ROOT / arm["config"]), *changes]).exposure
