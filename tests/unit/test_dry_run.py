@@ -19,6 +19,7 @@ from megatron_atesd.plan.memory import activation_bytes, rank_memory, stage_para
 from megatron_atesd.plan.planned_update import Lengths, planned_update
 from megatron_atesd.plan.published import QWEN3
 from megatron_atesd.plan.speed import context_bytes, tensor_bytes
+from tests.support import recipes
 
 pytestmark = pytest.mark.slow
 
