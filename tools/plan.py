@@ -112,7 +112,7 @@ def read(args: argparse.Namespace, settings: list[str]) -> tuple[TrainConfig, Ar
         raise ConfigError(f"optimizer.optimizer is {optimizer}, but the plan knows the state of adam only; set it to adam to plan")
     if config.megatron.get("pipeline_model_parallel_layout"):
         raise ConfigError("megatron.pipeline_model_parallel_layout is set, but the plan divides layers evenly; leave it out to plan")
-    sections = ("parallel", "data", "prompt", "rollout", "engine", "distill")
+    sections = ("parallel", "data", "prompt", "rollout", "engine", "distill", "exposure")
     refuse(section_problems(config, sections) or list(parallel_problems(config, args.gpus)))
     arch = QWEN3[args.model_shape] if args.model_shape else from_folder(config.model.path)
     refuse(layout_problems(config.parallel, args.gpus, arch.shape))

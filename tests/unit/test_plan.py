@@ -316,6 +316,7 @@ def test_the_command_says_what_to_change_and_fails_when_it_does_not_fit():
             "all problems of data.probe, but 'no/such.jsonl' is no file; write the file first, or set data.probe_size",
         ),
         (["--model-shape", "8b", "--gpus", "8", "--engine.batch", "-5"], "engine.batch is -5, must be 0 or more"),
+        (["--model-shape", "8b", "--gpus", "8", "--exposure.mode", "aligned", "--exposure.hold", "0"], "exposure.hold is 0, must be 1 or more"),
         (["--model-shape", "8b", "--gpus", "8", "--engine.bach", "3"], "did you mean engine.batch?"),
     ],
 )
