@@ -97,7 +97,7 @@ def _check_flags(task: Measurement) -> None:
 def _settings_that_count(task: Measurement, world_size: int) -> TrainConfig:
     s, e, data = task.settings, task.settings.exposure, str(task.data)
     return TrainConfig(
-        run=RunConfig(dir=str(task.out), seed=task.seed),
+        run=RunConfig(dir=str(task.out), seed=task.seed, updates=s.run.updates),
         model=replace(s.model, path=str(task.model)),
         precision=s.precision,
         parallel=s.parallel,
