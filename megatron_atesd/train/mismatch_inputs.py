@@ -106,7 +106,8 @@ def _settings_that_count(task: Measurement, world_size: int) -> TrainConfig:
         rollout=s.rollout,
         engine=s.engine,
         distill=replace(s.distill, target="teacher"),
-        exposure=ExposureConfig(mode="fixed", reference=e.reference, reveal=e.reveal, grounding=e.grounding),
+        # As often as can be: what a training asks of distill.refresh_every does not count here.
+        exposure=ExposureConfig(mode="fixed", reference=e.reference, reveal=e.reveal, grounding=e.grounding, probe_every=1),
         megatron=s.megatron,
     )
 
