@@ -42,7 +42,8 @@ def main() -> None:
     plan, best = make_plan(work, gpu, assume), best_plan(work, gpu, assume)
     print_ = Console(width=max(WIDTH, Console().width), soft_wrap=True).print
     print_(tables.layout_text(work), tables.memory_table(plan, gpu), tables.time_table(plan), sep="\n")
-    print_(tables.fit_text(plan, gpu, args.gpu, assume) + tables.suggestion_text(plan, best, gpu, assume))
+    once, fit = tables.sorting_text(plan, gpu, assume), tables.fit_text(plan, gpu, args.gpu, assume)
+    print_(once + fit + tables.suggestion_text(plan, best, gpu, assume))
     print_(*tables.assumption_lines(plan, gpu, assume), sep="\n")
     evaluations = plan_evaluations(work, asked, gpu, assume) if asked else []
     if asked:

@@ -27,8 +27,8 @@ def _refresh_problems(config: TrainConfig) -> Iterator[str]:
     interval = probe_interval(exposure)
     if -(-distill.refresh_every // interval) * interval >= config.run.updates:
         yield (
-            f"distill.refresh_every is {distill.refresh_every}, and progress is measured after every {interval} updates: the first measurement "
-            f"that may refresh the teacher must be below run.updates {config.run.updates}; lower distill.refresh_every or "
+            f"distill.refresh_every is {distill.refresh_every}, and progress is measured after every {interval} updates: the first "
+            f"measurement that may refresh the teacher must be below run.updates {config.run.updates}; lower distill.refresh_every or "
             "exposure.probe_every, or set distill.teacher to initial"
         )
 
@@ -44,8 +44,8 @@ def _mix_problems(config: TrainConfig) -> Iterator[str]:
     if distill.target != "mix_exposures":
         if exposure.reference == "none" and config.prompt.teacher_thinking == config.prompt.student_thinking:
             yield (
-                "distill.target is mix_unaided, but with exposure.reference none and equal thinking switches both prompts are one: there is "
-                "nothing to mix; set one of them otherwise"
+                "distill.target is mix_unaided, but with exposure.reference none and equal thinking switches both prompts are one: there "
+                "is nothing to mix; set one of them otherwise"
             )
         return
     if distill.mix_weight < 0:

@@ -78,8 +78,8 @@ def _step_problems(exposure: ExposureConfig, updates: int) -> Iterator[str]:
         yield f"exposure.levels has {len(levels)} stages, but run.updates is {updates}; give fewer"
     elif missed := _levels_without_a_window(exposure, updates):
         yield (
-            f"exposure.levels {missed} are never played: each is over before a window of exposure.hold {exposure.hold} updates begins; lower "
-            "exposure.hold or exposure.warmup_updates, or make the stages longer"
+            f"exposure.levels {missed} are never played: each is over before a window of exposure.hold {exposure.hold} updates begins; "
+            "lower exposure.hold or exposure.warmup_updates, or make the stages longer"
         )
 
 

@@ -112,7 +112,11 @@ def test_a_value_out_of_bounds_is_refused(refusal, setting: str, rule: str):
         (1, ["distill.teacher=refreshed", "exposure.progress=train_accuracy"], "but train_accuracy is not measured on held-out problems"),
         (1, ["distill.teacher=refreshed", "exposure.progress=probe_kl"], "but probe_kl is not measured on held-out problems or moves"),
         (1, ["distill.teacher=refreshed", "exposure.bins=2"], "but with exposure.bins 2 each bin has a progress of its own"),
-        (1, ["distill.teacher=refreshed", "distill.refresh_every=100"], "distill.refresh_every is 100, and progress is measured after every 1 "),
+        (
+            1,
+            ["distill.teacher=refreshed", "distill.refresh_every=100"],
+            "distill.refresh_every is 100, and progress is measured after every 1 ",
+        ),
         (1, [*REFRESHED, "distill.refresh_every=91"], "distill.refresh_every is 91, and progress is measured after every 10 updates"),
         (1, [*REFRESHED, "exposure.probe_every=100"], "distill.refresh_every is 10, and progress is measured after every 100 updates"),
         (1, ["distill.target=mix_unaided", "exposure.mode=none"], "distill.target is mix_unaided, but with exposure.mode none the teacher"),
