@@ -42,7 +42,8 @@ def main() -> None:
     plan, best = make_plan(work, gpu, assume), best_plan(work, gpu, assume)
     print_ = Console(width=max(WIDTH, Console().width), soft_wrap=True).print
     print_(tables.layout_text(work), tables.memory_table(plan, gpu), tables.time_table(plan), sep="\n")
-    print_(tables.fit_text(plan, gpu, args.gpu, assume) + tables.suggestion_text(plan, best, gpu, assume))
+    once, fit = tables.sorting_text(plan, gpu, assume), tables.fit_text(plan, gpu, args.gpu, assume)
+    print_(once + fit + tables.suggestion_text(plan, best, gpu, assume))
     print_(*tables.assumption_lines(plan, gpu, assume), sep="\n")
     evaluations = plan_evaluations(work, asked, gpu, assume) if asked else []
     if asked:
@@ -112,7 +113,7 @@ def read(args: argparse.Namespace, settings: list[str]) -> tuple[TrainConfig, Ar
         raise ConfigError(f"optimizer.optimizer is {optimizer}, but the plan knows the state of adam only; set it to adam to plan")
     if config.megatron.get("pipeline_model_parallel_layout"):
         raise ConfigError("megatron.pipeline_model_parallel_layout is set, but the plan divides layers evenly; leave it out to plan")
-    sections = ("parallel", "data", "prompt", "rollout", "engine", "distill")
+    sections = ("parallel", "data", "prompt", "rollout", "engine", "distill", "exposure")
     refuse(section_problems(config, sections) or list(parallel_problems(config, args.gpus)))
     arch = QWEN3[args.model_shape] if args.model_shape else from_folder(config.model.path)
     refuse(layout_problems(config.parallel, args.gpus, arch.shape))

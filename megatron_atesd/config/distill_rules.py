@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from megatron_atesd.config.schema import TrainConfig
-from megatron_atesd.config.signals import HELD_OUT
+from megatron_atesd.config.signals import HELD_OUT, probe_interval
 
 
 def distill_problems(config: TrainConfig) -> Iterator[str]:
@@ -24,10 +24,12 @@ def _refresh_problems(config: TrainConfig) -> Iterator[str]:
         )
     if exposure.bins > 1:
         yield f"distill.teacher is refreshed, but with exposure.bins {exposure.bins} each bin has a progress of its own; set it to 1"
-    if distill.refresh_every >= config.run.updates:
+    interval = probe_interval(exposure)
+    if -(-distill.refresh_every // interval) * interval >= config.run.updates:
         yield (
-            f"distill.refresh_every is {distill.refresh_every}, must be below run.updates {config.run.updates} for the teacher to be "
-            "refreshed; lower it, or set distill.teacher to initial"
+            f"distill.refresh_every is {distill.refresh_every}, and progress is measured after every {interval} updates: the first "
+            f"measurement that may refresh the teacher must be below run.updates {config.run.updates}; lower distill.refresh_every or "
+            "exposure.probe_every, or set distill.teacher to initial"
         )
 
 
@@ -40,6 +42,11 @@ def _mix_problems(config: TrainConfig) -> Iterator[str]:
             "there is nothing to mix; set one of the two otherwise"
         )
     if distill.target != "mix_exposures":
+        if exposure.reference == "none" and config.prompt.teacher_thinking == config.prompt.student_thinking:
+            yield (
+                "distill.target is mix_unaided, but with exposure.reference none and equal thinking switches both prompts are one: there "
+                "is nothing to mix; set one of them otherwise"
+            )
         return
     if distill.mix_weight < 0:
         yield (

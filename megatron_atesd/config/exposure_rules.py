@@ -1,6 +1,6 @@
 """Rules between the settings of section exposure, and between them and others."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from math import inf
 
@@ -76,6 +76,24 @@ def _step_problems(exposure: ExposureConfig, updates: int) -> Iterator[str]:
         yield f"exposure.step_at is {step_at}, must be rising numbers of updates, above 0 and below run.updates {updates}"
     if not step_at and len(levels) > updates:
         yield f"exposure.levels has {len(levels)} stages, but run.updates is {updates}; give fewer"
+    elif missed := _levels_without_a_window(exposure, updates):
+        yield (
+            f"exposure.levels {missed} are never played: each is over before a window of exposure.hold {exposure.hold} updates begins; "
+            "lower exposure.hold or exposure.warmup_updates, or make the stages longer"
+        )
+
+
+def stage(levels: int, step_at: Sequence[int], step: int, updates: int) -> int:
+    """Which of so many levels of mode step a window plays that begins after `step` updates of `updates`: one further after each of
+    `step_at` updates; without them in stages of equal length."""
+    return sum(at <= step for at in step_at) if step_at else step * levels // updates
+
+
+def _levels_without_a_window(exposure: ExposureConfig, updates: int) -> list[float]:
+    """Those of mode step that are over before a window begins."""
+    starts = range(exposure.warmup_updates, updates, exposure.hold)
+    played = {stage(len(exposure.levels), exposure.step_at, step, updates) for step in starts}
+    return [level for number, level in enumerate(exposure.levels) if number not in played]
 
 
 def _signal_problems(exposure: ExposureConfig) -> Iterator[str]:

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import torch
 
 from megatron_atesd.config import ExposureConfig
+from megatron_atesd.config.exposure_rules import stage
 from megatron_atesd.exposure.aligned import AlignedExposure
 from megatron_atesd.exposure.bins import BinnedExposure
 from megatron_atesd.exposure.controller import Controller, check_mode, seeded_generator
@@ -79,11 +80,6 @@ def scheduled(mode: str, start: float, end: float, share: float) -> float:
     return start + (end - start) * weight
 
 
-def stepped(levels: Sequence[float], step_at: Sequence[int], step: int, updates: int) -> float:
-    """α of update step + 1 of `updates`: one level further after each of `step_at` updates; without them in stages of equal length."""
-    return levels[sum(at <= step for at in step_at) if step_at else step * len(levels) // updates]
-
-
 class RuleBasedExposure:
     """An exposure that no reward moves.
 
@@ -129,7 +125,7 @@ class RuleBasedExposure:
 
     def _decide(self, step: int, window: int) -> float:
         if self.config.mode == "step":
-            return stepped(self.config.levels, self.config.step_at, step, self.updates)
+            return self.config.levels[stage(len(self.config.levels), self.config.step_at, step, self.updates)]
         if self.config.mode == "random":
             uniform = torch.rand((), generator=self.generator, dtype=torch.float64).item()
             return self.config.clip_low + (self.config.clip_high - self.config.clip_low) * uniform

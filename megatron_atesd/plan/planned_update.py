@@ -54,7 +54,8 @@ class PlannedUpdate:
     on each. probe: problems that are measured every probe_every updates; scored: what is scored of each of them then; probe_answers:
     responses that each gets then. compared: exposures that mode aligned scores once in `hold` updates (0: another mode), on `score_share`
     of the responses, with the gradient of `texts` texts (0: of the update's responses). fp8: the passes in FP8, by their names in section
-    precision. target: distill.target. The other names are the settings'.
+    precision. target: distill.target. references, answers: that the start model reads, or gives, once before the first update to sort
+    problems into difficulty bins (at most, where data.train is not there). The other names are the settings'.
     """
 
     arch: Architecture
@@ -85,6 +86,8 @@ class PlannedUpdate:
     lengths: Lengths
     fp8: tuple[str, ...] = ()
     target: str = "teacher"
+    references: int = 0
+    answers: int = 0
 
     @property
     def data(self) -> int:
@@ -176,6 +179,8 @@ def planned_update(config: TrainConfig, arch: Architecture, gpus: int, lengths: 
         lengths=lengths,
         fp8=tuple(role for role, precision in asdict(config.precision).items() if fp8_recipe(precision)),
         target=config.distill.target,
+        references=_sorted_problems(config, "nll", 1, 1),
+        answers=_sorted_problems(config, "pass_rate", config.exposure.difficulty_samples, config.exposure.probe_samples),
     )
 
 
@@ -198,6 +203,16 @@ def _progress_texts(config: TrainConfig) -> int:
     """Texts whose gradient mode aligned follows; 0 for the update's own responses."""
     a_problem = {"probe_nll": 1, "probe_own": KEPT, "probe_margin": 2 * KEPT}.get(config.exposure.progress, 0)
     return a_problem * _probe_problems(config.data) if config.exposure.mode == "aligned" else 0
+
+
+def _sorted_problems(config: TrainConfig, difficulty: str, of_training: int, of_probe: int) -> int:
+    """So many of each training problem in use and of each probe problem, where bins are made by `difficulty`."""
+    exposure, data = config.exposure, config.data
+    if exposure.bins == 1 or exposure.difficulty != difficulty:
+        return 0
+    used = config.run.updates * data.batch
+    used = min(used, len(load_problems(data.train, data.on_error))) if Path(data.train).is_file() else used
+    return of_training * used + of_probe * _probe_problems(data)
 
 
 def _probe_problems(data: DataConfig) -> int:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from megatron_atesd.model.counts import forward_flops, layer_parameters, loss_flops, vocabulary_parameters
 from megatron_atesd.plan.hardware import Assumptions, Gpu
 from megatron_atesd.plan.memory import stage_parameters
-from megatron_atesd.plan.planned_update import PlannedUpdate
+from megatron_atesd.plan.planned_update import PlannedUpdate, Scored
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,15 @@ def update_phases(work: PlannedUpdate, gpu: Gpu, assume: Assumptions) -> list[Ph
         _probe(work, gpu, assume),
         *([_exposure(work, gpu, assume)] if work.compared else []),
     ]
+
+
+def sorting_seconds(work: PlannedUpdate, gpu: Gpu, assume: Assumptions) -> float:
+    """Once, before the first update: what difficulty bins take of the start model. References are read as a probe reads them, responses
+    are sampled as many at a time as in an update's rollout."""
+    scored = (Scored("student", "reference", 1),)
+    reading = replace(work, probe=work.references, probe_every=1, probe_answers=0, scored=scored)
+    seconds = _probe(reading, gpu, assume).seconds if work.references else 0.0
+    return seconds + work.answers / work.batch * _decode(work, gpu, assume).seconds
 
 
 def _second_reading(work: PlannedUpdate, gpu: Gpu, assume: Assumptions) -> Phase:

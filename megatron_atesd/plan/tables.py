@@ -9,6 +9,7 @@ from megatron_atesd.plan.hardware import Assumptions, Gpu
 from megatron_atesd.plan.memory import stage_parameters
 from megatron_atesd.plan.planned_update import PlannedUpdate
 from megatron_atesd.plan.search import MARGIN, Plan, remedies, ways_out
+from megatron_atesd.plan.speed import sorting_seconds
 
 GIB = 2**30
 
@@ -75,6 +76,19 @@ def time_table(plan: Plan) -> Table:
     table.add_section()
     table.add_row("update", f"{plan.seconds:.2f}", "", "", "", "", f"{plan.tokens_per_second:,.0f} response tokens/s")
     return table
+
+
+def sorting_text(plan: Plan, gpu: Gpu, assume: Assumptions) -> str:
+    """What difficulty bins cost once, in updates; '' without any that are measured."""
+    work = plan.work
+    if not (work.references or work.answers):
+        return ""
+    what = f"reads {work.references:,} references" if work.references else f"gives {work.answers:,} responses"
+    seconds = sorting_seconds(work, gpu, assume)
+    return (
+        f"Once, before the first update: the start model {what} to sort problems by difficulty, {seconds:,.0f} s, as long as "
+        f"{seconds / plan.seconds:,.1f} updates.\n"
+    )
 
 
 def assumption_lines(plan: Plan, gpu: Gpu, assume: Assumptions) -> list[str]:

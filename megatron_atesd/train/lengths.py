@@ -9,22 +9,34 @@ from megatron_atesd.exposure.modes import highest_exposure
 from megatron_atesd.records import Problem
 from megatron_atesd.train.checks import TrainingInputs
 
+Scored = tuple[str, int, str, int, str]  # prompt and text that are read at once, each with its tokens, and what to do if they are too long
+
 
 def check_lengths(config: TrainConfig, inputs: TrainingInputs, view: TeacherView, rank: int = 0, size: int = 1) -> None:
-    """Raise DataError for a problem whose longest prompt exceeds prompt.max_length, or a probe problem that exceeds the model's positions.
+    """Raise DataError for a problem whose longest prompt exceeds prompt.max_length, or whose scored texts exceed the model's positions.
+
+    Texts of probe problems, and of training problems the references that exposure.difficulty nll reads.
 
     Rank `rank` of `size` ranks looks at its share. That prompts leave room for a whole response is a rule of the settings.
     """
     positions = inputs.model.architecture.max_positions
     for problem in inputs.problems[rank::size]:
-        longest_prompts(config, view, problem)
+        student, _ = longest_prompts(config, view, problem)
+        if config.exposure.bins > 1 and config.exposure.difficulty == "nll":
+            reference, remedy = len(view.renderer.reference(problem)), "leave it out of data.train, or choose another exposure.difficulty"
+            _check_room(problem, ("its student prompt", student, "its reference solution", reference, remedy), positions)
     for problem in inputs.probe_problems[rank::size]:
-        for prompt, prompt_tokens, text, text_tokens, remedy in scored_texts(config, view, problem):
-            if prompt_tokens + text_tokens > positions:
-                raise DataError(
-                    f"problem {problem.id!r}: {prompt} ({prompt_tokens} tokens) and {text} ({text_tokens}) are "
-                    f"{prompt_tokens + text_tokens} tokens, must not exceed the model's {positions} positions: {remedy}"
-                )
+        for scored in scored_texts(config, view, problem):
+            _check_room(problem, scored, positions)
+
+
+def _check_room(problem: Problem, scored: Scored, positions: int) -> None:
+    prompt, prompt_tokens, text, text_tokens, remedy = scored
+    if prompt_tokens + text_tokens > positions:
+        raise DataError(
+            f"problem {problem.id!r}: {prompt} ({prompt_tokens} tokens) and {text} ({text_tokens}) are "
+            f"{prompt_tokens + text_tokens} tokens, must not exceed the model's {positions} positions: {remedy}"
+        )
 
 
 def longest_prompts(config: TrainConfig, view: TeacherView, problem: Problem) -> tuple[int, int]:
@@ -37,7 +49,7 @@ def longest_prompts(config: TrainConfig, view: TeacherView, problem: Problem) ->
     return len(view.renderer.student(problem)), len(view.context(problem, highest_exposure(config.exposure)).prompt_ids)
 
 
-def scored_texts(config: TrainConfig, view: TeacherView, problem: Problem) -> Iterator[tuple[str, int, str, int, str]]:
+def scored_texts(config: TrainConfig, view: TeacherView, problem: Problem) -> Iterator[Scored]:
     """What the probe and the grounding read at once of a probe problem: prompt and text, each with its tokens, and what to do.
 
     Not the start model's own responses: that a prompt leaves room for a whole response is a rule of the settings.

@@ -97,7 +97,7 @@ def _check_flags(task: Measurement) -> None:
 def _settings_that_count(task: Measurement, world_size: int) -> TrainConfig:
     s, e, data = task.settings, task.settings.exposure, str(task.data)
     return TrainConfig(
-        run=RunConfig(dir=str(task.out), seed=task.seed),
+        run=RunConfig(dir=str(task.out), seed=task.seed, updates=s.run.updates),
         model=replace(s.model, path=str(task.model)),
         precision=s.precision,
         parallel=s.parallel,
@@ -106,7 +106,8 @@ def _settings_that_count(task: Measurement, world_size: int) -> TrainConfig:
         rollout=s.rollout,
         engine=s.engine,
         distill=replace(s.distill, target="teacher"),
-        exposure=ExposureConfig(mode="fixed", reference=e.reference, reveal=e.reveal, grounding=e.grounding),
+        # As often as can be: what a training asks of distill.refresh_every does not count here.
+        exposure=ExposureConfig(mode="fixed", reference=e.reference, reveal=e.reveal, grounding=e.grounding, probe_every=1),
         megatron=s.megatron,
     )
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from statistics import fmean
 
 from megatron_atesd.distill.likelihood import text_nlls
+from megatron_atesd.parallel.groups import from_rank_0
 from megatron_atesd.parallel.session import start_minutes
 from megatron_atesd.records import Problem
 from megatron_atesd.train.difficulty import by_key, field_values
@@ -31,6 +32,8 @@ def sort_problems(run: TrainingRun, tell: Callable[[str], None], heartbeat: Hear
             values, probe_values = (_mean_nlls(run, p) for p in (problems, probe))
         else:
             values, probe_values = _wrong_shares(run, problems, tell, heartbeat), _wrong_own(run)
+        # Sums that differed in the last bit between ranks would part problems otherwise, and show them other prompts.
+        values, probe_values = from_rank_0((values, probe_values))
         run.bins.sort(exposure, by_key(problems, values), by_key(probe, probe_values))
     run.probe_by_bin()
     tell(run.bins.account())

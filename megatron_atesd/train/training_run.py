@@ -210,10 +210,16 @@ class TrainingRun:
         return stats, metrics | ({"probe/nll": stats.probe_nll} if stats.probe_nll is not None else {})
 
     def refresh_teacher(self, stats: UpdateStats) -> dict[str, float]:
-        """Make a refreshed teacher the student's copy where a probe has shown a gain; whether it was, as a metric. Collective."""
+        """Make a refreshed teacher the student's copy where a probe has shown a gain; whether it was, as a metric. Collective.
+
+        What is measured after the last update alone refreshes nothing: a longer run would not have it.
+        """
         if self.teacher.kind != "refreshed":
             return {}
-        opens = self.gate.opens(stats.update, stats.progress)
+        regular = stats.update % probe_interval(self.config.exposure) == 0
+        # Ranks whose sums differed in the last bit would else have different teachers.
+        progress = from_rank_0(stats.progress) if regular and stats.progress is not None else None
+        opens = self.gate.opens(stats.update, progress)
         if opens:
             self.optimization.weights_ready()
             self.teacher.refresh()

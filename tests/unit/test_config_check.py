@@ -9,6 +9,8 @@ from megatron_atesd.config.bounds import BOUNDS
 from megatron_atesd.errors import ConfigError
 
 SHAPE = ModelShape(heads=16, query_groups=8, layers=28, ffn=3072, max_positions=5120)
+NO_THINKING = "prompt.teacher_thinking=false"
+REFRESHED = ("distill.teacher=refreshed", "exposure.mode=fixed")  # progress is measured after every 10 updates
 
 
 @pytest.fixture
@@ -41,7 +43,9 @@ def refusal(paths: list[str]):
         (1, ["rollout.temperature=0.001"]),
         (1, ["exposure.batch=1", "exposure.advantage=ema"]),
         (1, ["distill.target=mix_unaided", "distill.mix_weight=-0.5"]),
+        (1, ["distill.target=mix_unaided", "exposure.mode=fixed", "exposure.fixed=0", "exposure.reference=none"]),
         (1, ["distill.teacher=refreshed", "exposure.progress=probe_accuracy"]),
+        (1, [*REFRESHED, "distill.refresh_every=90"]),
         (1, ["distill.target=mix_exposures", "exposure.mode=fixed", "exposure.bins=2", "exposure.fixed_by_bin=[0, 1]"]),
         (1, ["exposure.entropy_floor=-1.5"]),
         (1, ["schedule.decay=wsd", "schedule.decay_updates=30"]),
@@ -108,7 +112,13 @@ def test_a_value_out_of_bounds_is_refused(refusal, setting: str, rule: str):
         (1, ["distill.teacher=refreshed", "exposure.progress=train_accuracy"], "but train_accuracy is not measured on held-out problems"),
         (1, ["distill.teacher=refreshed", "exposure.progress=probe_kl"], "but probe_kl is not measured on held-out problems or moves"),
         (1, ["distill.teacher=refreshed", "exposure.bins=2"], "but with exposure.bins 2 each bin has a progress of its own"),
-        (1, ["distill.teacher=refreshed", "distill.refresh_every=100"], "distill.refresh_every is 100, must be below run.updates 100"),
+        (
+            1,
+            ["distill.teacher=refreshed", "distill.refresh_every=100"],
+            "distill.refresh_every is 100, and progress is measured after every 1 ",
+        ),
+        (1, [*REFRESHED, "distill.refresh_every=91"], "distill.refresh_every is 91, and progress is measured after every 10 updates"),
+        (1, [*REFRESHED, "exposure.probe_every=100"], "distill.refresh_every is 10, and progress is measured after every 100 updates"),
         (1, ["distill.target=mix_unaided", "exposure.mode=none"], "distill.target is mix_unaided, but with exposure.mode none the teacher"),
         (
             1,
@@ -119,6 +129,11 @@ def test_a_value_out_of_bounds_is_refused(refusal, setting: str, rule: str):
             1,
             ["distill.target=mix_exposures", "exposure.mode=fixed", "exposure.fixed=0", "exposure.reference=none"],
             "distill.target is mix_exposures, but with exposure.reference none exposures make no difference",
+        ),
+        (
+            1,
+            [*("distill.target=mix_unaided", "exposure.mode=fixed", "exposure.fixed=0", "exposure.reference=none", NO_THINKING)],
+            "distill.target is mix_unaided, but with exposure.reference none and equal thinking switches both prompts are one",
         ),
         (
             1,

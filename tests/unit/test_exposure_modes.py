@@ -103,6 +103,10 @@ def test_without_step_at_stages_are_equally_long():
         ({"levels": [0, 0.5, 1], "step_at": [5, 5]}, r"exposure\.step_at is \[5, 5\], must be rising"),
         ({"step_at": [0]}, r"exposure\.step_at is \[0\], must be rising"),
         ({"step_at": [10]}, r"exposure\.step_at is \[10\], must be rising numbers of updates, above 0 and below run\.updates 10"),
+        ({"step_at": [9], "hold": 2}, r"exposure\.levels \[1\.0\] are never played: each is over before a window of exposure\.hold 2"),
+        ({"levels": [0.1, 0.2, 0.3, 0.4], "hold": 4}, r"exposure\.levels \[0\.3\] are never played"),
+        ({"levels": [0.1, 0.2, 0.3], "step_at": [4, 5], "hold": 3}, r"exposure\.levels \[0\.2\] are never played"),
+        ({"warmup_updates": 5}, r"exposure\.levels \[0\.0\] are never played"),
         ({"levels": [0.5] * 11}, r"exposure\.levels has 11 stages, but run\.updates is 10"),
     ],
 )

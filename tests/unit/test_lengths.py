@@ -75,6 +75,19 @@ def test_exactly_the_positions_that_the_mode_uses_are_needed(inputs: Path, mode:
     assert str(refused.value).startswith(f"problem {problem.id!r}: its {role} prompt")
 
 
+def test_references_of_training_problems_need_positions_only_where_difficulty_reads_them(inputs: Path) -> None:
+    binned = ("--exposure.mode=aligned", "--exposure.bins=2")
+    config, given = read(inputs, *binned, "--exposure.difficulty=nll")
+    given = replace(given, probe_problems=sorted(given.probe_problems, key=lambda p: len(p.solution))[:1])
+    tokens, problem = needed(replace(given, probe_problems=given.problems), "student", "solution")
+    assert tokens > needed(given, "student", "solution")[0]
+    check_lengths(config, with_positions(given, tokens))
+    for others in ((*binned, "--exposure.difficulty=field"), ("--exposure.mode=fixed",)):
+        check_lengths(read(inputs, *others)[0], with_positions(given, tokens - 1))
+    with pytest.raises(DataError, match=rf"^problem {problem.id!r}: .*{tokens} tokens, must not exceed .*data\.train"):
+        check_lengths(config, with_positions(given, tokens - 1))
+
+
 def test_a_teachers_prompt_beyond_the_limit_is_refused_only_where_it_is_used(inputs: Path, tmp_path: Path) -> None:
     _, given = read(inputs)
     renderer = given.model.renderer

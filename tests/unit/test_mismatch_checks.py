@@ -75,6 +75,11 @@ def test_what_a_recipe_says_of_the_exposure_in_force_does_not_count(measure: Mea
         measure("--config", tmp_path / "recipe.yaml")
 
 
+def test_a_teacher_that_stays_for_long_in_a_long_training_can_be_measured(measure: Measure):
+    with pytest.raises(HeavyWorkError):
+        measure("--distill.teacher", "refreshed", "--distill.refresh_every", "995", "--run.updates", "1000")
+
+
 def test_a_problem_file_that_is_not_there_is_refused(measure: Measure):
     assert measure("--data", "nowhere.jsonl").startswith("problem file nowhere.jsonl does not exist")
 

@@ -15,8 +15,8 @@ from megatron_atesd.plan.memory import activation_bytes, fp8_bytes, layer_activa
 from megatron_atesd.plan.planned_update import Lengths, PlannedUpdate, Recompute, planned_update
 from megatron_atesd.plan.published import QWEN3
 from megatron_atesd.plan.search import OFFLOAD, RECOMPUTE, SHARD, best_plan, layouts, make_plan, remedies, ways_out
-from megatron_atesd.plan.speed import bubble, update_phases
-from megatron_atesd.plan.tables import suggestion_text
+from megatron_atesd.plan.speed import bubble, sorting_seconds, update_phases
+from megatron_atesd.plan.tables import sorting_text, suggestion_text
 from megatron_atesd.train.own_responses import KEPT
 from tests.support.patience import PATIENCE
 
@@ -97,6 +97,26 @@ def test_a_probe_size_of_0_plans_for_every_problem_of_the_file(tmp_path: Path):
     assert (work.probe, few.probe) == (100, 16)
     seconds = [{phase.name: phase.seconds for phase in update_phases(each, H100, ASSUMED)}["probe"] for each in (work, few)]
     assert seconds[0] / seconds[1] == pytest.approx(100 / 16, rel=0.01)
+
+
+def test_sorting_problems_by_difficulty_costs_what_as_many_probes_or_rollouts_do():
+    fixed = ("--exposure.mode=fixed", "--exposure.probe_every=1", "--exposure.bins=2", "--data.probe_size=64")
+    nll, rate, field = (workload("8b", 8, *fixed, f"--exposure.difficulty={difficulty}") for difficulty in ("nll", "pass_rate", "field"))
+    seconds = {phase.name: phase.seconds for phase in update_phases(nll, H100, ASSUMED)}
+    assert sorting_seconds(nll, H100, ASSUMED) == pytest.approx(seconds["probe"] * (100 * 32 + 64) / 64, rel=0.01)
+    assert sorting_seconds(rate, H100, ASSUMED) == pytest.approx(seconds["rollout"] * (4 * 100 * 32 + 12 * 64) / 32)
+    plan = make_plan(rate, H100, ASSUMED)
+    line = sorting_text(plan, H100, ASSUMED)
+    assert line.startswith("Once, before the first update: the start model gives 13,568 responses to sort problems by difficulty, ")
+    assert line.endswith(f" s, as long as {sorting_seconds(rate, H100, ASSUMED) / plan.seconds:,.1f} updates.\n")
+    assert {sorting_text(make_plan(work, H100, ASSUMED), H100, ASSUMED) for work in (field, workload())} == {""}
+
+
+def test_problems_that_are_sorted_are_those_of_the_file_at_most(tmp_path: Path):
+    train = tmp_path / "train.jsonl"
+    train.write_text("".join(json.dumps({"problem": f"{n} + 1?", "solution": f"\\boxed{{{n + 1}}}"}) + "\n" for n in range(100)))
+    settings = (f"--data.train={train}", "--data.probe_size=16", "--exposure.bins=2", "--data.batch=8")
+    assert [workload("8b", 8, *settings, f"--run.updates={updates}").references for updates in (2, 50)] == [16 + 16, 100 + 16]
 
 
 def test_a_rollout_in_fp8_reads_a_byte_of_each_weight_of_the_layers():
@@ -316,6 +336,10 @@ def test_the_command_says_what_to_change_and_fails_when_it_does_not_fit():
             "all problems of data.probe, but 'no/such.jsonl' is no file; write the file first, or set data.probe_size",
         ),
         (["--model-shape", "8b", "--gpus", "8", "--engine.batch", "-5"], "engine.batch is -5, must be 0 or more"),
+        (
+            ["--model-shape", "8b", "--gpus", "8", "--exposure.mode", "aligned", "--exposure.hold", "0"],
+            "exposure.hold is 0, must be 1 or more",
+        ),
         (["--model-shape", "8b", "--gpus", "8", "--engine.bach", "3"], "did you mean engine.batch?"),
     ],
 )
