@@ -110,6 +110,11 @@ def test_the_mini_study_keeps_every_rule(file: Path):
         ("signals: {updates: 2", "signals: {updates: 0", "signals.updates is 0, must be 1 or more"),
         ("alphas: [0.0, 0.5, 1.0]", "alphas: [0.5]", "signals.alphas is [0.5], must be two or more numbers from 0 to 1"),
         ("alphas: [0.0, 0.5, 1.0]", "alphas: [0, half]", "study.yaml:16: signals.alphas is [0, 'half'], must be a list of a number"),
+        (
+            "{run: {updates: 3}}",
+            "{run: {updates: 3}, exposure: {mode: none}}",
+            "settings, with which signals are checked: exposure.bias_check",
+        ),
         ("samples: 4", "top_p: 2", "evaluation.top_p is 2, must be greater than 0 and at most 1"),
         ("samples: 4", "temperature: .nan", "evaluation.temperature is nan, must be 0 (the most likely token) or"),
         ("out:", 'out: "a\\0b" #', "study.yaml:2: out has a NUL character"),
