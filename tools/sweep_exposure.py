@@ -34,7 +34,7 @@ from megatron_atesd.study.execution import do_all, only_one
 from megatron_atesd.study.processes import ENVIRONMENT, Forks, Launcher, torchrun
 from megatron_atesd.study.reading import read_study
 from megatron_atesd.study.results import collect
-from megatron_atesd.study.tables import console_tables, into_readme, markdown, notes, results_text
+from megatron_atesd.study.tables import around_tables, console_tables, into_readme, markdown, notes, results_text
 from megatron_atesd.study.work import check_inputs, check_of, evaluation_of_base, preparation, training_of
 
 WIDTH = 180  # of the tables where the output is no terminal
@@ -44,8 +44,12 @@ def main() -> None:
     a = parse()
     study = read_study(a.study)
     runs = chosen(study, a.only)
+    if a.readme is not None:
+        around_tables(a.readme)  # refused before the work
+    if a.collect:
+        check_there(study)
+    make_writable("out", study.out)
     if not a.collect:
-        make_writable("out", study.out)
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that what was launched is told to end
@@ -64,7 +68,7 @@ def parse() -> argparse.Namespace:
     add(
         "--launch",
         metavar="COMMAND",
-        help="words put before the path of each script, such as 'srun -n 8 {python}'; {run}: its folder's name",
+        help="words put before the path of each script, such as 'srun -n 8 {python}'; {run}: TASK-BASE-ARM-SEED",
     )
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--print", action="store_true", help="make bases and problems, then print a command line for each part that is left")
@@ -85,24 +89,32 @@ def chosen(study: Study, only: list[str] | None) -> list[Run]:
     return [run for run in study.runs() if only is None or run.arm in only]
 
 
+def check_there(study: Study) -> None:
+    """Raise ConfigError where nothing is there to collect, or something that was made with other settings than the study has now."""
+    if not study.out.is_dir():
+        raise ConfigError(
+            f"--collect: out is {study.out}, which is no folder: nothing has been done yet; give the command without --collect"
+        )
+    check_begun(study, study.parts(), inputs=False)
+
+
 def work(a: argparse.Namespace, study: Study, runs: list[Run]) -> None:
     """Whatever is not there yet."""
-    say = Console(markup=False, highlight=False, soft_wrap=True).print
+    say = Console(markup=False, highlight=False, soft_wrap=True, stderr=a.print).print  # of --print, only commands are the output
     template = a.launch or ("{python}" if study.processes == 1 else torchrun(study.processes))
     launcher = Launcher(template)
     starter = Forks() if a.launch is None and study.processes == 1 else launcher
     checks = study.checks() if a.only is None else []
-    parts = [*runs, *checks]
-    check_begun(study, parts, inputs=False)
+    check_begun(study, study.parts(), inputs=False)  # of other arms too: the tables show them
     do_all(preparation(study), starter, a.jobs, say)
     check_inputs(study)
-    check_begun(study, parts, inputs=True)
+    check_begun(study, study.parts(), inputs=True)
     units = [evaluation_of_base(study, task, base) for task, base in study.pairs()] + [training_of(study, run) for run in runs]
     units += [check_of(study, check) for check in checks]
     if a.print:
         for unit in units:
             if steps := unit.begin():
-                print(" && ".join(shlex.join(launcher.command(step, unit.log.parent.name)) for step in steps))
+                print(" && ".join(shlex.join(launcher.command(step, unit.log)) for step in steps))
         return
     do_all(units, starter, a.jobs, say)
 

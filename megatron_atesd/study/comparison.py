@@ -43,8 +43,10 @@ def mean_and_error(values: Mapping[Key, float], unit: str) -> tuple[float, float
 
 
 def best_fixed(results: Record, task: str) -> str | None:
-    """The arm of `fixed` with the highest mean, chosen from these very runs."""
-    means = {arm: _mean(of_arm(results, task, arm), results["unit"]) for arm in results["fixed"] if of_arm(results, task, arm)}
+    """The arm of `fixed` with the highest mean, chosen from these very runs: of bases and seeds that all of them have, if there are any."""
+    arms = {arm: runs for arm in results["fixed"] if (runs := of_arm(results, task, arm))}
+    shared = [key for key in next(iter(arms.values()), {}) if all(key in runs for runs in arms.values())]
+    means = {arm: _mean({key: runs[key] for key in shared or runs}, results["unit"]) for arm, runs in arms.items()}
     return max(means, key=lambda arm: means[arm]) if means else None
 
 
@@ -93,8 +95,8 @@ def _task(results: Record, task: str) -> dict[str, Any]:
 def _row(results: Record, task: str, arm: str, references: Mapping[str, str], comparisons: int) -> dict[str, Any]:
     runs, unit = of_arm(results, task, arm), results["unit"]
     mean, error = mean_and_error({key: run["sampled"] for key, run in runs.items()}, unit)
-    labels = list(next(iter(runs.values()))["by_difficulty"])
-    by_label = {label: mean_and_error({key: run["by_difficulty"][label] for key, run in runs.items()}, unit) for label in labels}
+    labels = dict.fromkeys(label for run in runs.values() for label in run["by_difficulty"])  # a base may lack problems of some
+    parts = {label: {key: run["by_difficulty"][label] for key, run in runs.items() if label in run["by_difficulty"]} for label in labels}
     return {
         "runs": len(runs),
         "mean": mean,
@@ -103,7 +105,7 @@ def _row(results: Record, task: str, arm: str, references: Mapping[str, str], co
         "alpha": float(np.mean([alpha for run in runs.values() for alpha in run["alpha"]])),
         "rollout_tokens": float(np.mean([run["rollout_tokens"] for run in runs.values()])),
         "seconds": float(np.mean([run["seconds"] for run in runs.values()])),
-        "by_difficulty": {label: {"mean": value, "error": off} for label, (value, off) in by_label.items()},
+        "by_difficulty": {label: dict(zip(("mean", "error"), mean_and_error(part, unit), strict=True)) for label, part in parts.items()},
         "differences": {name: difference(results, task, arm, other, comparisons) for name, other in references.items()},
     }
 

@@ -1,4 +1,7 @@
-"""What decides the result of a run or check, written down beside it, so that results of other settings are never taken for its own."""
+"""What decides the result of a run, of a check, of the evaluation of a base, written down beside it.
+
+So results of other settings are never taken for its own.
+"""
 
 import hashlib
 import json
@@ -12,20 +15,26 @@ from megatron_atesd.checkpoint.fingerprint import fingerprint
 from megatron_atesd.config.fields import spell
 from megatron_atesd.errors import ConfigError
 from megatron_atesd.evaluate.responses import write_whole
-from megatron_atesd.study.design import Check, Run, Study
+from megatron_atesd.study.design import Before, Check, Run, Study
 
 RECIPE, DECISIVE = "recipe.json", "decisive.json"
 Decisive = dict[str, Any]
+Part = Before | Run | Check
+_OF_EVALUATION = ("model", "prompt", "precision", "megatron")  # sections that decide what a base answers
 
 
-def decisive_of(study: Study, part: Run | Check) -> Decisive:
+def decisive_of(study: Study, part: Part) -> Decisive:
     """All of it, JSON-ready. Model and problem files count by their contents; they must be there."""
-    problems = {f"the {name} problems": _sha256(file) for name, file in study.problems(part.task, part.base).items()}
+    files = study.problems(part.task, part.base)
+    names = ("test",) if isinstance(part, Before) else tuple(files)
+    problems = {f"the {name} problems": _sha256(files[name]) for name in names}
     return _chosen(study, part) | {"inputs": {"the model": fingerprint(study.model(part.base)), **problems}}
 
 
-def folder_of(study: Study, part: Run | Check) -> Path:
+def folder_of(study: Study, part: Part) -> Path:
     """Where a part leaves everything."""
+    if isinstance(part, Before):
+        return study.before_folder(part.task, part.base)
     return study.run_folder(part) if isinstance(part, Run) else study.check_folder(part)
 
 
@@ -39,12 +48,12 @@ def write_json(path: Path, value: Any) -> None:
     write_whole(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
 
 
-def check_begun(study: Study, parts: Sequence[Run | Check], inputs: bool) -> None:
-    """Raise ConfigError that names what differs where a run or check was begun with other settings than the study has now.
+def check_begun(study: Study, parts: Sequence[Part], inputs: bool) -> None:
+    """Raise ConfigError that names what differs where a part was begun with other settings than the study has now.
 
     inputs: whether models and problem files are there, and are to be compared too.
     """
-    changed: list[tuple[Run | Check, list[str]]] = []
+    changed: list[tuple[Part, list[str]]] = []
     for part in parts:
         if (there := _read(folder_of(study, part) / DECISIVE)) is not None:
             now = decisive_of(study, part) if inputs else _chosen(study, part) | {"inputs": there["inputs"]}
@@ -52,10 +61,11 @@ def check_begun(study: Study, parts: Sequence[Run | Check], inputs: bool) -> Non
                 changed.append((part, different))
     if changed:
         part, different = changed[0]
-        kind, name = ("run", "give the arm another name, ") if isinstance(part, Run) else ("check", "")
+        article, kind = {Before: ("an", "evaluation"), Run: ("a", "run"), Check: ("a", "check")}[type(part)]
+        name = "give the arm another name, " if kind == "run" else ""
         more = sum(type(other) is type(part) for other, _ in changed[1:])
         raise ConfigError(
-            f"{folder_of(study, part)}{f' (and {more} more {kind}s)' if more else ''} has a {kind} with other settings: "
+            f"{folder_of(study, part)}{f' (and {more} more {kind}s)' if more else ''} has {article} {kind} with other settings: "
             f"{'; '.join(different[:3])}{' …' if len(different) > 3 else ''}; set it back, {name}or remove the folder to do the {kind} anew"
         )
 
@@ -67,7 +77,10 @@ def check_recipe(folder: Path, name: str, make: list[str]) -> None:
         raise ConfigError(f"{folder} was made by {old!r}, but {name} has {new!r}; set it back, or remove the folder to make it anew")
 
 
-def _chosen(study: Study, part: Run | Check) -> Decisive:
+def _chosen(study: Study, part: Part) -> Decisive:
+    if isinstance(part, Before):
+        evaluation = {name: value for name, value in asdict(study.evaluation).items() if name != "update"}
+        return {"settings": {name: asdict(study.before)[name] for name in _OF_EVALUATION}, "evaluation": evaluation}
     settings = asdict(study.config(part) if isinstance(part, Run) else study.check_config(part))
     for section, key in (("run", "dir"), ("model", "path"), ("data", "train"), ("data", "probe")):
         del settings[section][key]

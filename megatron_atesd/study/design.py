@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from megatron_atesd.config import TrainConfig
+from megatron_atesd.paths import user_path
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,14 @@ class Check:
         return f"{self.task}, base {self.base}, signals after {self.lead} updates"
 
 
+@dataclass(frozen=True, order=True)
+class Before:
+    """The evaluation of a base before training, on a task."""
+
+    base: str
+    task: str
+
+
 @dataclass(frozen=True)
 class Study:
     """A whole study.
@@ -128,6 +137,10 @@ class Study:
         leads = self.signals.leads if self.signals else []
         return [Check(base, task, lead) for base in self.bases.names for task in self.tasks for lead in leads]
 
+    def parts(self) -> list[Before | Run | Check]:
+        """All that has a result."""
+        return [*self.runs(), *self.checks(), *(Before(base, task) for task, base in self.pairs())]
+
     def pairs(self) -> list[tuple[str, str]]:
         """Every task and base."""
         return [(task, base) for task in self.tasks for base in self.bases.names]
@@ -149,12 +162,12 @@ class Study:
         return self.out / "signals" / check.task / check.base / str(check.lead)
 
     def model(self, base: str) -> Path:
-        return Path(filled(self.bases.model, self.base_folder(base), base))
+        return user_path(filled(self.bases.model, self.base_folder(base), base))
 
     def problems(self, task: str, base: str) -> dict[str, Path]:
         """Path by train, probe, test."""
         files, folder = self.tasks[task], self.data_folder(task, base)
-        return {name: Path(filled(getattr(files, name), folder, base)) for name in ("train", "probe", "test")}
+        return {name: user_path(filled(getattr(files, name), folder, base)) for name in ("train", "probe", "test")}
 
     def config(self, run: Run) -> TrainConfig:
         """All settings of a run, so that the checkpoint to evaluate is kept."""

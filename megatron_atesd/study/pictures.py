@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from megatron_atesd.report.pictures import GRID, INK, MUTED, PALETTE, new_figure, tidy, trailing_mean
-from megatron_atesd.study.comparison import Key, mean_and_error, of_arm, signal_points
+from megatron_atesd.study.comparison import mean_and_error, of_arm, signal_points
 from megatron_atesd.study.signals import correlations, falls_and_gains
 
 Record = Mapping[str, Any]
@@ -101,8 +101,8 @@ def mismatch_figure(results: Record, comparison: Record) -> Figure | None:
     for place, task in enumerate(comparison):
         points = []
         for arm in results["fixed"]:
-            if runs := of_arm(results, task, arm):
-                values: dict[Key, float] = {key: run["first_kl"] for key, run in runs.items()}
+            known = ((key, run["first_kl"]) for key, run in of_arm(results, task, arm).items())
+            if values := {key: kl for key, kl in known if kl is not None}:
                 points.append((results["arms"][arm]["alpha"], *_filled(mean_and_error(values, results["unit"]))))
         if points:
             alpha, mean, error = np.array(sorted(points)).T

@@ -82,18 +82,24 @@ def _end_with_parent() -> None:
 
 
 class Launcher:
-    """Scripts of this project behind a launcher's words, such as `srun --ntasks 8 {python}`."""
+    """Scripts of this project behind a launcher's words, such as `srun --ntasks 8 {python}`. Raises ConfigError where there are none."""
 
     def __init__(self, template: str) -> None:
-        self._template = template
+        try:
+            self._words = shlex.split(template)
+        except ValueError as error:
+            raise ConfigError(f"--launch is {template!r}, which cannot be split into words ({error}); correct its quotes") from None
+        if not self._words:
+            raise ConfigError("--launch is empty; give words to put before a script's path, such as '{python}'")
 
-    def command(self, step: Step, name: str) -> list[str]:
-        """The words that start a step; {python} and {run} of the template are filled in."""
-        words = [] if step.plain else shlex.split(self._template)
+    def command(self, step: Step, log: Path) -> list[str]:
+        """The words that start a step; {python} and {run} of the template are filled in. log: of its part, in the part's own folder."""
+        words = [] if step.plain else self._words
+        name = "-".join(log.parent.parts[-4:])  # task, base, arm and seed, or as much of another part's folder
         return [word.replace("{python}", sys.executable).replace("{run}", name) for word in words] + step.words
 
     def start(self, step: Step, log: Path) -> Job:
-        return Launched(self.command(step, log.parent.name), log)
+        return Launched(self.command(step, log), log)
 
 
 def torchrun(processes: int) -> str:

@@ -1,27 +1,19 @@
 """From the YAML file of a study to a Study; whatever is wrong is refused with file, line, name and rule."""
 
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
-from megatron_atesd.config import (
-    TrainConfig,
-    layered_config,
-    method_problems,
-    parallel_problems,
-    refuse,
-    rollout_problems,
-    section_problems,
-)
-from megatron_atesd.config.bounds import SEED
-from megatron_atesd.config.exposures import exposures_problem
-from megatron_atesd.config.fields import accepts, describe, did_you_mean, section_types, spell
-from megatron_atesd.config.yaml import Document, Entry, read_settings, yaml_document
+import yaml
+
+from megatron_atesd.config import layered_config, refuse
+from megatron_atesd.config.fields import accepts, describe, did_you_mean, spell
+from megatron_atesd.config.yaml import Document, Entry, yaml_document
 from megatron_atesd.errors import ConfigError
 from megatron_atesd.paths import user_path
 from megatron_atesd.study.design import Arm, Bases, EvaluationPlan, SignalsPlan, Study, Task
+from megatron_atesd.study.rules import NAME, NAME_RULE, study_problems
 
 Section = TypeVar("Section")
 Layers = list[Mapping[str, Mapping[str, Any]]]
@@ -30,10 +22,8 @@ TOP: dict[str, Any] = {
     "fixed": list[str], "references": list[str], "unit": get_type_hints(Study)["unit"], "processes": int, "signals": dict,
 }  # fmt: skip
 _NEEDED = ("out", "bases", "tasks", "arms", "seeds", "evaluation")
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")
-_PLACE = re.compile(r"\{(\w*)\}")
-# An arm with other values would see other numbers of rollout tokens.
-_BUDGET = ("run.updates", "data.batch", "rollout")
+# What the study decides for each run, by the entry that does.
+_DECIDED = {"run.seed": "seeds", "run.dir": "out", "model.path": "bases.model", "data.train": "tasks", "data.probe": "tasks"}
 
 
 def read_study(path: Path) -> Study:
@@ -54,95 +44,8 @@ def read_study(path: Path) -> Study:
             signals=_section(document, top["signals"], SignalsPlan) if "signals" in top else None,
             **{"fixed": [], "references": [], **values, "out": user_path(values["out"])},
         )
-    refuse([f"{path}: {problem}" for problem in _problems(study)])
+    refuse([f"{path}: {problem}" for problem in study_problems(study)])
     return study
-
-
-def _problems(study: Study) -> Iterator[str]:
-    rule, is_seed = SEED
-    for name, values in (("bases.names", study.bases.names), ("seeds", study.seeds)):
-        if not values or len(set(values)) < len(values):
-            yield f"{name} is {values}, must be a list of different ones, at least one"
-    yield from (f"seeds has {seed}, must be {rule}" for seed in study.seeds if not is_seed(seed))
-    yield from (f"bases.names has {name!r}, {_NAME_RULE}" for name in study.bases.names if not _NAME.fullmatch(name))
-    if study.processes < 1:
-        yield f"processes is {study.processes}, must be 1 or more"
-    yield from _place_problems(study)
-    yield from _comparison_problems(study)
-    yield from _evaluation_problems(study.evaluation)
-    yield from _signal_problems(study.signals, study.before.run.updates) if study.signals else ()
-    for arm in study.arms.values() if study.processes > 0 else ():
-        yield from (f"arms.{arm.name}: {problem}" for problem in _arm_problems(arm, study))
-
-
-_NAME_RULE = "must be letters, digits and any of _ . + - (it names a folder)"
-
-
-def _place_problems(study: Study) -> Iterator[str]:
-    texts = {"bases.make": study.bases.make, "bases.model": [study.bases.model]}
-    for name, task in study.tasks.items():
-        texts |= {f"tasks.{name}.make": task.make} | {f"tasks.{name}.{file}": [getattr(task, file)] for file in ("train", "probe", "test")}
-    for name, lines in texts.items():
-        known = ("folder", "base", "python") if name.endswith(".make") else ("folder", "base")
-        for place in (place for line in lines for place in _PLACE.findall(line) if place not in known):
-            yield f"{name} has {{{place}}}, must be of {', '.join(f'{{{each}}}' for each in known)}"
-    makers = {"bases": (study.bases.make, study.bases.model)} | {f"tasks.{n}": (t.make, t.train) for n, t in study.tasks.items()}
-    for name, (make, place) in makers.items():
-        if "{folder}" in place and not make:
-            yield f"{name}.make is missing, though {name} points into {{folder}}, which these commands would fill"
-
-
-def _comparison_problems(study: Study) -> Iterator[str]:
-    for key, names in (("fixed", study.fixed), ("references", study.references)):
-        for name in names:
-            if name not in study.arms:
-                yield f"{key} has {name}, which is no arm{did_you_mean(name, study.arms)}"
-            elif key == "fixed" and (mode := study.arms[name].config.exposure.mode) != "fixed":
-                yield f"fixed has {name}, whose exposure.mode is {mode}, must be fixed"
-
-
-def _evaluation_problems(plan: EvaluationPlan) -> Iterator[str]:
-    for name, low in (("update", 1), ("samples", 1), ("max_new_tokens", 1), ("top_k", 0), ("temperature", 0), ("top_p", 0), ("min_p", 0)):
-        if getattr(plan, name) < low:
-            yield f"evaluation.{name} is {getattr(plan, name)}, must be {low} or more"
-
-
-def _signal_problems(plan: SignalsPlan, updates: int) -> Iterator[str]:
-    if problem := exposures_problem(plan.alphas):
-        yield f"signals.alphas is {plan.alphas}, {problem}"
-    if not 0 <= plan.lead_alpha <= 1:
-        yield f"signals.lead_alpha is {plan.lead_alpha}, must be from 0 to 1"
-    if plan.updates < 1:
-        yield f"signals.updates is {plan.updates}, must be 1 or more"
-    if not plan.leads or min(plan.leads) < 0 or len(set(plan.leads)) < len(plan.leads):
-        yield f"signals.leads is {plan.leads}, must be different numbers of updates, 0 or more, at least one"
-    elif max(plan.leads) + plan.updates > updates:
-        yield f"signals.leads has {max(plan.leads)}, and with signals.updates {plan.updates} more than run.updates {updates}; lower one"
-
-
-def _arm_problems(arm: Arm, study: Study) -> Iterator[str]:
-    config, update = arm.config, study.evaluation.update
-    broken = section_problems(config, list(section_types()))
-    yield from broken or [*parallel_problems(config, study.processes), *rollout_problems(config.rollout), *method_problems(config)]
-    for name in _BUDGET:
-        ours, common = (_value(c, name) for c in (config, study.before))
-        if ours != common:
-            yield f"{name} differs from that of settings, which would give the arm other rollout tokens than the others; set it in settings"
-    if not arm.tasks:
-        yield "tasks is empty; name one, or leave it out for all"
-    yield from (f"tasks has {name}, which is no task{did_you_mean(name, study.tasks)}" for name in arm.tasks if name not in study.tasks)
-    updates, every = config.run.updates, config.checkpoint.every
-    if update > updates:
-        yield f"run.updates is {updates}, but evaluation.update is {update}, which is never reached; raise the one or lower the other"
-    elif update < updates and (every == 0 or update % every):
-        yield f"checkpoint.every is {every}, which saves nothing after evaluation.update {update}; give a divisor of it"
-    if config.checkpoint.resume != "auto":
-        yield f"checkpoint.resume is {config.checkpoint.resume}, must be auto: a run that was killed goes on"
-
-
-def _value(config: TrainConfig, name: str) -> Any:
-    section, _, key = name.partition(".")
-    return getattr(getattr(config, section), key) if key else getattr(config, section)
 
 
 def _arm(document: Document, entry: Entry, common: Layers, tasks: Sequence[str]) -> Arm:
@@ -157,7 +60,16 @@ def _layers(document: Document, entry: Entry, besides: Sequence[str]) -> Layers:
     """The files of `config`, then the sections beside it, but for the keys `besides`."""
     found = {e.key: e for e in document.entries(entry) if e.key not in besides}
     files = _plain(document, found.pop("config"), list[str]) if "config" in found else []
-    return [*(read_settings(user_path(file)) for file in files), document.settings(list(found.values()))]
+    layers: Layers = []
+    for file in files:
+        with yaml_document(user_path(file), f"{entry.where}: {entry.name}.config ") as below:
+            layers.append(below.settings(below.entries()))
+    own = document.settings(list(found.values()))
+    for name, by in _DECIDED.items():
+        section, key = name.split(".")
+        if key in own.get(section, {}):
+            raise ConfigError(f"{found[section].where}: {entry.name}.{name} would have no effect, because {by} decides it; remove it")
+    return [*layers, own]
 
 
 def _names(document: Document, entry: Entry) -> list[Entry]:
@@ -166,8 +78,8 @@ def _names(document: Document, entry: Entry) -> list[Entry]:
     if not entries:
         raise ConfigError(f"{entry.where}: {entry.name} is empty; name at least one")
     for each in entries:
-        if not _NAME.fullmatch(each.key):
-            raise ConfigError(f"{each.where}: {each.name}: the name {each.key!r} {_NAME_RULE}")
+        if not NAME.fullmatch(each.key):
+            raise ConfigError(f"{each.where}: {each.name}: the name {each.key!r} {NAME_RULE}")
     return entries
 
 
@@ -190,18 +102,26 @@ def _known(entries: Sequence[Entry], hints: Mapping[str, Any], needed: Sequence[
 
 
 def _plain(document: Document, entry: Entry, hint: Any) -> Any:
-    """The value of an entry. A single one stands for a list of one, and a number for its text."""
+    """The value of an entry. A single one stands for a list of one, and in a list of texts a number for how it is written."""
     value = document.value(entry)
-    if hint in (list[str], list[int]):
-        part = str if hint == list[str] else int
-        value = [_text(each) if part is str else each for each in (value if isinstance(value, list) else [value])]
-        if not all(accepts(part, each) for each in value):
-            raise ConfigError(f"{entry.where}: {entry.name} is {spell(document.value(entry))}, must be a list of {describe(part)}")
-        return value
-    if not accepts(hint, value):
+    if get_origin(hint) is list:
+        (part,) = get_args(hint)
+        nodes = entry.node.value if isinstance(entry.node, yaml.SequenceNode) else [entry.node]
+        parts = value if isinstance(value, list) else [value]
+        found = [_text(each, node) for each, node in zip(parts, nodes, strict=True)] if part is str else parts
+        if not all(accepts(part, each) for each in found):
+            raise ConfigError(f"{entry.where}: {entry.name} is {spell(value)}, must be a list of {describe(part)}")
+    elif not accepts(hint, value):
         raise ConfigError(f"{entry.where}: {entry.name} is {spell(value)}, must be {describe(hint)}")
-    return value
+    else:
+        found = value
+    texts = [each for each in (found if isinstance(found, list) else [found]) if isinstance(each, str)]
+    if any("\0" in text for text in texts):
+        raise ConfigError(f"{entry.where}: {entry.name} has a NUL character; remove it")
+    if "" in texts and hint is str:
+        raise ConfigError(f"{entry.where}: {entry.name} is empty; give a text")
+    return found
 
 
-def _text(value: Any) -> Any:
-    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+def _text(value: Any, node: yaml.Node) -> Any:
+    return node.value if isinstance(value, int | float) and not isinstance(value, bool) else value

@@ -31,7 +31,8 @@ def collect(study: Study) -> dict[str, Any]:
         ACCURACIES = "problems", "sampled", "greedy", "by_difficulty": {label: sampled}
 
     Accuracies are shares. rollout_tokens are those of the updates' responses. first_kl: mean KL of the first update's response tokens,
-    in nats: the student is then still the base, and all arms have the same responses. alpha: null in a mode without exposure.
+    in nats: the student is then still the base, and all arms have the same responses. Null where that was not
+    finite, and the update skipped. An arm's alpha: null where it is not one and fixed.
     """
     return {
         "arms": {name: _arm(arm.config.exposure) for name, arm in study.arms.items()},
@@ -51,7 +52,7 @@ def collect(study: Study) -> dict[str, Any]:
 
 
 def _arm(exposure: Any) -> Record:
-    return {"mode": exposure.mode, "alpha": exposure.fixed if exposure.mode == "fixed" else None}
+    return {"mode": exposure.mode, "alpha": exposure.fixed if exposure.mode == "fixed" and exposure.bins == 1 else None}
 
 
 def _before(study: Study, task: str, base: str) -> Record:

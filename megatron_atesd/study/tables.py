@@ -10,6 +10,7 @@ from typing import Any
 from rich.table import Table
 
 from megatron_atesd.errors import DataError
+from megatron_atesd.evaluate.responses import write_whole
 from megatron_atesd.study.comparison import BEST
 from megatron_atesd.study.signals import Place, correlations
 
@@ -91,19 +92,27 @@ def notes(results: Record, comparison: Record) -> Iterator[str]:
     yield f"{hours:.1f} hours of updates; commit {', '.join(commit[:12] + ('-dirty' if 'dirty' in commit else '') for commit in commits)}."
 
 
-def into_readme(readme: Path, text: str, pictures: Sequence[Path]) -> None:
-    """Put `text` between the marks of `readme`, and the pictures beside it. Raises DataError when it lacks the marks."""
+def around_tables(readme: Path) -> tuple[str, str]:
+    """What stands before and after the tables, marks included. Raises DataError for a file that is none to write to or lacks the marks."""
     try:
-        old = readme.read_text(encoding="utf-8")
-    except OSError as error:
-        raise DataError(f"--readme {readme} cannot be read ({error.strerror}); give a file with the lines {BEGIN} and {END}") from None
+        with readme.open("r+", encoding="utf-8") as file:
+            old = file.read()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"--readme {readme} cannot be used ({error}); give a text file with the lines {BEGIN} and {END}") from None
     before, begin, rest = old.partition(f"{BEGIN}\n")
-    _, end, after = rest.partition(f"{END}\n")
+    _, end, after = rest.partition(END)
     if not begin or not end:
         raise DataError(f"--readme {readme} lacks the lines {BEGIN} and {END}, between which the tables go; add them")
+    return before + begin, end + after
+
+
+def into_readme(readme: Path, text: str, pictures: Sequence[Path]) -> None:
+    """Put `text` between the marks of `readme`, and the pictures beside it. Raises DataError as `around_tables`."""
+    before, after = around_tables(readme)
     for picture in pictures:
-        shutil.copyfile(picture, readme.parent / picture.name)
-    readme.write_text(f"{before}{begin}{text}{end}{after}", encoding="utf-8")
+        if not (there := readme.parent / picture.name).exists() or not there.samefile(picture):
+            shutil.copyfile(picture, there)
+    write_whole(readme.resolve(), f"{before}{text}{after}".encode())
 
 
 def results_text(results: Record, comparison: Record) -> str:

@@ -9,10 +9,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from megatron_atesd.checkpoint.fingerprint import fingerprint
+from megatron_atesd.checkpoint.manifest import MANIFEST
 from megatron_atesd.config import save_config
 from megatron_atesd.errors import ConfigError
 from megatron_atesd.study.decisive import DECISIVE, RECIPE, check_recipe, decisive_of, write_json
-from megatron_atesd.study.design import Check, EvaluationPlan, Run, Study, filled
+from megatron_atesd.study.design import Before, Check, EvaluationPlan, Run, Study, filled
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAIN, EVALUATE, CHECK = (str(ROOT / "tools" / f"{name}.py") for name in ("train", "evaluate", "check_progress"))
@@ -64,14 +66,25 @@ def _making(name: str, folder: Path, make: list[str], base: str) -> Unit:
 
 
 def check_inputs(study: Study) -> None:
-    """Raise ConfigError for a model folder or problem file that is not there (after `preparation` is done)."""
+    """Raise ConfigError for a model folder or problem file that is not there, or a model that two bases share (after `preparation`)."""
+    models: dict[str, str] = {}
     for base in study.bases.names:
         if not study.model(base).is_dir():
             raise ConfigError(f"bases.model is {study.model(base)} for base {base}, which is no folder")
+        if (other := models.setdefault(_identity(study.model(base)), base)) != base:
+            raise ConfigError(
+                f"bases {other} and {base} are the same model ({study.model(base)}), and would pass for two observations; correct "
+                "bases.make (does it use {base}?) or bases.model and remove the folder, or remove one of the names"
+            )
     for task, base in study.pairs():
         for name, file in study.problems(task, base).items():
             if not file.is_file():
                 raise ConfigError(f"tasks.{task}.{name} is {file} for base {base}, which is no file")
+
+
+def _identity(model: Path) -> str:
+    """Of what is in a folder with checksums, else of the folder itself: of a Hugging Face model there are only times to go by."""
+    return fingerprint(model) if (model / MANIFEST).is_file() else str(model.resolve())
 
 
 def evaluation_of_base(study: Study, task: str, base: str) -> Unit:
@@ -82,6 +95,7 @@ def evaluation_of_base(study: Study, task: str, base: str) -> Unit:
         if is_evaluated(folder):
             return []
         folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / DECISIVE, decisive_of(study, Before(base, task)))
         save_config(study.before, folder / SETTINGS)
         return [_evaluate(study, folder / SETTINGS, study.model(base), task, base, study.seeds[0], folder)]
 

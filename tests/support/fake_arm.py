@@ -37,7 +37,7 @@ def main() -> None:
 
 def make(folder: Path) -> None:
     write(folder / "config.json", "{}")
-    write(folder / "SHA256SUMS", "what is in it\n")
+    write(folder / "SHA256SUMS", f"what is in {folder.name}\n")
     for name in ("train", "probe", "test"):
         write(folder / f"{name}.jsonl", f"problems {name}\n")
 

@@ -95,6 +95,18 @@ def test_the_best_fixed_exposure_is_that_of_the_task():
     assert {task: part["references"][comparison.BEST] for task, part in found.items()} == {"late": "fixed-0", "det": "fixed-1"}
 
 
+def test_the_best_fixed_exposure_is_chosen_from_bases_that_all_have():
+    values = {("fixed-0", "A"): 0.5, ("fixed-0", "B"): 0.9, ("fixed-1", "A"): 0.6}  # fixed-1 has not seen B, on which all are good
+    found = comparison.compare(results([run(arm, base, 1, value) for (arm, base), value in values.items()]))
+    assert found["late"]["references"][comparison.BEST] == "fixed-1"
+
+
+def test_a_difficulty_that_a_base_has_no_problems_of_is_a_mean_of_the_others():
+    runs = [run("full", "A", 1, 0.4), run("full", "B", 1, 0.6, by_difficulty={"2": 0.6, "4": 0.1})]
+    parts = comparison.compare(results(runs))["late"]["arms"]["full"]["by_difficulty"]
+    assert {label: part["mean"] for label, part in parts.items()} == {"2": 0.5, "3": 0.2, "4": 0.1}
+
+
 def test_intervals_of_all_arms_hold_together_where_bases_differ_in_what_suits_them():
     rng, seeds, bases, arms, held = np.random.default_rng(1), (1, 2, 3), "ABCDE", ("full", "a", "b", "c"), []
     for _ in range(400):
@@ -146,6 +158,20 @@ def test_tables_go_between_the_marks_of_a_readme(tmp_path: Path):
     readme.write_text("before\n<!-- study -->\nold\n<!-- /study -->\nafter\n")
     into_readme(readme, "new\n", [])
     assert readme.read_text() == "before\n<!-- study -->\nnew\n<!-- /study -->\nafter\n"
+
+
+def test_the_second_mark_may_end_the_readme_and_the_pictures_lie_beside_it_already(tmp_path: Path):
+    readme, picture = tmp_path / "README.md", tmp_path / "picture.png"
+    readme.write_text("<!-- study -->\n<!-- /study -->")
+    picture.write_bytes(b"drawn")
+    into_readme(readme, "new\n", [picture])
+    assert (readme.read_text(), picture.read_bytes()) == ("<!-- study -->\nnew\n<!-- /study -->", b"drawn")
+
+
+def test_a_readme_that_is_no_text_is_refused(tmp_path: Path):
+    (tmp_path / "README.md").write_bytes(b"\xff<!-- study -->\n<!-- /study -->\n")
+    with pytest.raises(DataError, match=r"README\.md cannot be used"):
+        into_readme(tmp_path / "README.md", "new\n", [])
 
 
 def test_a_readme_without_marks_is_refused(tmp_path: Path):

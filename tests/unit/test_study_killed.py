@@ -1,7 +1,9 @@
 """A study that is killed at any time ends, by the same command, as one that was left alone."""
 
 import random
+import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -9,7 +11,9 @@ import psutil
 import pytest
 
 from megatron_atesd.faults.torchrun import kill
-from tests.support.fake_study import ROOT, command, save_study
+from megatron_atesd.study.processes import Launcher
+from megatron_atesd.study.work import Step
+from tests.support.fake_study import ROOT, SWEEP, command, save_study
 from tests.support.patience import PATIENCE
 from tests.support.small_run import ENVIRONMENT
 
@@ -43,6 +47,13 @@ def results(study: Path) -> tuple[str, str]:
     out = study.parent / "out"
     texts = [(out / name).read_text().replace(str(out), "OUT") for name in ("results.json", "tables.md")]
     return texts[0], texts[1]
+
+
+def refused(words: list[str], said: str) -> None:
+    """In one line, with exit code 2."""
+    job = subprocess.run(words, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=PATIENCE)
+    assert (job.returncode, job.stderr.count("\n")) == (2, 1), job.stderr
+    assert said in job.stderr
 
 
 def test_killed_ten_times_it_ends_with_the_same_table(unbroken: Path, tmp_path: Path):
@@ -103,6 +114,44 @@ def test_an_arm_that_was_changed_is_refused_and_stays(unbroken: Path, tmp_path: 
     assert results(unbroken) == before
 
 
+@pytest.mark.parametrize("option", [["--collect"], ["--only", "full"]], ids=["collect", "only"])
+def test_tables_never_show_a_changed_arm_under_its_new_settings(option: list[str], unbroken: Path, tmp_path: Path):
+    changed = tmp_path / "study.yaml"
+    changed.write_text(unbroken.read_text().replace("mode: fixed, fixed: 0.5", "mode: fixed, fixed: 0.75"))
+    refused(command(changed, *option), "has a run with other settings: exposure.fixed is 0.75, there 0.5")
+
+
+def test_the_evaluation_of_a_base_with_other_sampling_is_refused(unbroken: Path, tmp_path: Path):
+    study = tmp_path / "study.yaml"
+    shutil.copytree(unbroken.parent / "out", tmp_path / "out")
+    for name in ("runs", "signals"):
+        shutil.rmtree(tmp_path / "out" / name)
+    text = unbroken.read_text().replace(f"out: {unbroken.parent}", f"out: {tmp_path}")
+    study.write_text(text.replace("samples: 4", "samples: 8"))
+    refused(
+        command(study), "before/late/7 (and 3 more evaluations) has an evaluation with other settings: evaluation.samples is 8, there 4"
+    )
+
+
+def test_what_cannot_be_used_is_refused_before_the_work(tmp_path: Path):
+    study = save_study(tmp_path)
+    refused(command(study, "--collect"), f"--collect: out is {tmp_path}/out, which is no folder: nothing has been done yet")
+    refused([sys.executable, SWEEP, str(study), "--launch", "srun '"], '--launch is "srun \'", which cannot be split into words')
+    refused(command(study, "--readme", str(tmp_path / "none.md")), f"--readme {tmp_path}/none.md cannot be used")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["lock"]
+
+
+def test_bases_that_are_the_same_model_are_refused(tmp_path: Path):
+    study = save_study(tmp_path)
+    same = tmp_path / "same"
+    same.mkdir()
+    (same / "SHA256SUMS").write_text("the same\n")
+    make = next(line for line in study.read_text().splitlines() if line.startswith("bases:"))
+    text = f'bases: {{names: [7, 8], make: ["cp {same}/SHA256SUMS {{folder}}"], model: "{{folder}}"}}'
+    study.write_text(study.read_text().replace(make, text))
+    refused(command(study), f"bases 7 and 8 are the same model ({tmp_path}/out/bases/8), and would pass for two observations")
+
+
 def test_another_evaluation_update_is_refused(unbroken: Path, tmp_path: Path):
     changed = tmp_path / "study.yaml"
     changed.write_text(unbroken.read_text().replace("samples: 4", "samples: 8"))
@@ -129,6 +178,12 @@ def test_checks_after_other_updates_may_be_added_and_left_out(unbroken: Path, tm
     run_whole(unbroken)
 
 
+def test_what_is_printed_are_commands_and_nothing_else(tmp_path: Path):
+    lines = run_whole(save_study(tmp_path), "--print").splitlines()
+    assert len(lines) == RUNS + 4 + 8  # runs, evaluations of bases, checks
+    assert {line.split()[0] for line in lines} == {sys.executable}
+
+
 def test_what_is_left_can_be_printed_and_done_elsewhere(tmp_path: Path):
     study = save_study(tmp_path)
     run_whole(study, "--only", "half")
@@ -138,3 +193,9 @@ def test_what_is_left_can_be_printed_and_done_elsewhere(tmp_path: Path):
         subprocess.run(line, shell=True, check=True, stdout=subprocess.DEVNULL, cwd=ROOT)
     assert "16 of 24 runs are there." in run_whole(study, "--collect")
     assert evaluated(study) == 2 * RUNS // 3
+
+
+def test_each_part_has_a_name_of_its_own_for_the_launcher(tmp_path: Path):
+    launcher, step = Launcher("srun --job-name {run} {python}"), Step(["train.py"])
+    words = launcher.command(step, tmp_path / "out/runs/late/7/full/1/log.txt")
+    assert words == ["srun", "--job-name", "late-7-full-1", sys.executable, "train.py"]

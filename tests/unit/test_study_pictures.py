@@ -39,6 +39,14 @@ def drawn() -> dict[str, Figure]:
     return figures(results, compare(results))
 
 
+def test_a_first_update_that_was_skipped_is_no_point_of_the_mismatch():
+    kinds = {"arms": {"fixed-0": {"mode": "fixed", "alpha": 0.0}, "fixed-1": {"mode": "fixed", "alpha": 1.0}}, "fixed": list(POINTS)}
+    runs = [run(arm, base, 1, 0.5, first_kl=kl) for arm in POINTS for base, kl in (("A", None), ("B", 0.3))]
+    found: dict[str, Any] = kinds | {"tasks": ["late"], "references": [], "unit": "base", "before": [], "runs": runs, "checks": []}
+    (axes,) = figures(found, compare(found))["mismatch_against_alpha"].axes
+    assert bars(axes)["late"] == [pytest.approx([0, 0.3]), pytest.approx([1, 0.3])]
+
+
 def bars(axes: Axes) -> dict[str, list[list[float]]]:
     """Points of each series with error bars, by its name."""
     found = [container for container in axes.containers if isinstance(container, ErrorbarContainer)]

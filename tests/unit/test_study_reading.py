@@ -59,6 +59,16 @@ def test_the_checkpoint_that_is_evaluated_is_kept(tmp_path: Path):
     assert study.config(next(study.runs())).checkpoint.keep_every == 3
 
 
+def test_a_number_in_a_list_of_names_is_what_is_written(tmp_path: Path):
+    assert read_study(changed(tmp_path, "names: [7, 8]", "names: [010, 1.50]")).bases.names == ["010", "1.50"]
+
+
+def test_a_home_directory_may_be_written_short_in_all_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    study = read_study(changed(tmp_path, 'model: "{folder}"', 'model: "~/models/{base}"'))
+    assert study.model("7") == Path("/home/me/models/7")
+
+
 @pytest.mark.parametrize("file", STUDIES, ids=lambda file: file.stem)
 def test_the_mini_study_keeps_every_rule(file: Path):
     study = read_study(file)
@@ -99,6 +109,35 @@ def test_the_mini_study_keeps_every_rule(file: Path):
         ("leads: [0, 1]", "leads: [1, 1]", "signals.leads is [1, 1], must be different numbers of updates"),
         ("signals: {updates: 2", "signals: {updates: 0", "signals.updates is 0, must be 1 or more"),
         ("alphas: [0.0, 0.5, 1.0]", "alphas: [0.5]", "signals.alphas is [0.5], must be two or more numbers from 0 to 1"),
+        ("alphas: [0.0, 0.5, 1.0]", "alphas: [0, half]", "study.yaml:16: signals.alphas is [0, 'half'], must be a list of a number"),
+        (
+            "{run: {updates: 3}}",
+            "{run: {updates: 3}, exposure: {mode: none}}",
+            "settings, with which signals are checked: exposure.bias_check",
+        ),
+        ("samples: 4", "top_p: 2", "evaluation.top_p is 2, must be greater than 0 and at most 1"),
+        ("samples: 4", "temperature: .nan", "evaluation.temperature is nan, must be 0 (the most likely token) or"),
+        ("out:", 'out: "a\\0b" #', "study.yaml:2: out has a NUL character"),
+        ("out:", 'out: "" #', "study.yaml:2: out is empty; give a text"),
+        ('make: ["', 'make: ["it\'s", "', 'bases.make has "it\'s", which cannot be split into words (No closing quotation)'),
+        ('make: ["', 'make: ["", "', "bases.make has '', must be a command"),
+        ('model: "{folder}"', "model: models/x", "bases.model is models/x for all of 7, 8, whose runs would pass for observations"),
+        ("{folder}/test.jsonl", "{folder}/train.jsonl", "tasks.late.test is also its train, must be held out"),
+        ("names: [7, 8]", "names: [7, 7.log]", "bases.names has '7.log', must be letters, digits"),
+        (
+            "fixed: 0.5}}",
+            "fixed: 0.5}, run: {seed: 4}}",
+            "study.yaml:10: arms.half.run.seed would have no effect, because seeds decides it",
+        ),
+        ("{run: {updates: 3}}", "{run: {updates: 3}, data: {train: x}}", "study.yaml:8: settings.data.train would have no effect, because"),
+        ("fixed: 0.5}}", "fixed: 0.5}, config: none.yaml}", "study.yaml:10: arms.half.config none.yaml: cannot be read"),
+        ("fixed: 0.5}}", "fixed: 1}}", "fixed has half and full at the same α 1.0, must be one arm an α"),
+        ("fixed: [half, full]", "fixed: [half, half]", "fixed has half and half at the same α 0.5"),
+        (
+            "fixed: 0.5}}",
+            "bins: 2, difficulty: field, bin_edges: [3], fixed_by_bin: [1.0, 0.5]}}",
+            "fixed has half, whose exposure.bins is 2: it has no one α",
+        ),
         ("leads: [0, 1]", "leads: [0], lead_alpha: 2", "signals.lead_alpha is 2, must be from 0 to 1"),
     ],
 )
