@@ -119,17 +119,16 @@ def exposure_figure(results: Record, comparison: Record) -> Figure | None:
     moving = [arm for arm in results["arms"] if any(np.ptp(run["alpha"]) > 0 for run in results["runs"] if run["arm"] == arm)]
     if not moving:
         return None
-    figure, panels = _panels(len(comparison), "What the teacher was shown: α, mean over runs, trailing mean over a tenth of the updates")
-    colours = _others(results)
-    for axes, task in zip(panels, comparison, strict=True):
-        for number, arm in enumerate(moving):
+    tasks = [task for task in comparison if any(of_arm(results, task, arm) for arm in moving)]
+    figure, panels = _panels(len(tasks), "What the teacher was shown: α, mean over runs, trailing mean over a tenth of the updates")
+    lines = _lines(results, moving)
+    for axes, task in zip(panels, tasks, strict=True):
+        for arm in moving:
             if runs := of_arm(results, task, arm):
                 mean = np.mean([run["alpha"] for run in runs.values()], axis=0)
-                colour = colours.get(arm, (INK, ""))[0]
+                colour, dashes = lines[arm]
                 smooth = trailing_mean(mean, max(1, len(mean) // _SMOOTHED_SHARE))
-                axes.plot(
-                    np.arange(1, len(mean) + 1), smooth, color=colour, linestyle=_STYLES[number // _COLOURS % 4], linewidth=1.8, label=arm
-                )
+                axes.plot(np.arange(1, len(mean) + 1), smooth, color=colour, linestyle=dashes, linewidth=1.8, label=arm)
         tidy(axes, task, "update", "α")
         axes.set_ylim(-0.04, 1.04)
     _legend(figure, panels)
@@ -162,7 +161,7 @@ def gains_figure(results: Record) -> Figure | None:
     if not found:
         return None
     updates = results["checks"][0]["updates"]
-    title = f"Does a signal's fall tell the gain? A point an exposure and base: {updates} updates, less the mean over exposures"
+    title = f"Does a signal's fall tell what accuracy gains? {updates} updates at each α, less the mean over α"
     figure, panels = _panels(len(found), title)
     for axes, (signal, places) in zip(panels, found.items(), strict=True):
         for number, ((task, lead), bases) in enumerate(falls_and_gains(results, signal).items()):
@@ -207,6 +206,15 @@ def _others(results: Record) -> dict[str, tuple[str, str]]:
     """Colour and marker of each arm that is no point of the curve."""
     names = [arm for arm in results["arms"] if arm not in results["fixed"]]
     return {arm: (PALETTE[i % _COLOURS], _MARKERS[i % len(_MARKERS)]) for i, arm in enumerate(names)}
+
+
+def _lines(results: Record, arms: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """Colour and dashes of each arm's line: the colour of its points in other pictures, dashes to tell lines of one colour apart."""
+    colours, lines = _others(results), dict[str, tuple[str, str]]()
+    for arm in arms:
+        colour = colours.get(arm, (INK, ""))[0]
+        lines[arm] = colour, _STYLES[sum(colour == other for other, _ in lines.values()) % len(_STYLES)]
+    return lines
 
 
 def _curve(axes: Axes, results: Record, part: Record, value: Any, colour: Any, label: str) -> None:

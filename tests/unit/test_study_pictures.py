@@ -111,9 +111,24 @@ def test_a_correlation_is_said_and_none_where_a_signal_is_flat(drawn: dict[str, 
     assert said["rollout/accuracy"][0] == "late: r = –"
 
 
-def test_no_title_or_legend_overlaps_a_panel(drawn: dict[str, Figure]):
+def test_lines_of_alpha_differ_and_a_task_in_which_none_moves_has_no_panel():
+    arms = {f"arm-{i}": {"mode": "aligned", "alpha": None} for i in range(17)}
+    runs = [run(arm, base, 1, 0.5, alpha=[0.0, i / 16]) for base in "AB" for i, arm in enumerate(arms)]
+    runs += [run("arm-0", base, 1, 0.5, "det", alpha=[0.0, 0.0]) for base in "AB"]
+    found: dict[str, Any] = {"arms": arms, "fixed": [], "tasks": ["late", "det"], "references": [], "unit": "base", "before": []}
+    found |= {"runs": runs, "checks": []}
+    late, *others = figures(found, compare(found))["alpha_over_updates"].axes
+    assert len({(line.get_color(), line.get_linestyle()) for line in late.lines}) == len(late.lines) == 16
+    assert others == []
+
+
+def test_no_title_or_legend_overlaps_a_panel_or_leaves_the_picture(drawn: dict[str, Figure]):
     for name, figure in drawn.items():
         figure.draw_without_rendering()
         boxes = [axes.get_tightbbox() for axes in figure.axes] + [part.get_window_extent() for part in (*figure.legends, *figure.texts)]
         clashes = [(i, j) for i, one in enumerate(boxes) for j, two in enumerate(boxes) if i < j and one and two and one.overlaps(two)]
         assert clashes == [], name
+        outside = [
+            i for i, box in enumerate(boxes) if box and (box.min < figure.bbox.min - 1).any() | (box.max > figure.bbox.max + 1).any()
+        ]
+        assert outside == [], name
