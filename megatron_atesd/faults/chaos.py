@@ -4,6 +4,7 @@ import random
 import subprocess
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -155,12 +156,11 @@ class Chaos:
 def saving(run_dir: Path, since: float) -> set[str]:
     """Names of checkpoints that are being written, begun after `since` (seconds since the epoch); older ones are what a kill left."""
     found = set()
-    for path in (run_dir / "checkpoints").glob("*.partial"):
-        try:
-            if path.is_dir() and path.stat().st_mtime >= since:
-                found.add(path.name)
-        except FileNotFoundError:  # finished between both looks
-            continue
+    with suppress(FileNotFoundError):  # a job at its start tries whether it can make the folder, and removes it again
+        for path in (run_dir / "checkpoints").glob("*.partial"):
+            with suppress(FileNotFoundError):  # finished between both looks
+                if path.is_dir() and path.stat().st_mtime >= since:
+                    found.add(path.name)
     return found
 
 

@@ -47,6 +47,17 @@ def test_only_a_save_that_began_since_counts_as_going_on(tmp_path: Path) -> None
     assert saving(tmp_path, now - 50) == {"step_2.4567cdef.partial"}
 
 
+def test_a_folder_that_goes_while_it_is_read_holds_nothing_being_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job at its start tries whether it can make checkpoints/, and removes it again."""
+    (tmp_path / "checkpoints").mkdir()
+
+    def gone(path: Path) -> None:
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr(os, "scandir", gone)
+    assert saving(tmp_path, 0) == set()
+
+
 def test_metrics_are_compared_without_time_and_memory(tmp_path: Path) -> None:
     assert metrics(tmp_path) == []
     line = {"update": 1, "distill/kl": 0.5, "time/step": 3.0, "perf/padding": 0.1, "memory/peak_gib": 2.0}
