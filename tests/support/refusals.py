@@ -44,7 +44,7 @@ def refusal(
 
     monkeypatch.setattr(session, heavy_work)
     settings = {"--config": ROOT / "examples" / "quickstart" / "atesd.yaml", "--parallel.tensor": 1}
-    words = [str(word) for pair in (given | settings).items() for word in pair]
+    words = [str(word) for pair in {**given, **settings}.items() for word in pair]
     monkeypatch.setattr(sys, "argv", [tool, *words, *map(str, flags)])
     with pytest.raises(SystemExit) as end:
         runpy.run_path(str(ROOT / "tools" / tool), run_name="__main__")
