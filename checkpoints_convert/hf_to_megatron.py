@@ -38,9 +38,9 @@ def convert(source: Path, out: Path, asked_dtype: str = "keep", tolerance: float
     from megatron_atesd.checkpoint.hf_files import copy_hf_files
     from megatron_atesd.checkpoint.hf_tensors import HfWeights
     from megatron_atesd.checkpoint.manifest import checksums, listed_files, write_manifest
-    from megatron_atesd.checkpoint.reading import MODEL_PREFIX
     from megatron_atesd.data.tokenizer import check_tokenizer
     from megatron_atesd.model.hf_config import read_architecture
+    from megatron_atesd.model.trained import MODEL_PREFIX
 
     architecture = read_architecture(source)
     check_tokenizer(source, architecture.vocabulary)

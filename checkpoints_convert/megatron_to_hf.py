@@ -80,9 +80,9 @@ def convert(
 
 
 def _stored(source: Path, weights: str) -> "StoredTensors":
-    from megatron_atesd.checkpoint.reading import MODEL_PREFIX
     from megatron_atesd.checkpoint.torch_dist import StoredTensors
     from megatron_atesd.distill.teacher import PREFIX as TEACHER_PREFIX
+    from megatron_atesd.model.trained import MODEL_PREFIX
 
     stored = StoredTensors(source / "weights", TEACHER_PREFIX if weights == "teacher" else MODEL_PREFIX)
     if weights == "teacher" and not stored.shapes():

@@ -58,8 +58,7 @@ class HfWeights:
         self.folder, self._arch = folder, arch
         self.tensors: dict[str, SourceTensor] = {}
         _check_kind(folder)
-        # As transformers chooses: model.safetensors, else the files that the index names.
-        weight_map = {} if (folder / SINGLE).is_file() else _weight_map(folder)
+        weight_map = {} if (folder / SINGLE).is_file() else _weight_map(folder)  # as transformers chooses
         for file in self._files(weight_map) if weight_map else [folder / SINGLE]:
             self._read_names(file)
         for name, file in weight_map.items():
@@ -121,6 +120,17 @@ class HfWeights:
             raise ConversionError(f"{where} has shape {tensor.shape}, config.json asks for {shape}; use files that belong together")
         if tensor.dtype not in FLOATS:
             raise ConversionError(f"{where} is stored as {tensor.dtype}; give weights in fp32, bf16 or fp16, not quantised ones")
+
+
+def weight_files(folder: Path) -> list[str]:
+    """Names of the files with the weights: model.safetensors, else those that the index names and that are there.
+
+    Raises ConversionError for a folder without safetensors weights.
+    """
+    _check_kind(folder)
+    if (folder / SINGLE).is_file():
+        return [SINGLE]
+    return sorted(name for name in set(_weight_map(folder).values()) if (folder / name).is_file())
 
 
 def _check_kind(folder: Path) -> None:

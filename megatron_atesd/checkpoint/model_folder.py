@@ -4,10 +4,11 @@ import sys
 from pathlib import Path
 
 from megatron_atesd.checkpoint.hf_weights import load_hf_weights
-from megatron_atesd.checkpoint.reading import MODEL_PREFIX, check_model_folder, model_state, read_folder
+from megatron_atesd.checkpoint.reading import check_model_folder, model_state, read_folder
 from megatron_atesd.checkpoint.run_checkpoints import choose, step_folders
 from megatron_atesd.errors import CheckpointError
 from megatron_atesd.model.gpt import HiddenStateGPT
+from megatron_atesd.model.trained import MODEL_PREFIX
 from megatron_atesd.parallel.agreement import place
 
 

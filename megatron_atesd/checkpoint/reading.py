@@ -15,9 +15,8 @@ from megatron_atesd.checkpoint.safe_pickle import guarded
 from megatron_atesd.checkpoint.saving import FolderSave
 from megatron_atesd.errors import CheckpointError
 from megatron_atesd.model.gpt import HiddenStateGPT
+from megatron_atesd.model.trained import MODEL_PREFIX
 from megatron_atesd.parallel.agreement import agreed, place
-
-MODEL_PREFIX = "model."
 
 
 def model_state(model: HiddenStateGPT) -> dict[str, Any]:

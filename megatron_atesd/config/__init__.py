@@ -16,12 +16,14 @@ from megatron_atesd.config.rules import (
     validate_exposure,
 )
 from megatron_atesd.config.schema import (
+    LORA_TARGETS,
     OPTIMIZER_DEFAULTS,
     CheckpointConfig,
     DataConfig,
     DistillConfig,
     EngineConfig,
     ExposureConfig,
+    LoraConfig,
     ModelConfig,
     MonitorConfig,
     ParallelConfig,
@@ -36,12 +38,14 @@ from megatron_atesd.config.schema import (
 )
 
 __all__ = [
+    "LORA_TARGETS",
     "OPTIMIZER_DEFAULTS",
     "CheckpointConfig",
     "DataConfig",
     "DistillConfig",
     "EngineConfig",
     "ExposureConfig",
+    "LoraConfig",
     "ModelConfig",
     "ModelShape",
     "MonitorConfig",

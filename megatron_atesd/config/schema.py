@@ -74,6 +74,33 @@ class PrecisionConfig:
     rollout: Precision | None = None
 
 
+LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adapters on a frozen base, W + s·B·A, instead of training all weights.
+
+    Args:
+        rank: Rows of A and columns of B; 0 trains all weights. [paper: OPSD 64]
+        alpha: s is alpha / rank; null is twice the rank. [paper: OPSD 128 at rank 64]
+        dropout: Of the adapters' input in the student's pass. [ours]
+        targets: Projections with an adapter, as PEFT spells them. [paper: OPSD all seven]
+        rslora: s is alpha / √rank instead. [ours]
+        dtype: Type of A and B and of what they compute; null is model.dtype. fp32 beside a bf16 base is what PEFT does. [ours]
+        start: PEFT folder (adapter_model.safetensors, adapter_config.json) whose adapters the run starts from; empty = new ones, which
+            change nothing yet. A teacher initial is then the base with these adapters. [ours]
+    """
+
+    rank: int = 0
+    alpha: float | None = None
+    dropout: float = 0.0
+    targets: list[str] = field(default_factory=lambda: list(LORA_TARGETS))
+    rslora: bool = False
+    dtype: Literal["fp32", "bf16"] | None = None
+    start: PathText = ""
+
+
 @dataclass(frozen=True)
 class ParallelConfig:
     """How the processes of torchrun divide the model; the data-parallel size is what is left.
@@ -434,6 +461,7 @@ class TrainConfig:
 
     run: RunConfig = field(default_factory=RunConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
     precision: PrecisionConfig = field(default_factory=PrecisionConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     data: DataConfig = field(default_factory=DataConfig)

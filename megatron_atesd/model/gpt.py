@@ -13,7 +13,7 @@ from megatron_atesd.model.architecture import Architecture
 from megatron_atesd.model.chunk import ModelChunk
 from megatron_atesd.model.fp8 import fp8_fields
 
-EXTRA_STATE = "_extra_state"
+EXTRA_STATE, ADAPTERS = "_extra_state", ".lora."  # in names of parameters and states
 
 
 class HiddenStateGPT(torch.nn.ModuleList):
@@ -79,12 +79,13 @@ class HiddenStateGPT(torch.nn.ModuleList):
         """megatron.core's sharded state: its tensors are named and placed in the file the same at every TP × PP × VP.
 
         Without `_extra_state`: Transformer Engine's are pickles, as many as its version likes (model/fp8.py keeps what matters of them).
+        Without adapters (model/trained.py has their state).
         """
         return {
             prefix + chunk.whole_name(name.removeprefix(prefix)): part
             for chunk in self.chunks
             for name, part in chunk.sharded_state_dict(prefix=prefix).items()
-            if not name.endswith(EXTRA_STATE)
+            if not name.endswith(EXTRA_STATE) and ADAPTERS not in name
         }
 
     @contextmanager

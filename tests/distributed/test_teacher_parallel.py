@@ -10,11 +10,12 @@ import torch.distributed as dist
 from megatron.core.dist_checkpointing.dict_utils import nested_values
 
 from megatron_atesd.checkpoint.hf_weights import load_hf_weights
-from megatron_atesd.checkpoint.reading import MODEL_PREFIX, model_state, read_folder, write_folder
+from megatron_atesd.checkpoint.reading import model_state, read_folder, write_folder
 from megatron_atesd.distill.teacher import Teacher
 from megatron_atesd.model.gpt import HiddenStateGPT, build_model
 from megatron_atesd.model.hf_config import read_architecture
 from megatron_atesd.model.megatron_config import DTYPES, transformer_config
+from megatron_atesd.model.trained import MODEL_PREFIX
 from megatron_atesd.parallel.session import parallel_session
 from tests.support.distill_case import save_models
 from tests.support.launch import run_distributed

@@ -8,13 +8,14 @@ from typing import Any, Literal
 import torch
 
 from megatron_atesd.checkpoint.hf_weights import load_hf_weights
-from megatron_atesd.checkpoint.reading import MODEL_PREFIX, model_state, read_folder
+from megatron_atesd.checkpoint.reading import model_state, read_folder
 from megatron_atesd.config import ScheduleConfig
 from megatron_atesd.distill.step import distill_step
 from megatron_atesd.distill.teacher import Teacher
 from megatron_atesd.model.gpt import HiddenStateGPT, build_model
 from megatron_atesd.model.hf_config import read_architecture
 from megatron_atesd.model.megatron_config import transformer_config
+from megatron_atesd.model.trained import MODEL_PREFIX
 from megatron_atesd.parallel.groups import data_parallel_place
 from megatron_atesd.train.optimizer import Optimization, build_optimization
 from tests.support.distill_case import DIVERGENCE, examples

@@ -12,11 +12,12 @@ from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING, BytesSto
 
 from checkpoints_convert import hf_to_megatron, megatron_to_hf
 from checkpoints_convert.command import single_process, whole_model
-from megatron_atesd.checkpoint.reading import MODEL_PREFIX, read_folder
+from megatron_atesd.checkpoint.reading import read_folder
 from megatron_atesd.checkpoint.safe_pickle import check_metadata, guarded
 from megatron_atesd.checkpoint.torch_dist import StoredTensors
 from megatron_atesd.errors import CheckpointError
 from megatron_atesd.model.hf_config import read_architecture
+from megatron_atesd.model.trained import MODEL_PREFIX
 from tests.support.convert_models import end_process_groups, save_model
 
 
