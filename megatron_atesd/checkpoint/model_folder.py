@@ -3,12 +3,14 @@
 import sys
 from pathlib import Path
 
+from megatron_atesd.checkpoint.base_model import adapter_record, find_base
 from megatron_atesd.checkpoint.hf_weights import load_hf_weights
 from megatron_atesd.checkpoint.reading import check_model_folder, model_state, read_folder
 from megatron_atesd.checkpoint.run_checkpoints import choose, step_folders
 from megatron_atesd.errors import CheckpointError
 from megatron_atesd.model.gpt import HiddenStateGPT
-from megatron_atesd.model.trained import MODEL_PREFIX
+from megatron_atesd.model.lora import add_adapters
+from megatron_atesd.model.trained import ADAPTER_PREFIX, MODEL_PREFIX, load_trained_state, trained_state
 from megatron_atesd.parallel.agreement import place
 
 
@@ -58,14 +60,20 @@ def _checkpoints(run: Path) -> Path:
     return run if run.name == "checkpoints" else run / "checkpoints"
 
 
-def load_model_weights(model: HiddenStateGPT, folder: Path) -> None:
+def load_model_weights(model: HiddenStateGPT, folder: Path, base: Path | None = None) -> None:
     """Fill the model of this rank from a Hugging Face folder or a Megatron model folder, at any TP × PP. Collective.
 
+    A checkpoint of adapters gives its model the base that they were trained on, and them. base: where that is now, if it has been moved.
     Raises ConversionError for Hugging Face weights that do not fit, CheckpointError for anything else.
     """
     if (folder / "config.json").is_file():
         load_hf_weights(model, folder)
         return
     find_hf(folder)
+    if (record := adapter_record(folder)) is not None:
+        load_model_weights(model, find_base(record, folder, base))
+        add_adapters(model, record.settings)
+        load_trained_state(model, read_folder(folder, {"model": trained_state(model, ADAPTER_PREFIX)})["model"])
+        return
     loaded = read_folder(folder, model_state(model))
     model.load_state_dict({name.removeprefix(MODEL_PREFIX): value for name, value in loaded.items() if name.startswith(MODEL_PREFIX)})

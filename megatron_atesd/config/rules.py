@@ -11,6 +11,7 @@ from megatron_atesd.config.bounds import BOUNDS
 from megatron_atesd.config.distill_rules import distill_problems
 from megatron_atesd.config.exposure_rules import exposure_problems
 from megatron_atesd.config.fields import spell
+from megatron_atesd.config.lora_rules import lora_problems
 from megatron_atesd.config.schema import OPTIMIZER_DEFAULTS, ExposureConfig, ParallelConfig, RolloutConfig, RunConfig, TrainConfig
 from megatron_atesd.errors import ConfigError
 
@@ -40,6 +41,7 @@ def validate(config: TrainConfig, world_size: int = 1, model: ModelShape | None 
         problems = [
             *parallel_problems(config, world_size),
             *_file_problems(config),
+            *lora_problems(config),
             *precision_problems(config),
             *_context_problems(config),
             *rollout_problems(config.rollout),

@@ -1,8 +1,12 @@
 """The teacher's weights, sharded like the model: the start's (initial), a moving average (ema), the student's at the last refresh
-(refreshed), or its own (live)."""
+(refreshed), or its own (live).
+
+Only what learns can differ from the student: with adapters on a frozen base, the teacher's are copies of adapters, and a run that began
+with new ones needs none for `initial`, whose passes leave them out.
+"""
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -12,6 +16,8 @@ from torch import Tensor
 
 from megatron_atesd.config import Precision
 from megatron_atesd.model.gpt import HiddenStateGPT
+from megatron_atesd.model.lora import adapters_off
+from megatron_atesd.model.trained import has_adapters, trained_parameters, trained_state
 
 PREFIX = "teacher."
 Kind = Literal["initial", "ema", "live", "refreshed"]
@@ -21,7 +27,7 @@ class Teacher:
     """Weights beside the student's, put into the same modules by reference for the length of a pass.
 
     offload: keep them in host memory, pinned where there is CUDA; a pass gets copies on the device, which end with it.
-    precision: of the teacher's passes.
+    precision: of the teacher's passes. new_adapters: the model's adapters, if it has any, changed nothing at the start.
     """
 
     def __init__(
@@ -31,10 +37,14 @@ class Teacher:
         ema_decay: float = 0.999,
         offload: bool = False,
         precision: Precision | None = None,
+        new_adapters: bool = True,
     ) -> None:
         self.model, self.kind, self.decay, self.offload = model, kind, ema_decay, offload
         self.precision: Precision | None = precision
-        self.weights = [] if kind == "live" else [self._keep(p, p.dtype) for p in model.parameters()]
+        self.is_base = kind == "initial" and new_adapters and has_adapters(model)
+        # What it has weights of its own for, and these, one for each.
+        self.parameters = [] if kind == "live" or self.is_base else trained_parameters(model)
+        self.weights = [self._keep(p, p.dtype) for p in self.parameters]
         # A bf16 average would not move: (1 - decay) · change is below its resolution. The average itself is kept in fp32;
         # fp32 weights are their own average, in one place.
         kept = self.weights if kind == "ema" else []
@@ -51,31 +61,28 @@ class Teacher:
     @contextmanager
     def applied(self) -> Iterator[HiddenStateGPT]:
         """The model with the teacher's weights and precision; the student's come back even after an error, where they were."""
-        parameters = list(self.model.parameters()) if self.weights else []
-        students = [p.data for p in parameters]
+        students = [p.data for p in self.parameters]
         try:
-            for parameter, weight in zip(parameters, self.weights, strict=True):
+            for parameter, weight in zip(self.parameters, self.weights, strict=True):
                 parameter.data = self._bring(weight, parameter.device)
-            with self.model.computing_in(self.precision):
+            with self.model.computing_in(self.precision), adapters_off(self.model) if self.is_base else nullcontext():
                 yield self.model
         finally:
-            for parameter, student in zip(parameters, students, strict=True):
+            for parameter, student in zip(self.parameters, students, strict=True):
                 parameter.data = student
 
     def head_weight(self) -> Tensor:
         """The teacher's vocabulary rows [V, H] (last pipeline stage only), alone on the device; stays valid outside `applied`."""
         head = self.model.head_weight()
-        if not self.weights:
-            return head.data
-        index = [p is head for p in self.model.parameters()].index(True)
-        return self._bring(self.weights[index], head.device)
+        own = [weight for parameter, weight in zip(self.parameters, self.weights, strict=True) if parameter is head]
+        return self._bring(own[0], head.device) if own else head.data
 
     @torch.no_grad()
     def update(self) -> None:
         """After an optimizer step: ema ← decay · ema + (1 - decay) · student; nothing for the other kinds."""
         if self.kind != "ema":
             return
-        for average, weight, parameter in zip(self.average, self.weights, self.model.parameters(), strict=True):
+        for average, weight, parameter in zip(self.average, self.weights, self.parameters, strict=True):
             moved = self._bring(average, parameter.device).lerp_(parameter.detach().float(), 1 - self.decay)
             average.copy_(moved)
             if weight is not average:
@@ -84,17 +91,17 @@ class Teacher:
     @torch.no_grad()
     def refresh(self) -> None:
         """The teacher's weights become the student's: for the kind refreshed, when `train/refresh.py` says so."""
-        for weight, parameter in zip(self.weights, self.model.parameters(), strict=True):
+        for weight, parameter in zip(self.weights, self.parameters, strict=True):
             weight.copy_(parameter)
 
     def sharded_state_dict(self) -> dict[str, Any]:
         """megatron.core sharded state under the prefix `teacher.`: an ema teacher's fp32 average, another's weights.
 
-        Empty for a live teacher; of an offloaded one copies.
+        Empty for a live teacher and for the base under new adapters; of an offloaded one copies.
         """
         if not self.weights:
             return {}
-        state, saved = self.model.sharded_state_dict(prefix=PREFIX), self._saved()
+        state, saved = trained_state(self.model, PREFIX), self._saved()
         for part in nested_values(state):
             if isinstance(part.data, Tensor):
                 # A process that writes in the background shares pinned memory, and would see the next updates: it gets a copy.
@@ -108,7 +115,7 @@ class Teacher:
         if not self.weights:
             return
         saved = self._saved()
-        for parameter, value in _pairs(self.model.sharded_state_dict(prefix=PREFIX), state):
+        for parameter, value in _pairs(trained_state(self.model, PREFIX), state):
             saved[parameter].copy_(value)
         for average, weight in zip(self.average, self.weights, strict=False):
             if weight is not average:
@@ -116,7 +123,7 @@ class Teacher:
 
     def _saved(self) -> dict[Tensor, Tensor]:
         """What a checkpoint holds of the teacher, by the model's parameter in whose place it stands."""
-        return dict(zip(self.model.parameters(), self.average or self.weights, strict=True))
+        return dict(zip(self.parameters, self.average or self.weights, strict=True))
 
 
 def _pairs(parts: Mapping[str, Any], loaded: Mapping[str, Any]) -> Iterator[tuple[Tensor, Tensor]]:

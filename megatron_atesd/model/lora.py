@@ -139,15 +139,14 @@ class _Adapted(torch.nn.Module):
     def _forward_impl(self, input: Tensor, weight: Tensor, **how: Any) -> Tensor:
         """What megatron.core's forward calls for the product, before it sums a row-parallel layer's over TP."""
         product: Any = getattr(super(), "_forward_impl")  # noqa: B009
-        if not self.lora_on:
-            return product(input, weight, **how)
         layer: Any = self
         if how["sequence_parallel"]:
             input = gather_from_sequence_parallel_region(input, tensor_parallel_output_grad=True, group=layer.tp_group)
         elif how["allreduce_dgrad"]:
             input = copy_to_tensor_model_parallel_region(input, group=layer.tp_group)
         out = product(input, weight, **how | {"sequence_parallel": False, "allreduce_dgrad": False})
-        return (out + self._adapters(input)).to(out.dtype)
+        # Off or on, the product has the same operands, strides included, on which torch's choice of a kernel and the last bits depend.
+        return out.add_(self._adapters(input)) if self.lora_on else out
 
     def _adapters(self, x: Tensor) -> Tensor:
         """Of all projections [S, B, inputs] → [S, B, outputs], in the layout of the fused product; zero where one has no adapter."""

@@ -24,6 +24,7 @@ from megatron_atesd.distill.teacher import PREFIX, Teacher
 from megatron_atesd.errors import TrainingError
 from megatron_atesd.model.gpt import HiddenStateGPT, build_model
 from megatron_atesd.model.micro_batches import Pair, TokenIds
+from megatron_atesd.model.trained import has_adapters
 from megatron_atesd.parallel.groups import data_parallel_place, gathered, is_main, patient_barrier
 from megatron_atesd.parallel.session import end_start
 from megatron_atesd.records import Rollout
@@ -122,12 +123,16 @@ class Mismatch:
 def load_teacher(model: HiddenStateGPT, folder: Path, distill: DistillConfig, precision: Precision | None) -> Teacher:
     """The teacher of a training's checkpoint, unless distill.teacher is live; else the weights of `model` themselves, without a copy.
 
-    That is the teacher of a training that begins from `folder`. Collective. Raises CheckpointError.
+    That is the teacher of a training that begins from `folder`. Of a training of new adapters the initial teacher is their base.
+    Collective. Raises CheckpointError.
     """
     weights = folder / "weights"
-    if distill.teacher == "live" or not weights.is_dir() or not StoredTensors(weights, PREFIX).shapes():
+    kept = weights.is_dir() and bool(StoredTensors(weights, PREFIX).shapes())
+    if distill.teacher == "initial" and not kept and has_adapters(model):
+        return Teacher(model, "initial", precision=precision)
+    if distill.teacher == "live" or not kept:
         return Teacher(model, "live", precision=precision)
-    teacher = Teacher(model, distill.teacher, distill.ema_decay, distill.teacher_offload, precision)
+    teacher = Teacher(model, distill.teacher, distill.ema_decay, distill.teacher_offload, precision, new_adapters=False)
     teacher.load_state_dict(read_folder(folder, teacher.sharded_state_dict()))
     return teacher
 

@@ -15,6 +15,7 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron_atesd.config import OPTIMIZER_DEFAULTS, ScheduleConfig, build_section
 from megatron_atesd.errors import ConfigError
 from megatron_atesd.model.gpt import HiddenStateGPT
+from megatron_atesd.model.trained import trained_dtype
 from megatron_atesd.train.adam import fuse, is_adam, set_steps, start_moments, start_momentum, translate_steps
 from megatron_atesd.train.learning_rate import learning_rate_scheduler
 from megatron_atesd.train.param_gather import finish_gather, prepare_gather, start_gather
@@ -111,8 +112,11 @@ class Optimization:
 def build_optimization(
     model: HiddenStateGPT, optimizer: Mapping[str, Any], ddp: Mapping[str, Any], schedule: ScheduleConfig, updates: int
 ) -> Optimization:
-    """Wrap `model` and build its optimizer from the pass-through sections `optimizer:` and `ddp:`."""
-    config, ddp_config = optimizer_settings(model.config.params_dtype, optimizer, ddp, schedule)
+    """Wrap `model` and build the optimizer of what learns of it from the pass-through sections `optimizer:` and `ddp:`.
+
+    Frozen weights have no part in it: no gradient buffer, no master weight, no moments, no message.
+    """
+    config, ddp_config = optimizer_settings(trained_dtype(model), optimizer, ddp, schedule)
     wrapped: list[Any] = [DistributedDataParallel(model.config, ddp_config, chunk) for chunk in model.chunks]
     megatron_optimizer = get_megatron_optimizer(config, wrapped, use_gloo_process_groups=torch.cuda.is_available())
     model.config.finalize_model_grads_func = finalize_model_grads
@@ -132,7 +136,10 @@ def build_optimization(
 def optimizer_settings(
     dtype: torch.dtype, optimizer: Mapping[str, Any], ddp: Mapping[str, Any], schedule: ScheduleConfig
 ) -> tuple[OptimizerConfig, DistributedDataParallelConfig]:
-    """megatron.core's settings from ours, needing neither model nor process groups; raises ConfigError for what it would refuse later."""
+    """megatron.core's settings from ours, needing neither model nor process groups; raises ConfigError for what it would refuse later.
+
+    dtype: of the parameters that learn.
+    """
     fixed = {"bf16": dtype == torch.bfloat16, "params_dtype": dtype, "min_lr": schedule.min_lr}
     config = build_section("optimizer", OptimizerConfig, fixed, optimizer, OPTIMIZER_DEFAULTS)
     if config.optimizer not in ("adam", "sgd"):

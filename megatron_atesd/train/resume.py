@@ -10,6 +10,7 @@ from megatron.core.distributed import DistributedDataParallelConfig
 from megatron.core.optimizer import OptimizerConfig
 from megatron.core.transformer.transformer_config import TransformerConfig
 
+from megatron_atesd.checkpoint.base_model import base_model, check_base, record_of
 from megatron_atesd.checkpoint.model_inputs import ModelInputs
 from megatron_atesd.checkpoint.reading import read_plain_values
 from megatron_atesd.config import OPTIMIZER_DEFAULTS, TrainConfig, fp8_recipe
@@ -26,7 +27,7 @@ from megatron_atesd.train.optimizer import DDP_DEFAULTS
 FREE = {
     "run.dir": "the checkpoint was found there, wherever it has been moved to",
     "run.max_skipped": "when to give up",
-    "model.path": "the weights are the checkpoint's; tokenizer and architecture are compared by content",
+    "model.path": "the weights are the checkpoint's, or of a base under adapters compared by checksum; tokenizer and architecture too",
     "model.attention": "the same function by other kernels",
     "parallel.*": "layout, memory, patience: a checkpoint loads at any",
     "data.train": "compared by content",
@@ -82,12 +83,15 @@ _OTHER_FILES = ("merges.txt", "special_tokens_map.json", "added_tokens.json", "c
 def check_resumable(folder: Path, config: TrainConfig, inputs: TrainingInputs) -> None:
     """Raise CheckpointError when the checkpoint `folder` is no run's, or of a run with other settings, problems, or another model.
 
-    Reads no weights.
+    Reads no weights, but the base's under adapters, for their checksums, where nothing tells these. Collective.
     """
-    saved = read_plain_values(folder).get("run")
+    plain = read_plain_values(folder)
+    saved, adapters = plain.get("run"), record_of(plain)
     if saved is None:
         raise CheckpointError(f"{folder}: holds weights but no training state; give it as model.path to start a new run from it")
     check_unchanged(saved["config"], asdict(config))
+    if adapters is not None:
+        check_base(adapters.base, base_model(inputs.model.folder), folder)
     ProblemSampler(inputs.problems, config.data.batch, config.run.seed).check(saved["sampler"])
     if saved["probe"] != fingerprint(inputs.probe_problems):
         raise CheckpointError(f"data.probe holds other problems than the run that {folder} continues: give the same file")

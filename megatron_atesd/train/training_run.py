@@ -10,10 +10,9 @@ from typing import Any, cast
 import torch.distributed as dist
 from megatron.core import parallel_state
 
-from megatron_atesd.checkpoint.model_folder import load_model_weights
 from megatron_atesd.checkpoint.random_states import restore_rng, rng_states
-from megatron_atesd.checkpoint.reading import check_model_folder, read_folder
-from megatron_atesd.config import TrainConfig, naming_section
+from megatron_atesd.checkpoint.reading import read_folder
+from megatron_atesd.config import TrainConfig
 from megatron_atesd.config.signals import needs_own, probe_interval
 from megatron_atesd.data.boxes import last_boxed
 from megatron_atesd.data.notice import warn_once
@@ -27,9 +26,9 @@ from megatron_atesd.distill.teacher import Teacher
 from megatron_atesd.exposure.aligned import exposure_grid
 from megatron_atesd.exposure.bins import bin_metric
 from megatron_atesd.exposure.service import ExposureService
-from megatron_atesd.model.gpt import build_model
 from megatron_atesd.model.micro_batches import Pair
 from megatron_atesd.model.scaling_history import load_scaling_history, scaling_history
+from megatron_atesd.model.trained import load_trained_state, trained_prefix, trained_state
 from megatron_atesd.parallel.groups import data_parallel_place, from_rank_0, gathered, is_main
 from megatron_atesd.records import Exposure, Problem, Rollout, TeacherContext, UpdateStats
 from megatron_atesd.rollout.engine import RolloutEngine
@@ -56,6 +55,7 @@ from megatron_atesd.train.progress import (
     warn_of_bias,
 )
 from megatron_atesd.train.refresh import GainGate
+from megatron_atesd.train.student import start_student
 from megatron_atesd.train.trial_step import trial_step
 
 
@@ -64,18 +64,16 @@ class TrainingRun:
 
     def __init__(self, config: TrainConfig, inputs: TrainingInputs) -> None:
         self.config, self.probe_problems = config, inputs.probe_problems
-        folder, self.hf_folder, self.renderer = inputs.model.folder, inputs.model.hf_folder, inputs.model.renderer
+        self.hf_folder, self.renderer = inputs.model.hf_folder, inputs.model.renderer
         self.teacher_view = TeacherView(self.renderer, config.exposure, config.run.seed, inputs.problems, inputs.probe_problems)
         check_lengths(config, inputs, self.teacher_view, dist.get_rank(), dist.get_world_size())
         self.sampler = ProblemSampler(inputs.problems, config.data.batch, config.run.seed, *data_parallel_place())
-        with naming_section("megatron", config.megatron):
-            self.model = build_model(inputs.model.architecture, inputs.megatron, config.parallel.packed)
-        check_model_folder(folder)
-        load_model_weights(self.model, folder)
-        check_weights(self.model.named_parameters(), folder)
+        self.model, self.adapters = start_student(config, inputs)
         self.engine: RolloutEngine = build_engine(config, self.model, self.renderer, self.hf_folder)
         distill = config.distill
-        self.teacher = Teacher(self.model, distill.teacher, distill.ema_decay, distill.teacher_offload, config.precision.teacher)
+        self.teacher = Teacher(
+            self.model, distill.teacher, distill.ema_decay, distill.teacher_offload, config.precision.teacher, not config.lora.start
+        )
         self.gate = GainGate(distill.refresh_every)
         self.optimization = build_optimization(self.model, config.optimizer, config.ddp, config.schedule, config.run.updates)
         self.service = ExposureService(config.exposure, config.run.updates, config.run.seed)
@@ -401,11 +399,12 @@ class TrainingRun:
 
     def state(self, update: int, loading: bool = False) -> dict[str, Any]:
         """Everything that a resumed run needs, as megatron.core's sharded state. Collective when saving."""
-        model = self.model.sharded_state_dict(prefix="model.")
+        model = trained_state(self.model, trained_prefix(self.model))
         optimizer = self.optimization.sharded_state_dict(model, loading)
         state = {"model": model, "teacher": self.teacher.sharded_state_dict(), "optimizer": optimizer}
         if loading:
             return state
+        state |= self.adapters.state() if self.adapters else {}
         return state | {
             "run": {
                 "update": update,
@@ -427,7 +426,7 @@ class TrainingRun:
         """Continue from a checkpoint that `check_resumable` lets pass; returns its number of finished updates. Collective."""
         loaded = read_folder(folder, self.state(0, loading=True))
         run = loaded["run"]
-        self.model.load_state_dict({name.removeprefix("model."): value for name, value in loaded["model"].items()})
+        load_trained_state(self.model, loaded["model"])
         self.teacher.load_state_dict(loaded["teacher"])
         self.optimization.load_state_dict(loaded["optimizer"])
         self.optimization.scheduler.num_steps = 0  # megatron.core's loader counts on from what is there

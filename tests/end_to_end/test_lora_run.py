@@ -1,0 +1,150 @@
+"""Trainings of adapters: the first update is that of a full copy of the teacher, the base never moves, and a resumed run equals the
+unbroken one, also at another layout."""
+
+import shutil
+from contextlib import redirect_stdout
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from megatron_atesd.config import load_config
+from megatron_atesd.distill.teacher import Teacher
+from megatron_atesd.faults.state import checkpoint_state, differences, metrics, reproducible
+from megatron_atesd.train.loop import train
+from megatron_atesd.train.training_run import TrainingRun
+from tests.support.launch import run_distributed
+from tests.support.small_run import arguments, save_sharp_inputs
+
+pytestmark = pytest.mark.slow
+
+LORA = ["--lora.rank=4", "--optimizer.lr=0.01", "--run.updates=4", "--monitor.samples=0", "--exposure.probe_every=1"]
+FIXED = ["--exposure.mode=fixed", "--exposure.fixed=0.8"]
+RUNS = {
+    "initial, TP": [*FIXED, "--distill.teacher=initial"],
+    "EMA, DP, distributed optimizer": ["--parallel.tensor=1", "--optimizer.use_distributed_optimizer=true"],
+    "aligned, PP, some targets, dropout": [
+        *("--parallel.tensor=1", "--parallel.pipeline=2", "--distill.teacher=initial", "--lora.targets=[q_proj, down_proj]"),
+        *("--lora.dropout=0.2", "--exposure.mode=aligned", "--exposure.progress=probe_nll", "--exposure.grid=3", "--exposure.hold=2"),
+    ],
+    "bf16 base, fp32 adapters, TP": [*FIXED, "--model.dtype=bf16", "--lora.dtype=fp32", "--distill.teacher=initial"],
+    "bf16 adapters, CP, distributed optimizer": [
+        *(*FIXED, "--model.dtype=bf16", "--distill.teacher=refreshed", "--distill.refresh_every=1"),
+        *("--parallel.tensor=1", "--parallel.context=2", "--optimizer.use_distributed_optimizer=true"),
+    ],
+}
+# Where "initial, TP" goes on from its second update.
+OTHER_LAYOUTS = {
+    "PP 2 × VP 2": ["--parallel.tensor=1", "--parallel.pipeline=2", "--parallel.virtual_pipeline=2"],
+    "DP 2": ["--parallel.tensor=1"],
+}
+
+
+def run(inputs: Path, folder: Path, *overrides: str) -> None:
+    with redirect_stdout(StringIO()):
+        train(load_config([*arguments(inputs, folder, *LORA), *overrides]))
+
+
+def all_runs(inputs: Path, folder: Path) -> list[dict[str, Tensor]]:
+    """Every run, and a copy of it that goes on from its second update; this rank's frozen weights after each, by name."""
+    dist.init_process_group("gloo")
+    frozen: list[dict[str, Tensor]] = []
+    with pytest.MonkeyPatch.context() as patch:
+        start, built = TrainingRun.__init__, list[TrainingRun]()
+        patch.setattr(TrainingRun, "__init__", lambda self, *given: (built.append(self), start(self, *given))[1])
+        for name, overrides in RUNS.items():
+            run(inputs, folder / name / "unbroken", *overrides)
+            frozen.append({n: p.detach() for n, p in built[-1].model.named_parameters() if not p.requires_grad})
+            go_on(inputs, folder / name / "unbroken", folder / name / "resumed", *overrides)
+        for name, overrides in OTHER_LAYOUTS.items():
+            source = next(iter(RUNS))
+            go_on(inputs, folder / source / "unbroken", folder / name, *RUNS[source], *overrides)
+        full_copy(inputs, folder / "full copy", patch)
+    return frozen
+
+
+def go_on(inputs: Path, source: Path, target: Path, *overrides: str) -> None:
+    if dist.get_rank() == 0:
+        shutil.copytree(source, target)
+    dist.barrier()
+    run(inputs, target, *overrides, "--checkpoint.resume=step_2")
+
+
+def full_copy(inputs: Path, folder: Path, patch: pytest.MonkeyPatch) -> None:
+    """ "initial, TP" whose teacher has copies of adapters, and another base in them: the way of a run without new adapters."""
+    start = Teacher.__init__
+    patch.setattr(Teacher, "__init__", lambda self, *given: start(self, *given[:-1], False))
+    run(inputs, folder, *next(iter(RUNS.values())))
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_sharp_inputs(tmp_path_factory.mktemp("inputs"))
+
+
+@pytest.fixture(scope="module")
+def runs(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[list[dict[str, Tensor]]]]:
+    folder = tmp_path_factory.mktemp("runs")
+    return folder, run_distributed(all_runs, 2, inputs, folder)
+
+
+def state_of(folder: Path, step: int = 4) -> dict[str, Any]:
+    return checkpoint_state(folder / "checkpoints" / f"step_{step}")
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_resumed_run_equals_the_unbroken_one(name: str, runs: tuple[Path, Any]) -> None:
+    folders = [runs[0] / name / arm for arm in ("unbroken", "resumed")]
+    lines = [[reproducible(line) for line in metrics(folder)] for folder in folders]
+    assert len(lines[0]) == 4
+    assert lines[0] == lines[1]
+    assert set(differences(*map(state_of, folders))) == {"/plain/run/config/checkpoint/resume"}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_adapters_learn_and_only_they_are_saved(name: str, runs: tuple[Path, Any]) -> None:
+    two, four = (state_of(runs[0] / name / "unbroken", step) for step in (2, 4))
+    tensors = [key for key in four if key.startswith("/tensors/")]
+    assert tensors
+    assert all(".lora_" in key for key in tensors)
+    learned = [key for key in tensors if key.startswith("/tensors/adapters.")]
+    assert set(learned) <= set(differences(two, four))
+    targets = 2 if "some targets" in name else 7
+    assert len(learned) == 4 * targets * 2  # layers, projections, factors
+
+
+def test_the_base_never_moves(runs: tuple[Path, Any], inputs: Path) -> None:
+    """Bit for bit: what ranks hold after a training is what they hold of a model that was only loaded."""
+    from safetensors.torch import load_file
+
+    whole = load_file(inputs / "hf" / "model.safetensors")
+    for of_run in zip(*runs[1], strict=True):
+        norms = [rank[name] for rank in of_run for name in rank if name == "decoder.final_layernorm.weight"]
+        assert norms
+        dtype = norms[0].dtype
+        assert all(torch.equal(norm, whole["model.norm.weight"].to(dtype)) for norm in norms)
+        down = [rank["decoder.layers.0.mlp.linear_fc2.weight"] for rank in of_run if "decoder.layers.0.mlp.linear_fc2.weight" in rank]
+        expected = whole["model.layers.0.mlp.down_proj.weight"].to(dtype)
+        assert any(torch.equal(torch.cat(parts, dim=1), expected) for parts in (down, down[:1]))
+
+
+@pytest.mark.parametrize("layout", OTHER_LAYOUTS)
+def test_a_checkpoint_goes_on_at_another_layout(layout: str, runs: tuple[Path, Any]) -> None:
+    old, new = (metrics(folder) for folder in (runs[0] / next(iter(RUNS)) / "unbroken", runs[0] / layout))
+    names = ("distill/loss", "distill/kl", "optim/grad_norm", "probe/nll", "rollout/length")
+    for line, other in zip(old[2:], new[2:], strict=True):
+        assert [other[name] for name in names] == pytest.approx([line[name] for name in names], rel=1e-4)
+
+
+def test_the_base_as_teacher_is_a_copy_of_the_start_bit_for_bit(runs: tuple[Path, Any]) -> None:
+    base, copied = (metrics(folder) for folder in (runs[0] / next(iter(RUNS)) / "unbroken", runs[0] / "full copy"))
+    assert [reproducible(line) for line in base] == [reproducible(line) for line in copied]
+    assert base[-1]["distill/kl"] > 1e-3
+    kept = state_of(runs[0] / "full copy")
+    assert any(name.startswith("/tensors/teacher.") for name in kept)
+    student = state_of(runs[0] / next(iter(RUNS)) / "unbroken")
+    assert differences(*({k: v for k, v in s.items() if k.startswith("/tensors/adapters.")} for s in (kept, student))) == []
