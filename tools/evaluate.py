@@ -2,7 +2,8 @@
 
 torchrun --nproc-per-node N tools/evaluate.py --model DIR --data FILE --samples 12 --out DIR
 
-The model is a Megatron model folder, a checkpoint of a run, a run directory (its newest checkpoint) or a Hugging Face folder.
+The model is a Megatron model folder, a checkpoint of a run, a run directory (its newest checkpoint) or a Hugging Face folder. A checkpoint
+of adapters (section lora) needs the base that they were trained on: in the folder where it was, or else in that of --config's model.path.
 Prompts, the parallel layout and how the engine works (engine.batch, engine.cache_gib) come from --config (the training run's YAML) and
 --section.key overrides. Sampling, engine, thinking, seed, model and files are the evaluation's own options: what the YAML says of them
 does not count, and an override of them is refused.

@@ -79,15 +79,27 @@ def check_base(recorded: BaseModel, found: BaseModel, checkpoint: Path) -> None:
     )
 
 
-def find_base(record: AdapterRecord, checkpoint: Path, given: Path | None = None) -> Path:
-    """The folder of the base of `checkpoint`: the one that is `given`, else where it was; its weights are checked. Collective.
-
-    Raises CheckpointError when it is not there, or another one.
-    """
+def base_folder(record: AdapterRecord, checkpoint: Path, given: Path | None = None) -> Path:
+    """Where the base of `checkpoint` is: in the folder that is `given`, else where it was. Raises CheckpointError when it is not there."""
     folder = given or Path(record.base.path)
     if not folder.is_dir():
-        raise CheckpointError(
-            f"{folder}: no folder, but the adapters of {checkpoint} belong to the base that was there; say where it is now"
-        )
+        raise CheckpointError(f"{folder}: no folder here, but the adapters of {checkpoint} belong to the base in it; say where it is now")
+    return folder
+
+
+def base_of(folder: Path, path: str) -> Path | None:
+    """The folder of the base under the adapters of a model folder: where it was, else what `path`, the training's model.path, says today.
+
+    None for a whole model. Raises CheckpointError when there is no such folder. Its weights are not looked at.
+    """
+    record = adapter_record(folder) if (folder / "weights").is_dir() else None
+    if record is None:
+        return None
+    return base_folder(record, folder, None if Path(record.base.path).is_dir() or not path else Path(path))
+
+
+def find_base(record: AdapterRecord, checkpoint: Path, given: Path | None = None) -> Path:
+    """`base_folder`, once its weights are known to be the base's. Raises CheckpointError when they are not. Collective."""
+    folder = base_folder(record, checkpoint, given)
     check_base(record.base, base_model(folder), checkpoint)
     return folder

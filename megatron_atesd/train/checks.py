@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from megatron.core.transformer.transformer_config import TransformerConfig
 
+from megatron_atesd.checkpoint.base_model import adapter_record
 from megatron_atesd.checkpoint.model_inputs import ModelInputs, read_model
 from megatron_atesd.config import TrainConfig, validate
 from megatron_atesd.data.problems import check_disjoint, load_problems
@@ -40,6 +41,7 @@ class TrainingInputs:
 def check_before_work(config: TrainConfig, world_size: int) -> TrainingInputs:
     """What the run starts from, once every rule holds that can be checked without weights or process groups."""
     validate(config, world_size, None)
+    check_whole(Path(config.model.path))
     model = read_model(Path(config.model.path), config.prompt, config.exposure.reveal)
     architecture = model.architecture
     validate(config, world_size, architecture.shape)
@@ -55,6 +57,15 @@ def check_before_work(config: TrainConfig, world_size: int) -> TrainingInputs:
         check_writable("run.dir", Path(config.run.dir) / "checkpoints")
     refuse_errors(examine_machine(config))
     return TrainingInputs(model, megatron, problems, probe_problems)
+
+
+def check_whole(folder: Path) -> None:
+    """Raise ConfigError where model.path is a checkpoint of adapters, which is no base to train."""
+    if (folder / "weights" / "metadata.json").is_file() and (record := adapter_record(folder)) is not None:
+        raise ConfigError(
+            f"model.path is {folder}, a checkpoint of adapters on {record.base.path}; give a whole model: megatron_to_hf.py --merge makes "
+            "one of both"
+        )
 
 
 def check_cache(config: TrainConfig, architecture: Architecture, megatron: TransformerConfig) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 from megatron.core import parallel_state
 from numpy.typing import NDArray
 
+from megatron_atesd.checkpoint.base_model import base_of
 from megatron_atesd.checkpoint.fingerprint import fingerprint
 from megatron_atesd.checkpoint.model_folder import load_model_weights
 from megatron_atesd.checkpoint.reading import read_folder
@@ -43,7 +44,7 @@ class Mismatch:
         self.task, self.inputs, config = task, inputs, inputs.config
         with naming_section("megatron", config.megatron):
             self.model = build_model(inputs.model.architecture, inputs.megatron, config.parallel.packed)
-        load_model_weights(self.model, inputs.model.folder)
+        load_model_weights(self.model, inputs.model.folder, base_of(inputs.model.folder, task.settings.model.path))
         check_weights(self.model.named_parameters(), inputs.model.folder)
         self.teacher = load_teacher(self.model, inputs.model.folder, config.distill, config.precision.teacher)
         self.divergence, self.tokens = divergence_of(config), config.parallel.micro_batch_tokens

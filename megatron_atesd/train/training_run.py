@@ -72,7 +72,12 @@ class TrainingRun:
         self.engine: RolloutEngine = build_engine(config, self.model, self.renderer, self.hf_folder)
         distill = config.distill
         self.teacher = Teacher(
-            self.model, distill.teacher, distill.ema_decay, distill.teacher_offload, config.precision.teacher, not config.lora.start
+            self.model,
+            distill.teacher,
+            distill.ema_decay,
+            distill.teacher_offload,
+            config.precision.teacher,
+            new_adapters=not config.lora.start,
         )
         self.gate = GainGate(distill.refresh_every)
         self.optimization = build_optimization(self.model, config.optimizer, config.ddp, config.schedule, config.run.updates)

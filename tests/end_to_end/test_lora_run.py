@@ -1,6 +1,7 @@
 """Trainings of adapters: the first update is that of a full copy of the teacher, the base never moves, and a resumed run equals the
 unbroken one, also at another layout."""
 
+import re
 import shutil
 from contextlib import redirect_stdout
 from io import StringIO
@@ -10,10 +11,13 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from megatron.core import parallel_state
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from megatron_atesd.config import load_config
 from megatron_atesd.distill.teacher import Teacher
+from megatron_atesd.errors import CheckpointError
 from megatron_atesd.faults.state import checkpoint_state, differences, metrics, reproducible
 from megatron_atesd.train.loop import train
 from megatron_atesd.train.training_run import TrainingRun
@@ -64,6 +68,8 @@ def all_runs(inputs: Path, folder: Path) -> list[dict[str, Tensor]]:
             source = next(iter(RUNS))
             go_on(inputs, folder / source / "unbroken", folder / name, *RUNS[source], *overrides)
         full_copy(inputs, folder / "full copy", patch)
+        run(inputs, folder / "all weights", *next(iter(RUNS.values())), "--lora.rank=0", "--run.updates=1")
+        another_base(inputs, folder, folder / next(iter(RUNS)) / "resumed")
     return frozen
 
 
@@ -74,10 +80,26 @@ def go_on(inputs: Path, source: Path, target: Path, *overrides: str) -> None:
     run(inputs, target, *overrides, "--checkpoint.resume=step_2")
 
 
+def another_base(inputs: Path, folder: Path, run_dir: Path) -> None:
+    """A run that is to go on from a base that is not its own, and from its own with another rank."""
+    if dist.get_rank() == 0:
+        shutil.copytree(inputs / "hf", folder / "other")
+        tensors = load_file(folder / "other" / "model.safetensors")
+        tensors["model.norm.weight"] += 1e-6
+        save_file(tensors, folder / "other" / "model.safetensors", {"format": "pt"})
+    dist.barrier()
+    for said, override in {
+        f"{folder / 'other'}: not the base that the adapters": f"--model.path={folder / 'other'}",
+        "lora.rank is 8, but the run began with 4": "--lora.rank=8",
+    }.items():
+        with pytest.raises(CheckpointError, match=re.escape(said)):
+            run(inputs, run_dir, *next(iter(RUNS.values())), override)
+        parallel_state.destroy_model_parallel()  # a refusal leaves groups to the end of the process
+
+
 def full_copy(inputs: Path, folder: Path, patch: pytest.MonkeyPatch) -> None:
-    """ "initial, TP" whose teacher has copies of adapters, and another base in them: the way of a run without new adapters."""
-    start = Teacher.__init__
-    patch.setattr(Teacher, "__init__", lambda self, *given: start(self, *given[:-1], False))
+    """The run "initial, TP" with a teacher that is a copy of all that learns, as in a run that does not begin with new adapters."""
+    patch.setattr("megatron_atesd.train.training_run.Teacher", lambda *given, **named: Teacher(*given, **named | {"new_adapters": False}))
     run(inputs, folder, *next(iter(RUNS.values())))
 
 
@@ -118,9 +140,7 @@ def test_adapters_learn_and_only_they_are_saved(name: str, runs: tuple[Path, Any
 
 
 def test_the_base_never_moves(runs: tuple[Path, Any], inputs: Path) -> None:
-    """Bit for bit: what ranks hold after a training is what they hold of a model that was only loaded."""
-    from safetensors.torch import load_file
-
+    """Bit for bit: what ranks hold after a training is what the file holds."""
     whole = load_file(inputs / "hf" / "model.safetensors")
     for of_run in zip(*runs[1], strict=True):
         norms = [rank[name] for rank in of_run for name in rank if name == "decoder.final_layernorm.weight"]
@@ -148,3 +168,11 @@ def test_the_base_as_teacher_is_a_copy_of_the_start_bit_for_bit(runs: tuple[Path
     assert any(name.startswith("/tensors/teacher.") for name in kept)
     student = state_of(runs[0] / next(iter(RUNS)) / "unbroken")
     assert differences(*({k: v for k, v in s.items() if k.startswith("/tensors/adapters.")} for s in (kept, student))) == []
+
+
+def test_the_first_update_starts_from_the_base_s_logits(runs: tuple[Path, Any]) -> None:
+    """A training of all weights has the same loss then, and the same rollouts; its gradients are others."""
+    lora, whole = (metrics(runs[0] / name)[0] for name in (f"{next(iter(RUNS))}/unbroken", "all weights"))
+    names = ("distill/loss", "distill/kl", "distill/teacher_entropy", "student/entropy", "rollout/length")
+    assert [lora[name] for name in names] == pytest.approx([whole[name] for name in names], rel=1e-5)
+    assert lora["optim/grad_norm"] != pytest.approx(whole["optim/grad_norm"], rel=0.01)
