@@ -17,6 +17,7 @@ from megatron_atesd.model.chunk import ModelChunk
 from megatron_atesd.model.fp8 import layer_context, token_multiple
 from megatron_atesd.model.gpt import HiddenStateGPT
 from megatron_atesd.model.kv_cache import CacheBlock
+from megatron_atesd.model.lora_layers import AdaptedLinear
 from megatron_atesd.model.products import product
 from megatron_atesd.parallel.groups import sum_over_tensor_ranks
 from megatron_atesd.parallel.mailbox import Mailbox
@@ -104,13 +105,18 @@ class _Layer:
 
 
 class _Product:
-    """A norm, where there is one before it, and a linear layer. summed: over TP, of which each rank holds a part of the columns."""
+    """A norm, where there is one before it, and a linear layer. summed: over TP, of which each rank holds a part of the columns.
+
+    Adapters that are on join before that sum, all projections' in two products.
+    """
 
     def __init__(self, module: Any, norm: Tensor | None, eps: float, config: Any, summed: bool = False) -> None:
         self.module, self.eps, self.summed = module, eps, summed
         self.weight, self.norm = module.weight, getattr(module, "layer_norm_weight", norm)
         self.multiple = token_multiple(config)
         self.fused = bool(config.fp8)
+        adapted = isinstance(module, AdaptedLinear) and module.lora_on and not self.fused
+        self.adapters = module.factors(module.lora_dtype) if adapted else None
 
     def __call__(self, x_TH: Tensor) -> Tensor:
         if self.fused:
@@ -118,6 +124,9 @@ class _Product:
         if self.norm is not None:
             x_TH = F.rms_norm(x_TH, self.norm.shape, self.norm, self.eps)
         out = product(x_TH, self.weight)
+        if self.adapters is not None:
+            a_RH, b_OR = self.adapters
+            out = (out + product(product(x_TH.to(a_RH.dtype), a_RH), b_OR)).to(out.dtype)
         if self.summed:
             sum_over_tensor_ranks(out)
         return out

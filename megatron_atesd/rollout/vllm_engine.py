@@ -32,7 +32,7 @@ class VllmEngine:
     Pipeline stages and context-parallel ranks have an engine each and answer their share of the prompts. It draws the same uniform numbers
     as the training engine. What it does not promise is that a token's logits are the same in another batch or layout: their last digits
     follow from the kernels that vLLM chooses for a batch, and may tip a token. With equal weights, prompts, seeds and settings on the
-    same ranks a call returns the same responses again. There are no LoRA adapters, since nothing here trains them.
+    same ranks a call returns the same responses again. LoRA adapters reach it merged into the weights.
     """
 
     depends_on: frozenset[Dependence] = frozenset({"seed", "batch", "layout"})

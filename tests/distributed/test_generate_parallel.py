@@ -16,6 +16,7 @@ from megatron_atesd.distill.likelihood import mean_nll
 from megatron_atesd.errors import ConfigError
 from megatron_atesd.model.gpt import HiddenStateGPT, build_model
 from megatron_atesd.model.hf_config import read_architecture
+from megatron_atesd.model.lora import LoraSettings, add_adapters
 from megatron_atesd.model.megatron_config import transformer_config
 from megatron_atesd.model.vocabulary import VocabularyShard
 from megatron_atesd.parallel.session import parallel_session
@@ -25,6 +26,7 @@ from megatron_atesd.rollout.training_engine import TrainingEngine
 from megatron_atesd.train.logprob_gap import logprob_gap
 from tests.support import greedy_case
 from tests.support.launch import run_distributed
+from tests.support.lora_ranks import Layout, built, fill
 from tests.support.sampling_cases import CASES, draws
 
 PROMPTS = [[5, 7, 9], [1], [2, 3, 4, 5, 6], [9, 9], [8, 1, 8], [30, 31], [4, 4, 4, 4], [12]]
@@ -135,6 +137,37 @@ def test_rollouts_and_likelihoods_do_not_depend_on_the_layout(tmp_path: Path) ->
                 gaps = [abs(a - b) for r, e in zip(responses, expected, strict=True) for a, b in zip(r.logprobs, e.logprobs, strict=True)]
                 assert max(gaps) < 1e-3
                 assert abs(nll - expected_nll) < 1e-5
+
+
+ADAPTED = {
+    1: [Layout()],
+    2: [Layout(tensor=2), Layout(tensor=2, sequence=True), Layout(pipeline=2), Layout(pipeline=2, virtual=2)],
+    4: [Layout(tensor=2, pipeline=2, sequence=True)],
+}
+
+
+def sample_with_adapters(folder: Path, world: int) -> list[list[Response]]:
+    dist.init_process_group("gloo")
+    results = []
+    for layout in ADAPTED[world]:
+        with parallel_session(layout.tensor, layout.pipeline, virtual_pipeline=layout.virtual):
+            model = built(layout, folder)
+            add_adapters(model, LoraSettings(rank=4, alpha=6.0, targets=("q_proj", "v_proj", "o_proj", "gate_proj", "down_proj")))
+            fill(model)
+            results.append([rolled for config in CONFIGS[:2] for rolled in sampled(model, PROMPTS, SEEDS, config)])
+            check_gap(model, ids_and_logprobs(results[-1][: len(PROMPTS)]))
+    return results
+
+
+def test_rollouts_of_a_model_with_adapters_do_not_depend_on_the_layout(tmp_path: Path) -> None:
+    save_model(tmp_path)
+    ((expected,),) = run_distributed(sample_with_adapters, 1, tmp_path, 1)
+    for world in (2, 4):
+        for rank in run_distributed(sample_with_adapters, world, tmp_path, world):
+            for responses in rank:
+                assert [r.ids for r in responses] == [r.ids for r in expected]
+                gaps = [abs(a - b) for r, e in zip(responses, expected, strict=True) for a, b in zip(r.logprobs, e.logprobs, strict=True)]
+                assert max(gaps) < 1e-3
 
 
 def test_greedy_from_vocabulary_shards_equals_transformers_token_for_token(tmp_path: Path) -> None:

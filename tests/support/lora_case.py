@@ -1,5 +1,6 @@
 """LoRA written out by hand: one adapter a Hugging Face projection, merged into its weight, gradients by autograd through the merge."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,7 +13,12 @@ IDS_BS = torch.tensor([[5, 17, 60, 2, 33, 8, 41, 9], [3, 3, 50, 12, 7, 29, 0, 44
 
 def loss_of(logits_BSV: Tensor) -> Tensor:
     """A sum that tells every position and every entry of the vocabulary apart."""
-    return (logits_BSV * torch.arange(logits_BSV.numel()).view_as(logits_BSV).cos()).sum()
+    return (logits_BSV * loss_weights(logits_BSV.shape)).sum()
+
+
+def loss_weights(shape: tuple[int, ...]) -> Tensor:
+    """Of the logits in loss_of."""
+    return torch.arange(math.prod(shape)).view(shape).cos()
 
 
 def filled(name: str, shape: tuple[int, ...]) -> Tensor:

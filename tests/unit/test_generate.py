@@ -16,11 +16,13 @@ from megatron_atesd.model import decoding
 from megatron_atesd.model.decoding import Decoder
 from megatron_atesd.model.gpt import HiddenStateGPT, build_model
 from megatron_atesd.model.hf_config import read_architecture
+from megatron_atesd.model.lora import LoraSettings, adapters_off, add_adapters
 from megatron_atesd.model.megatron_config import transformer_config
 from megatron_atesd.parallel.session import parallel_session
 from megatron_atesd.rollout import stream
 from megatron_atesd.rollout.engine import Response
 from megatron_atesd.rollout.training_engine import TrainingEngine
+from tests.support.lora_ranks import fill
 from tests.support.slow_generation import CONFIG, PROMPTS, STOP, slowly
 
 
@@ -63,6 +65,54 @@ def test_equals_full_forward_passes(model: HiddenStateGPT, config: RolloutConfig
         assert list(response.ids) == ids
         assert response.logprobs == pytest.approx(logprobs, abs=1e-4)
         assert response.text_end == len(ids) - (ids[-1] == STOP)
+
+
+ADAPTERS = {
+    "all": LoraSettings(rank=4, alpha=6.0),
+    "some, rslora": LoraSettings(rank=16, alpha=6.0, targets=("k_proj", "o_proj", "up_proj"), rslora=True),
+}
+
+
+def adapted(model: HiddenStateGPT, settings: LoraSettings) -> HiddenStateGPT:
+    """A copy of the model, with adapters whose B is not zero."""
+    other = build_model(model.arch, model.config)
+    other.load_state_dict(model.state_dict())
+    add_adapters(other, settings)
+    fill(other, "lora_B")
+    return other
+
+
+@pytest.mark.parametrize("config", ["as the papers", "greedy", "the whole vocabulary"])
+@pytest.mark.parametrize("settings", ADAPTERS.values(), ids=ADAPTERS)
+def test_with_adapters_it_equals_full_forward_passes(model: HiddenStateGPT, settings: LoraSettings, config: str) -> None:
+    lora, prompts = adapted(model, settings), PROMPTS * 2
+    responses = generate(lora, prompts, range(8), CONFIGS[config])
+    for response, prompt, seed in zip(responses, prompts, range(8), strict=True):
+        ids, logprobs = slowly(lora, prompt, seed, CONFIGS[config])
+        assert list(response.ids) == ids
+        assert response.logprobs == pytest.approx(logprobs, abs=1e-4)
+    base = generate(model, prompts, range(8), CONFIGS[config])
+    assert [r.ids for r in base] != [r.ids for r in responses]
+    with adapters_off(lora):
+        assert generate(lora, prompts, range(8), CONFIGS[config]) == base
+
+
+def test_a_product_with_adapters_is_the_module_s_also_where_it_rounds(model: HiddenStateGPT) -> None:
+    """A bf16 base, fp32 adapters: their sum is rounded once. The modules compute in FP8, too."""
+    lora = adapted(model, ADAPTERS["all"])
+    layer = lora.chunks[0].get_submodule("decoder.layers.0")
+    for place in ("self_attention.linear_qkv", "mlp.linear_fc2"):
+        module: Any = layer.get_submodule(place)
+        module.weight.data = module.weight.data.bfloat16()
+        x = torch.randn(5, module.weight.shape[1], generator=torch.Generator().manual_seed(1)).bfloat16()
+        expected = module(x)[0]
+        product = decoding._Product(module, None, 1e-6, model.config)
+        assert product.adapters is not None
+        assert product.adapters[0].dtype == torch.float32
+        torch.testing.assert_close(product(x), expected, rtol=2**-8, atol=0)  # one place in the last of bf16's digits
+        assert (product(x) == expected).float().mean() > 0.98
+        product.fused = True
+        assert torch.equal(product(x), expected)
 
 
 def test_a_response_ends_with_the_stop_id_or_is_truncated(model: HiddenStateGPT) -> None:

@@ -15,7 +15,8 @@ from megatron_atesd.checkpoint.hf_weights import load_hf_weights
 from megatron_atesd.errors import ConfigError
 from megatron_atesd.model.gpt import HiddenStateGPT, build_model
 from megatron_atesd.model.hf_config import read_architecture
-from megatron_atesd.model.lora import Adapter, LoraSettings, adapter_parameters, adapters_off, add_adapters
+from megatron_atesd.model.lora import LoraSettings, adapter_parameters, adapters_off, add_adapters
+from megatron_atesd.model.lora_adapter import Adapter
 from megatron_atesd.model.megatron_config import transformer_config
 from megatron_atesd.parallel.session import parallel_session
 from tests.support.convert_models import SIZES, save_model
@@ -142,6 +143,14 @@ def test_layers_that_are_not_megatron_core_s_are_refused(tmp_path: Path) -> None
     cast("Any", model.chunks[0]).decoder.layers[1].mlp.linear_fc2 = torch.nn.Linear(48, 32)
     with pytest.raises(ConfigError, match=r"no adapter for Linear \(mlp.linear_fc2\); set model.attention to sdpa"):
         add_adapters(model, LoraSettings())
+
+
+def test_on_the_meta_device_no_value_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a dry run builds models that no memory would hold."""
+    model = built(save_model(tmp_path)).to("meta")
+    monkeypatch.setattr(torch.nn.init, "kaiming_uniform_", lambda tensor, **_: tensor.is_meta or pytest.fail("drawn"))
+    add_adapters(model, LoraSettings(rank=4))
+    assert {parameter.device.type for parameter in adapter_parameters(model).values()} == {"meta"}
 
 
 def test_only_adapters_learn(tmp_path: Path) -> None:
