@@ -21,17 +21,19 @@ _NAMES = {dtype: name for name, dtype in FLOATS.items()}
 
 
 class SafetensorsFolder:
-    """The model files of a Hugging Face folder, written in any order; names, shapes and types are known beforehand.
+    """The weight files of a folder, written in any order; names, shapes and types are known beforehand.
 
     tensors: by name, on the meta device. Files are at most shard_bytes long, unless one tensor alone is longer.
+    file: name of the only file, without its ending; of several, the index is a model's.
     """
 
-    def __init__(self, folder: Path, tensors: Mapping[str, Tensor], shard_bytes: int) -> None:
+    def __init__(self, folder: Path, tensors: Mapping[str, Tensor], shard_bytes: int, file: str = "model") -> None:
         self._places: dict[str, tuple[SlicedFile, int, int]] = {}  # file, position of the next byte, end
         self._files: list[SlicedFile] = []
-        plan = split_torch_state_dict_into_shards(dict(tensors), max_shard_size=shard_bytes)
-        for file, names in plan.filename_to_tensors.items():
-            self._start(folder / file, {name: tensors[name] for name in names})
+        pattern = f"{file}{{suffix}}.safetensors"
+        plan = split_torch_state_dict_into_shards(dict(tensors), filename_pattern=pattern, max_shard_size=shard_bytes)
+        for shard, names in plan.filename_to_tensors.items():
+            self._start(folder / shard, {name: tensors[name] for name in names})
         if plan.is_sharded:
             index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
             (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")

@@ -1,28 +1,32 @@
-"""The logits gate: a Megatron model and the Hugging Face folder on the other side of its conversion must give the same logits in fp32."""
+"""The logits gate: a Megatron model and the Hugging Face model on the other side of its conversion must give the same logits in fp32."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from checkpoints_convert.command import TOLERANCE, whole_model
+from checkpoints_convert.command import TOLERANCE
+from checkpoints_convert.models import megatron_model, rounded, transformers_model, with_peft
 from checkpoints_convert.output import say
-from megatron_atesd.checkpoint.reading import read_folder
 from megatron_atesd.data.tokenizer import TOKENIZER_FILES, load_tokenizer
 from megatron_atesd.errors import ConversionError
 from megatron_atesd.model.architecture import Architecture
+from megatron_atesd.model.gpt import HiddenStateGPT
 from megatron_atesd.model.hf_config import read_architecture
 from megatron_atesd.model.vocabulary import whole_logits
 
 TEXT = "A train leaves at 8:15 and needs 2 hours 50 minutes, so it arrives at 11:05. The answer is \\boxed{11:05}."
 LONGEST = 64  # tokens of a sequence
 
+MakeTheirs = Callable[[], Any]
+MakeOurs = Callable[[], HiddenStateGPT]
 
-def verify(megatron: Path, prefix: str, hf: Path, dtype: torch.dtype, tolerance: float = TOLERANCE) -> None:
-    """Raises ConversionError when the logits of both folders differ by more than `tolerance` anywhere; see `compare`."""
-    difference = compare(megatron, prefix, hf, dtype)
+
+def verify(theirs: MakeTheirs, ours: MakeOurs, hf_files: Path, tolerance: float = TOLERANCE) -> None:
+    """Raises ConversionError when the logits of both models differ by more than `tolerance` anywhere; see `largest_difference`."""
+    difference = largest_difference(theirs, ours, hf_files)
     if not difference <= tolerance:  # also for nan
         raise ConversionError(
             f"verification failed: logits differ by up to {difference:.3g}, more than --tolerance {tolerance:g}; nothing was kept. "
@@ -31,17 +35,32 @@ def verify(megatron: Path, prefix: str, hf: Path, dtype: torch.dtype, tolerance:
 
 
 def compare(megatron: Path, prefix: str, hf: Path, dtype: torch.dtype) -> float:
-    """Largest absolute difference of the logits of the weights `prefix` of a Megatron folder and of transformers on the folder `hf`.
+    """The same of the weights `prefix` of a Megatron folder and of the Hugging Face folder `hf`, both rounded to `dtype`."""
+    return largest_difference(*both(megatron, prefix, hf, dtype), hf)
 
-    Reports it with top-1 agreement. Both sides compute in fp32, from weights rounded to `dtype`, on a text (when the folder has a
-    tokenizer) and on random ids; one model after the other is in memory. Inside `parallel_session` of one process.
-    """
+
+def both(megatron: Path, prefix: str, hf: Path, dtype: torch.dtype, adapter: Path | None = None) -> tuple[MakeTheirs, MakeOurs]:
+    """What `verify` asks for, of two folders. adapter: a PEFT folder that is merged into the model of transformers first."""
     architecture = read_architecture(hf)
-    sequences = list(_sequences(hf, architecture))
-    theirs = _transformers_logits(hf, dtype, sequences)
-    ours = _megatron_logits(megatron, prefix, architecture, dtype, sequences)
-    differences = [float((a - b).abs().max()) for a, b in zip(ours, theirs, strict=True)]
-    agreeing = sum(int((a.argmax(-1) == b.argmax(-1)).sum()) for a, b in zip(ours, theirs, strict=True))
+
+    def theirs() -> Any:
+        model = transformers_model(hf)
+        return rounded(model if adapter is None else with_peft(model, adapter), dtype)
+
+    return theirs, lambda: rounded(megatron_model(megatron, prefix, architecture), dtype)
+
+
+def largest_difference(theirs: MakeTheirs, ours: MakeOurs, hf_files: Path) -> float:
+    """Largest absolute difference of the logits of a model of transformers and of one of ours, on a text (when hf_files has a tokenizer)
+    and on random ids.
+
+    Reports it with top-1 agreement. One model after the other is in memory. Inside `parallel_session` of one process.
+    """
+    sequences = list(_sequences(hf_files, read_architecture(hf_files)))
+    expected = _transformers_logits(theirs, sequences)
+    found = _megatron_logits(ours, sequences)
+    differences = [float((a - b).abs().max()) for a, b in zip(found, expected, strict=True)]
+    agreeing = sum(int((a.argmax(-1) == b.argmax(-1)).sum()) for a, b in zip(found, expected, strict=True))
     positions = sum(ids.shape[1] for ids in sequences)
     largest = float(torch.tensor(differences).max())  # keeps nan, unlike max()
     say(f"verify: largest logit difference {largest:.3g}, top-1 equal at {agreeing} of {positions} positions")
@@ -65,29 +84,13 @@ def _text_ids(folder: Path, vocabulary: int) -> list[int]:
 
 
 @torch.no_grad()
-def _transformers_logits(folder: Path, dtype: torch.dtype, sequences: list[Tensor]) -> list[Tensor]:
-    from transformers import AutoModelForCausalLM
-
-    try:
-        reference: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False).eval()
-    except (ValueError, OSError, KeyError, RuntimeError) as error:
-        raise ConversionError(f"{folder}: transformers cannot load the model ({error})") from error
-    _round(reference, dtype)
+def _transformers_logits(make: MakeTheirs, sequences: list[Tensor]) -> list[Tensor]:
     device = torch.cuda.current_device()
-    reference.to(device)
-    return [reference(ids.to(device)).logits[0].float().cpu() for ids in sequences]
+    model = make().eval().to(device)
+    return [model(ids.to(device)).logits[0].float().cpu() for ids in sequences]
 
 
 @torch.no_grad()
-def _megatron_logits(folder: Path, prefix: str, architecture: Architecture, dtype: torch.dtype, sequences: list[Tensor]) -> list[Tensor]:
-    model = whole_model(architecture, "fp32")
-    loaded = read_folder(folder, model.sharded_state_dict(prefix=prefix))
-    model.load_state_dict({name.removeprefix(prefix): value for name, value in loaded.items() if name.startswith(prefix)})
-    _round(model, dtype)
-    device = torch.cuda.current_device()
+def _megatron_logits(make: MakeOurs, sequences: list[Tensor]) -> list[Tensor]:
+    model, device = make(), torch.cuda.current_device()
     return [whole_logits(model, model(ids.to(device))[0]).cpu() for ids in sequences]
-
-
-def _round(model: torch.nn.Module, dtype: torch.dtype) -> None:
-    for parameter in model.parameters():  # parameters only: the rotary frequencies stay in fp32
-        parameter.copy_(parameter.to(dtype))
