@@ -12,6 +12,8 @@ data=$OUT/data$suffix run=$OUT/$mode$suffix
 processes=$([ "$mode" = aligned ] && echo 2 || echo 1)
 settings=(--config examples/quickstart/atesd.yaml)
 if [ "$mode" = learned ]; then settings+=(--config examples/quickstart/paper.yaml); fi
+adapters=() merge=()
+if [ "${LORA:-0}" = 1 ]; then adapters=(--lora.rank 16 --optimizer.lr 5.0e-3) merge=(--merge); fi
 
 say() { printf '[%s] %s\n' "$(date +%H:%M:%S)" "$*"; }
 start() {
@@ -19,9 +21,9 @@ start() {
 }
 train() {
     start tools/train.py "${settings[@]}" --exposure.mode "$mode" --parallel.tensor "$processes" --run.dir "$run" --run.seed "$SEED" \
-        --run.updates "$UPDATES" --model.path "$OUT/base-megatron" --data.train "$data/train.jsonl" --data.probe "$data/probe.jsonl"
+        "${adapters[@]}" --run.updates "$UPDATES" --model.path "$OUT/base-megatron" --data.train "$data/train.jsonl" --data.probe "$data/probe.jsonl"
 }
-convert() { "$PYTHON" checkpoints_convert/megatron_to_hf.py --megatron "$run" --out "$run/hf" --verify; }
+convert() { "$PYTHON" checkpoints_convert/megatron_to_hf.py --megatron "$run" --out "$run/hf" "${merge[@]}" --verify; }
 evaluate() { start tools/evaluate.py --model "$run/hf" --data "$data/test.jsonl" --out "$run/evaluation" $EVALUATION; }
 
 rm -rf "$run" && mkdir -p "$run"

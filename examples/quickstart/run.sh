@@ -7,6 +7,7 @@
 #
 # TASKS are kinds of references (late det lateh rand), ARMS exposure modes to train on each; the first of both gives the headline figures.
 # SEED changes everything that is random; the warm-started base of a seed is cached in CACHES.
+# LORA=1 trains adapters on the frozen base instead of all weights, and merges them into it before the evaluation.
 # UPDATES, WARM_UPDATES, TEST_PROBLEMS and SAMPLES make the job smaller or larger.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -25,6 +26,7 @@ recipe=$(cat examples/quickstart/{warm_start*,tokenizer}.py megatron_atesd/{data
 CACHE=$CACHES/chain-seed$SEED-warm$WARM_UPDATES-test$TEST_PROBLEMS-$recipe
 EVALUATION="--samples $SAMPLES --seed $SEED --config examples/quickstart/atesd.yaml --parallel.tensor 1 --temperature 1.0 --top-p 1.0
     --max-new-tokens 48 --no-thinking"
+export LORA=${LORA:-0}
 export SEED OUT UPDATES EVALUATION PYTHON # arm.sh reads them
 export OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
@@ -50,6 +52,8 @@ done
 if [ -n "$(ls -A "$OUT" 2>/dev/null)" ] && [ ! -f "$OUT/.example" ]; then
     fail "OUT=$OUT holds files that this script did not make; choose another folder"
 fi
+
+case $LORA in 0 | 1) ;; *) fail "LORA is '$LORA', must be 0 or 1" ;; esac
 
 started=$(date +%s)
 mkdir -p "$OUT" && touch "$OUT/.example"

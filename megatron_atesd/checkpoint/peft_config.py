@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from megatron_atesd.config import LORA_TARGETS
 from megatron_atesd.data.hf_json import read_json_object
 from megatron_atesd.errors import ConfigError, ConversionError
-from megatron_atesd.model.lora import TARGETS, LoraSettings
+from megatron_atesd.model.lora import LoraSettings
 
 CONFIG = "adapter_config.json"
 _READ = ("peft_type", "r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora", "init_lora_weights")
@@ -64,14 +65,14 @@ def _refuse_other_kinds(config: Path, values: Mapping[str, Any]) -> None:
 
 def _targets(config: Path, targets: Any) -> tuple[str, ...]:
     """In one order, whatever the file's."""
-    rule = f"must be a list of {', '.join(TARGETS)}"
+    rule = f"must be a list of {', '.join(LORA_TARGETS)}"
     if isinstance(targets, str):
         raise ConversionError(f"{config}: target_modules is the pattern {targets!r:.80}, {rule}; list the projections that it means")
     if not isinstance(targets, list) or not targets:
         raise ConversionError(f"{config}: target_modules is {targets!r:.80}, {rule}; list the projections that have an adapter")
-    if unknown := [target for target in targets if target not in TARGETS]:
+    if unknown := [target for target in targets if target not in LORA_TARGETS]:
         raise ConversionError(f"{config}: target_modules holds {unknown[0]!r:.80}, {rule}; if that has an adapter, {INSTEAD}")
-    return tuple(target for target in TARGETS if target in targets)
+    return tuple(target for target in LORA_TARGETS if target in targets)
 
 
 def _number(config: Path, values: Mapping[str, Any], name: str, whole: bool = False) -> int | float:

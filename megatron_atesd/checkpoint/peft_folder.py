@@ -16,7 +16,7 @@ from megatron_atesd.checkpoint.peft_config import CONFIG, INSTEAD, read_peft_con
 from megatron_atesd.errors import ConfigError, ConversionError
 from megatron_atesd.model.architecture import Architecture
 from megatron_atesd.model.gpt import HiddenStateGPT
-from megatron_atesd.model.lora import Adapter, adapter_parameters
+from megatron_atesd.model.lora import Adapter, LoraSettings, adapter_parameters
 
 WEIGHTS, PICKLED = "adapter_model.safetensors", "adapter_model.bin"
 PEFT_PREFIX = "base_model.model."  # stands before our names of tensors in the file
@@ -46,6 +46,18 @@ class PeftFolder:
     def read(self, name: str) -> Tensor:
         """One factor, whole, as stored. Raises ConversionError for NaN or infinite values."""
         return self.tensors[name][:]
+
+    def check_settings(self, settings: LoraSettings) -> None:
+        """Raise ConfigError unless these settings of a run are the adapter's. Dropout and type may differ: they say how it goes on."""
+        pairs: dict[str, tuple[Any, Any]] = {
+            "rank": (settings.rank, self.settings.rank),
+            "alpha": (settings.alpha, self.settings.alpha),
+            "targets": (sorted(settings.targets), sorted(self.settings.targets)),
+            "rslora": (settings.rslora, self.settings.rslora),
+        }
+        for name, (mine, theirs) in pairs.items():
+            if mine != theirs:
+                raise ConfigError(f"lora.{name} is {mine}, but the adapter in {self.folder} has {theirs}; set lora.{name} to that")
 
     def _check(self) -> None:
         file = self.folder / WEIGHTS
@@ -89,24 +101,9 @@ def load_peft(model: HiddenStateGPT, folder: Path) -> None:
     Raises ConversionError for a folder that cannot be read, ConfigError unless the model's adapters are of the same settings.
     """
     source = PeftFolder(folder, model.arch)
-    _check_settings(model, source)
+    source.check_settings(next(module.settings for module in model.modules() if isinstance(module, Adapter)))
     for name, parameter in adapter_parameters(model).items():
         parameter.copy_(_part(source.tensors[name], parameter))
-
-
-def _check_settings(model: HiddenStateGPT, source: PeftFolder) -> None:
-    """Dropout and type may differ: they say how it goes on, not what the adapter is."""
-    here = next(module.settings for module in model.modules() if isinstance(module, Adapter))
-    there = source.settings
-    pairs: dict[str, tuple[Any, Any]] = {
-        "rank": (here.rank, there.rank),
-        "alpha": (here.alpha, there.alpha),
-        "targets": (sorted(here.targets), sorted(there.targets)),
-        "rslora": (here.rslora, there.rslora),
-    }
-    for name, (mine, theirs) in pairs.items():
-        if mine != theirs:
-            raise ConfigError(f"lora.{name} is {mine}, but the adapter in {source.folder} has {theirs}; set lora.{name} to that")
 
 
 def _part(tensor: SourceTensor, parameter: Any) -> Tensor:

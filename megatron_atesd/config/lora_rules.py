@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import asdict
+from pathlib import Path
 
 from megatron_atesd.config.schema import LORA_TARGETS, LoraConfig, TrainConfig
 
@@ -20,5 +21,7 @@ def lora_problems(config: TrainConfig) -> Iterator[str]:
         yield f"lora.targets is {lora.targets}, must be one or more of {', '.join(LORA_TARGETS)}"
     elif len(set(lora.targets)) < len(lora.targets):
         yield f"lora.targets is {lora.targets}, where a projection comes twice; remove the second"
+    if lora.start and not Path(lora.start).is_dir():
+        yield f"lora.start is {lora.start}, which is no folder; give a PEFT folder (adapter_config.json and adapter_model.safetensors)"
     if lora.dtype == "bf16" and config.model.dtype == "fp32":
         yield "lora.dtype is bf16, but model.dtype is fp32; set lora.dtype to null"

@@ -12,6 +12,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_atesd.checkpoint.base_model import adapter_record
 from megatron_atesd.checkpoint.model_inputs import ModelInputs, read_model
+from megatron_atesd.checkpoint.peft_folder import PeftFolder
 from megatron_atesd.config import TrainConfig, validate
 from megatron_atesd.data.problems import check_disjoint, load_problems
 from megatron_atesd.doctor.examine import examine_machine
@@ -20,6 +21,7 @@ from megatron_atesd.errors import ConfigError
 from megatron_atesd.model.architecture import Architecture
 from megatron_atesd.model.megatron_config import DTYPES, megatron_settings
 from megatron_atesd.model.supported import check_context, check_fp8
+from megatron_atesd.model.trained import lora_settings
 from megatron_atesd.output_folder import check_writable
 from megatron_atesd.records import Problem
 from megatron_atesd.rollout.cache_room import cache_tokens
@@ -45,6 +47,8 @@ def check_before_work(config: TrainConfig, world_size: int) -> TrainingInputs:
     model = read_model(Path(config.model.path), config.prompt, config.exposure.reveal)
     architecture = model.architecture
     validate(config, world_size, architecture.shape)
+    if config.lora.start:
+        PeftFolder(Path(config.lora.start), architecture).check_settings(lora_settings(config.lora, config.model.dtype))
     megatron = megatron_settings(config, architecture)
     check_fp8(config, architecture)
     check_context(config)

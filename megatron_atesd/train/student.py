@@ -4,6 +4,7 @@ from pathlib import Path
 
 from megatron_atesd.checkpoint.base_model import AdapterRecord, base_model
 from megatron_atesd.checkpoint.model_folder import load_model_weights
+from megatron_atesd.checkpoint.peft_folder import load_peft
 from megatron_atesd.checkpoint.reading import check_model_folder
 from megatron_atesd.config import TrainConfig, naming_section
 from megatron_atesd.model.gpt import HiddenStateGPT, build_model
@@ -28,4 +29,6 @@ def start_student(config: TrainConfig, inputs: TrainingInputs) -> tuple[HiddenSt
         return model, None
     settings = lora_settings(config.lora, config.model.dtype)
     add_adapters(model, settings, config.run.seed)
+    if config.lora.start:
+        load_peft(model, Path(config.lora.start))
     return model, AdapterRecord(settings, base_model(folder))

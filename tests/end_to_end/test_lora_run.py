@@ -15,6 +15,7 @@ from megatron.core import parallel_state
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from checkpoints_convert.megatron_to_hf import convert
 from megatron_atesd.config import load_config
 from megatron_atesd.distill.teacher import Teacher
 from megatron_atesd.errors import CheckpointError
@@ -41,6 +42,7 @@ RUNS = {
         *("--parallel.tensor=1", "--parallel.context=2", "--optimizer.use_distributed_optimizer=true"),
     ],
 }
+STARTED = "from a PEFT folder, TP"
 # Where "initial, TP" goes on from its second update.
 OTHER_LAYOUTS = {
     "PP 2 × VP 2": ["--parallel.tensor=1", "--parallel.pipeline=2", "--parallel.virtual_pipeline=2"],
@@ -67,6 +69,7 @@ def all_runs(inputs: Path, folder: Path) -> list[dict[str, Tensor]]:
         for name, overrides in OTHER_LAYOUTS.items():
             source = next(iter(RUNS))
             go_on(inputs, folder / source / "unbroken", folder / name, *RUNS[source], *overrides)
+        from_adapters(inputs, folder, folder / next(iter(RUNS)) / "unbroken" / "checkpoints" / "step_4")
         full_copy(inputs, folder / "full copy", patch)
         run(inputs, folder / "all weights", *next(iter(RUNS.values())), "--lora.rank=0", "--run.updates=1")
         another_base(inputs, folder, folder / next(iter(RUNS)) / "resumed")
@@ -78,6 +81,16 @@ def go_on(inputs: Path, source: Path, target: Path, *overrides: str) -> None:
         shutil.copytree(source, target)
     dist.barrier()
     run(inputs, target, *overrides, "--checkpoint.resume=step_2")
+
+
+def from_adapters(inputs: Path, folder: Path, checkpoint: Path) -> None:
+    """A run that starts from what another has trained, and one that goes on from its second update."""
+    if dist.get_rank() == 0:
+        convert(checkpoint, folder / "peft")
+    dist.barrier()
+    overrides = [*FIXED, "--distill.teacher=initial", f"--lora.start={folder / 'peft'}"]
+    run(inputs, folder / STARTED / "unbroken", *overrides)
+    go_on(inputs, folder / STARTED / "unbroken", folder / STARTED / "resumed", *overrides)
 
 
 def another_base(inputs: Path, folder: Path, run_dir: Path) -> None:
@@ -118,7 +131,7 @@ def state_of(folder: Path, step: int = 4) -> dict[str, Any]:
     return checkpoint_state(folder / "checkpoints" / f"step_{step}")
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", [*RUNS, STARTED])
 def test_a_resumed_run_equals_the_unbroken_one(name: str, runs: tuple[Path, Any]) -> None:
     folders = [runs[0] / name / arm for arm in ("unbroken", "resumed")]
     lines = [[reproducible(line) for line in metrics(folder)] for folder in folders]
@@ -150,6 +163,18 @@ def test_the_base_never_moves(runs: tuple[Path, Any], inputs: Path) -> None:
         down = [rank["decoder.layers.0.mlp.linear_fc2.weight"] for rank in of_run if "decoder.layers.0.mlp.linear_fc2.weight" in rank]
         expected = whole["model.layers.0.mlp.down_proj.weight"].to(dtype)
         assert any(torch.equal(torch.cat(parts, dim=1), expected) for parts in (down, down[:1]))
+
+
+def test_a_run_that_starts_from_adapters_has_them_as_its_teacher(runs: tuple[Path, Any]) -> None:
+    started = load_file(runs[0] / "peft" / "adapter_model.safetensors")
+    state = state_of(runs[0] / STARTED / "unbroken")
+    kept, student = (
+        {name.removeprefix(f"/tensors/{part}."): value for name, value in state.items() if name.startswith(f"/tensors/{part}.")}
+        for part in ("teacher", "adapters")
+    )
+    expected = {name.removeprefix("base_model.model."): value for name, value in started.items()}
+    assert differences(kept, expected) == []
+    assert set(differences(student, expected)) == set(expected)
 
 
 @pytest.mark.parametrize("layout", OTHER_LAYOUTS)

@@ -164,6 +164,7 @@ def test_a_value_out_of_bounds_is_refused(refusal, setting: str, rule: str):
         ),
         (1, ["lora.rank=4", "lora.targets=[]"], "lora.targets is [], must be one or more of q_proj"),
         (1, ["lora.rank=4", "lora.targets=[q_proj, q_proj]"], "lora.targets is ['q_proj', 'q_proj'], where a projection comes twice"),
+        (1, ["lora.rank=4", "lora.start=nowhere"], "lora.start is nowhere, which is no folder; give a PEFT folder"),
         (1, ["lora.rank=4", "lora.dtype=bf16"], "lora.dtype is bf16, but model.dtype is fp32; set lora.dtype to null"),
         (1, ["schedule.decay=wsd"], "schedule.decay_updates is 0 with decay wsd"),
         (1, ["schedule.min_lr=1e-3", "optimizer.lr=1e-4"], "schedule.min_lr is 0.001, must not exceed optimizer.lr 0.0001"),
