@@ -4,7 +4,7 @@
 #   bash examples/smollm2_sums/run.sh
 #   SEED=2 ARMS="fixed random aligned" OUT=runs/smollm2_sums-2 bash examples/smollm2_sums/run.sh --run.updates 20
 #
-# ARMS are exposure modes; fixed has α = 1. Arguments go to tools/train.py. The model, and a base for each seed, are kept in runs/cache;
+# ARMS are exposure modes; fixed has α = 1. Adapters learn, and are merged into the base; LORA=0 trains all weights. Arguments go to tools/train.py. The model, and a base for each seed, are kept in runs/cache;
 # everything else is made anew in OUT.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -17,7 +17,11 @@ OUT=${OUT:-runs/smollm2_sums}
 PYTHON=${PYTHON:-python3}
 CACHE=runs/cache/smollm2
 CONFIG=examples/smollm2_sums/atesd.yaml
+LORA=${LORA:-1}
 export OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+
+merge=(--merge) adapters=()
+if [ "$LORA" = 0 ]; then merge=() adapters=(--lora.rank 0 --optimizer.lr 5.0e-5); fi
 
 say() { printf '\n\033[1m[%4d s] %s\033[0m\n' "$SECONDS" "$*"; }
 two() { "$PYTHON" -m torch.distributed.run --standalone --nproc-per-node 2 "$@"; }
@@ -51,9 +55,9 @@ two tools/mismatch.py --config "$CONFIG" --model "$OUT/base" --data "$OUT/data/t
 for arm in $ARMS; do
     say "ATESD, exposure mode $arm, data-parallel on two processes"
     two tools/train.py --config "$CONFIG" --exposure.mode "$arm" --run.dir "$OUT/$arm" --run.seed "$SEED" --model.path "$OUT/base" \
-        --data.train "$OUT/data/train.jsonl" --data.probe "$OUT/data/probe.jsonl" "$@"
+        --data.train "$OUT/data/train.jsonl" --data.probe "$OUT/data/probe.jsonl" "${adapters[@]}" "$@"
     say "convert Megatron → Hugging Face, logits compared in fp32"
-    "$PYTHON" checkpoints_convert/megatron_to_hf.py --megatron "$OUT/$arm" --out "$OUT/$arm/hf" --verify
+    "$PYTHON" checkpoints_convert/megatron_to_hf.py --megatron "$OUT/$arm" --out "$OUT/$arm/hf" "${merge[@]}" --verify
     say "evaluate the trained model"
     evaluate "$OUT/$arm/hf" "$OUT/$arm/evaluation"
 done

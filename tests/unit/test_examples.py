@@ -4,13 +4,13 @@ import os
 import re
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 from megatron.core.optimizer import OptimizerConfig
 
-from megatron_atesd.config import ModelShape, TrainConfig, build_section, load_config, validate
+from megatron_atesd.config import LoraConfig, ModelShape, TrainConfig, build_section, load_config, validate
 from tests.support.patience import PATIENCE
 from tests.support.recipes import RECIPES
 
@@ -25,6 +25,7 @@ QWEN3 = {
     "8b": ModelShape(heads=32, query_groups=8, layers=36, ffn=12288, max_positions=40960),
 }
 QWEN3_RECIPES = [path for path in RECIPES if "_qwen3_" in path.name]
+LORA_RECIPES = [path for path in QWEN3_RECIPES if path.stem.endswith("_lora")]
 PAPER_RECIPES = [path for path in QWEN3_RECIPES if not path.name.startswith("aligned")]
 
 
@@ -35,6 +36,10 @@ def settings(recipe: Path, folder: Path) -> TrainConfig:
     config = load_config(["--config", str(recipe)])
     data = replace(config.data, train=str(problems), probe=str(problems))
     return replace(config, model=replace(config.model, path=str(folder)), data=data)
+
+
+def size_of(recipe: Path) -> str:
+    return recipe.stem.split("_")[2]
 
 
 def name_of(path: Path) -> str:
@@ -49,9 +54,23 @@ def test_every_recipe_keeps_every_rule(recipe: Path, tmp_path: Path):
 
 
 @pytest.mark.parametrize("recipe", QWEN3_RECIPES, ids=name_of)
-def test_a_qwen3_recipe_fits_its_model_on_eight_gpus(recipe: Path, tmp_path: Path):
-    size = recipe.stem.rpartition("_")[2]
-    validate(settings(recipe, tmp_path), world_size=8, model=QWEN3[size])
+def test_a_qwen3_recipe_fits_its_model_on_eight_gpus_and_one_of_adapters_on_one(recipe: Path, tmp_path: Path):
+    for gpus in (8, 1) if recipe in LORA_RECIPES else (8,):
+        validate(settings(recipe, tmp_path), world_size=gpus, model=QWEN3[size_of(recipe)])
+
+
+@pytest.mark.parametrize("recipe", LORA_RECIPES, ids=name_of)
+def test_a_recipe_of_adapters_is_the_papers_and_differs_from_its_twin_in_memory_alone(recipe: Path):
+    lora, twin = (load_config(["--config", str(path)]) for path in (recipe, recipe.with_name(f"{recipe.stem.removesuffix('_lora')}.yaml")))
+    assert (lora.lora.rank, lora.lora.alpha, lora.lora.targets, lora.lora.dropout) == (64, 128, LoraConfig().targets, 0)
+    free = {"run": {"dir"}, "parallel": {"tensor", "sequence"}, "engine": {"batch"}, "rollout": {"batch"}, "lora": set(asdict(lora.lora))}
+    for section, values in asdict(lora).items():
+        theirs = asdict(twin)[section]
+        if section != "megatron":
+            assert {k: v for k, v in values.items() if k not in free.get(section, ())} == {
+                k: v for k, v in theirs.items() if k not in free.get(section, ())
+            }, section
+    assert all(name.startswith("recompute") for name in lora.megatron)
 
 
 @pytest.mark.parametrize("recipe", PAPER_RECIPES, ids=name_of)
@@ -59,7 +78,7 @@ def test_a_recipe_of_the_papers_has_the_published_settings(recipe: Path):
     config = load_config(["--config", str(recipe)])
     published = {
         "updates": 100, "batch": 32, "tokens": 1024, "temperature": 1.1, "top_p": 0.95, "top_k": 20, "divergence": "forward_kl",
-        "clip": 0.06 if recipe.stem.endswith("_8b") else 0.05, "teacher": "initial", "thinking": (False, True), "lr": 5e-6,
+        "clip": 0.06 if size_of(recipe) == "8b" else 0.05, "teacher": "initial", "thinking": (False, True), "lr": 5e-6,
         "clip_grad": 0.1, "clip_mode": "entry",
     }  # fmt: skip
     rollout, distill, prompt = config.rollout, config.distill, config.prompt
