@@ -12,6 +12,10 @@ Ratios (÷) are value / the baseline's: below 1 is faster or smaller. Share of p
 best matmul speed seen in the run. In bf16, ours and naive keep fp32 master weights and gradients; plain and trl hold weights, gradients
 and optimizer state in bf16, and trl forms its softmax in bf16 too. Part loss: distill_loss (fused; compiled: by torch.compile, whose
 own memory counts as well), whole logits (dense), the four products alone.
+
+--lora: ours-lora and trl-lora train adapters on all projections, from the same A, with the base as teacher, against ours, which trains
+all weights; the loss part is then that of a frozen head (fused-frozen) against that of a head that learns (fused), and the three products
+against the four. In bf16 our adapters are bf16 with fp32 master weights, PEFT's are fp32.
 """
 
 import argparse
@@ -34,7 +38,9 @@ def main() -> None:
     add("--workloads", type=user_path, default=Path(__file__).parent / "benchmarks" / "workloads.json", help="JSON file of sizes by name")
     add("--only", default="W1,W2", metavar="NAME,…", help="workloads of that file (default W1,W2; '' = all)")
     add("--part", choices=("step", "loss", "all"), default="all", help="default all")
-    add("--contenders", default="ours,naive,plain,trl", metavar="NAME,…", help="contenders of part step")
+    add(
+        "--contenders", metavar="NAME,…", help="contenders of part step (default ours,naive,plain,trl; with --lora ours-lora,ours,trl-lora)"
+    )
     add("--dtypes", default="fp32,bf16", metavar="NAME,…", help="default fp32,bf16")
     add("--device", choices=("cpu", "cuda"), default=Settings().device, help="default: cuda if there is one")
     add(
@@ -42,9 +48,12 @@ def main() -> None:
         type=with_home,
         default="",
         metavar="PATH",
-        help="interpreter of an environment with trl 1.16, datasets and accelerate",
+        help="interpreter of an environment with trl 1.16, datasets and accelerate, for --lora peft too",
     )
-    add("--baseline", default=Settings.baseline, help="contender that the ratios refer to (default plain)")
+    add("--baseline", metavar="NAME,…", help="contenders that the ratios refer to (default plain; with --lora ours,trl-lora)")
+    add("--lora", action="store_true", help="measure adapters on a frozen base")
+    add("--lora-rank", type=int, default=Settings.lora_rank, metavar="R", help=f"of the adapters (default {Settings.lora_rank})")
+    add("--lora-alpha", type=float, default=Settings.lora_alpha, metavar="X", help=f"of the adapters (default {Settings.lora_alpha:g})")
     add("--tokens", default="256,512,1024,2048", metavar="T,…", help="response tokens of part loss")
     for name, text in (("threads", "of each process"), ("steps", "measured"), ("warmup", "steps before"), ("repeats", "of each process")):
         add(f"--{name}", type=int, default=getattr(Settings, name), help=f"{text} (default {getattr(Settings, name)})")
@@ -53,13 +62,15 @@ def main() -> None:
     args = vars(parser.parse_args())
     workloads = load_workloads(args.pop("workloads"), args.pop("only"))
     part, out = args.pop("part"), args.pop("out")
-    lists = {name: args[name].split(",") for name in ("contenders", "dtypes")}
+    contenders, baselines = ("ours-lora,ours,trl-lora", "ours,trl-lora") if args["lora"] else ("ours,naive,plain,trl", "plain")
+    given = (args["contenders"] or contenders, args["dtypes"], args.pop("baseline") or baselines)
+    lists = {name: text.split(",") for name, text in zip(("contenders", "dtypes", "baselines"), given, strict=True)}
     settings = Settings(**{**args, **lists, "tokens": numbers(args["tokens"])})
     settings.check(out)
     progress = Console(stderr=True).print
     steps = step_part(workloads, settings, progress) if part != "loss" else []
     losses = loss_part(workloads, settings, progress) if part != "step" else []
-    Console(width=max(WIDTH, Console().width)).print(*step_tables(steps, settings.baseline), *loss_tables(losses), sep="\n")
+    Console(width=max(WIDTH, Console().width)).print(*step_tables(steps, settings.baselines), *loss_tables(losses, settings.lora), sep="\n")
     if out:
         out.write_text(json.dumps({"environment": dict(environment(settings)), "step": steps, "loss": losses}, indent=2) + "\n")
 

@@ -20,6 +20,7 @@ from typing import Any
 from rich.console import Console
 
 from megatron_atesd.config import TrainConfig, fp8_recipe, layout_problems, load_config, parallel_problems, refuse, section_problems
+from megatron_atesd.config.lora_rules import lora_problems
 from megatron_atesd.errors import ConfigError, run_command
 from megatron_atesd.model.architecture import Architecture
 from megatron_atesd.paths import user_path
@@ -113,8 +114,8 @@ def read(args: argparse.Namespace, settings: list[str]) -> tuple[TrainConfig, Ar
         raise ConfigError(f"optimizer.optimizer is {optimizer}, but the plan knows the state of adam only; set it to adam to plan")
     if config.megatron.get("pipeline_model_parallel_layout"):
         raise ConfigError("megatron.pipeline_model_parallel_layout is set, but the plan divides layers evenly; leave it out to plan")
-    sections = ("parallel", "data", "prompt", "rollout", "engine", "distill", "exposure")
-    refuse(section_problems(config, sections) or list(parallel_problems(config, args.gpus)))
+    sections = ("lora", "parallel", "data", "prompt", "rollout", "engine", "distill", "exposure")
+    refuse(section_problems(config, sections) or [*lora_problems(config), *parallel_problems(config, args.gpus)])
     arch = QWEN3[args.model_shape] if args.model_shape else from_folder(config.model.path)
     refuse(layout_problems(config.parallel, args.gpus, arch.shape))
     check_fp8(args.gpu, config)

@@ -18,12 +18,12 @@ from megatron_atesd.checkpoint.model_folder import find_hf
 from megatron_atesd.config import Precision, TrainConfig
 from megatron_atesd.doctor.finding import Finding, as_finding
 from megatron_atesd.errors import AtesdError
-from megatron_atesd.model.counts import model_parameters
+from megatron_atesd.model.counts import layer_adapters, model_parameters
 from megatron_atesd.model.fp8 import FP8, unavailable
 from megatron_atesd.model.hf_config import read_architecture
 
 GIB = 2**30
-# In a checkpoint: bf16 weights and teacher, fp32 master weights and two moments; or fp32 weights, teacher and two moments.
+# In a checkpoint, of what learns: bf16 weights and teacher, fp32 master weights and two moments; or fp32 weights, teacher and two moments.
 BYTES_PER_PARAMETER = 16
 MIN_MEMORY = GIB  # for imports and buffers of a rank
 FREE_GPU_SHARE = 0.9
@@ -67,7 +67,11 @@ def read_model(config: TrainConfig) -> tuple[int, list[Finding]]:
 
 def checkpoint_bytes(config: TrainConfig) -> int:
     """About what a checkpoint takes; 0 without a model."""
-    return BYTES_PER_PARAMETER * model_parameters(read_architecture(find_hf(Path(config.model.path)))) if config.model.path else 0
+    if not config.model.path:
+        return 0
+    arch, lora = read_architecture(find_hf(Path(config.model.path))), config.lora
+    adapters = arch.layers * layer_adapters(arch, lora.targets, lora.rank, 1)
+    return BYTES_PER_PARAMETER * (adapters if lora.rank else model_parameters(arch))
 
 
 def checkpoints_to_come(config: TrainConfig) -> int:

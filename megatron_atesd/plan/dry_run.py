@@ -24,9 +24,11 @@ from megatron_atesd.distill.step import divergence_of
 from megatron_atesd.distill.teacher import Teacher
 from megatron_atesd.model.architecture import Architecture
 from megatron_atesd.model.gpt import HiddenStateGPT, build_model
+from megatron_atesd.model.lora import add_adapters
 from megatron_atesd.model.megatron_config import megatron_settings
 from megatron_atesd.model.micro_batches import MicroBatch, round_up
 from megatron_atesd.model.schedule import LastStage, micro_batch_multiple, run_schedule
+from megatron_atesd.model.trained import lora_settings, trained_parameters
 from megatron_atesd.model.vocabulary import vocabulary_shard
 from megatron_atesd.parallel import cpu_backend
 from megatron_atesd.parallel.session import session_of
@@ -63,6 +65,8 @@ class Shapes:
 class DryRun:
     """What one rank holds (bytes, as megatron.core and this project allocate them) and what it sends in one update, by phase.
 
+    parameters: adapters included; trained: those of them that learn.
+
     The update has `micro_batches` of these `shapes` of teacher and student each. teacher: wherever it is kept
     (distill.teacher_offload). activations: the most that autograd keeps at one time, with the norms of a CPU, which keep more than
     CUDA's.
@@ -73,6 +77,7 @@ class DryRun:
     micro_batches: int
     shapes: Shapes
     parameters: int
+    trained: int
     weights: int
     gradients: int
     optimizer: int
@@ -126,7 +131,9 @@ def dry_run(job: DryRank) -> DryRun:
     with fake_groups(config, job.world, job.rank):
         model = build_model(arch, megatron_settings(stand_in(config), arch))
         model.config.variable_seq_lengths = False  # pipeline stages would tell each other shapes as values
-        teacher = Teacher(model, config.distill.teacher, config.distill.ema_decay)
+        if config.lora.rank:
+            add_adapters(model, lora_settings(config.lora, config.model.dtype))
+        teacher = Teacher(model, config.distill.teacher, config.distill.ema_decay, new_adapters=not config.lora.start)
         optimization = build_optimization(model, config.optimizer, config.ddp, config.schedule, config.run.updates)
         counter = TrafficCounter(group_names())
         stages = config.parallel.pipeline
@@ -140,6 +147,7 @@ def dry_run(job: DryRank) -> DryRun:
             micro_batches=micro_batches,
             shapes=job.shapes,
             parameters=sum(p.numel() for p in parameters),
+            trained=sum(p.numel() for p in trained_parameters(model)),
             weights=size(parameters),
             gradients=size(buffer.grad_data for chunk in optimization.wrapped for buffer in cast("Any", chunk).buffers),
             optimizer=optimizer_bytes(optimization, parameters),
@@ -248,8 +256,8 @@ def size(tensors: Iterable[Tensor]) -> int:
 
 def optimizer_bytes(optimization: Optimization, parameters: Iterable[Tensor]) -> int:
     """Master weights and moments after a step, without the model's own weights."""
-    own = {id(p) for p in parameters}
+    own = {p.untyped_storage()._cdata for p in parameters}  # of fp32 weights the distributed optimizer has views
     adams = [part.optimizer for part in cast("Any", optimization.optimizer).chained_optimizers]
-    masters = [p for adam in adams for group in adam.param_groups for p in group["params"] if id(p) not in own]
+    masters = [p for adam in adams for group in adam.param_groups for p in group["params"] if p.untyped_storage()._cdata not in own]
     moments = [v for adam in adams for state in adam.state.values() for v in state.values() if isinstance(v, Tensor)]
     return size([*masters, *moments])

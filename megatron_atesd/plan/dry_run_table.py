@@ -14,6 +14,7 @@ def dry_run_table(runs: Sequence[DryRun]) -> Table:
     shapes = [(run.micro_batches, run.shapes) for run in runs]
     table.add_row("micro-batches × sequences × tokens", *(f"{number} × {s.sequences} × {s.length:,}" for number, s in shapes))
     table.add_row("parameters held (millions)", *(f"{run.parameters / 1e6:,.0f}" for run in runs))
+    table.add_row("trained parameters (millions)", *(f"{run.trained / 1e6:,.0f}" for run in runs))
     for name in ("weights", "gradients", "optimizer", "teacher", "activations"):
         table.add_row(f"{name}, GiB", *(gib(getattr(run, name)) for run in runs))
     seen = [{(phase, t.group, t.kind): t for phase, found in run.traffic.items() for t in found} for run in runs]

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from megatron_atesd.model.counts import layer_parameters, vocabulary_parameters
 from megatron_atesd.plan.hardware import Assumptions, Gpu
-from megatron_atesd.plan.memory import kv_cache_bytes, stage_parameters
+from megatron_atesd.plan.memory import adapter_bytes, kv_cache_bytes, stage_parameters
 from megatron_atesd.plan.planned_update import PlannedUpdate
 
 # Copies of the weights on a GPU: vLLM's stand beside the model that they are handed over from.
@@ -70,7 +70,7 @@ def plan_evaluation(work: PlannedUpdate, engine: str, asked: Evaluation, gpu: Gp
     """Memory and time with this engine in this layout."""
     copies, prompt = work.gpus // (work.tensor * work.pipeline), work.lengths.student
     stage = max((0, work.pipeline - 1), key=lambda stage: stage_parameters(work, stage))
-    held = assume.overhead + ENGINES[engine] * stage_parameters(work, stage) * work.size
+    held = assume.overhead + ENGINES[engine] * stage_parameters(work, stage) * work.size + adapter_bytes(work)
     room = gpu.memory * (1 - assume.fragmentation) - held
     cache = kv_cache_bytes(work, 1, prompt, round(asked.mean))
     row = cache + 12.0 * work.arch.vocabulary  # and logits

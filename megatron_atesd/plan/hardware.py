@@ -41,7 +41,8 @@ class Assumptions:
 
     utilization: share of `flops` that large matrix products reach, with all that runs between them; with `half_tokens` tokens in a
     micro-batch, half of that. bandwidth, link: shares of the data sheet's. launch: seconds that a layer of a decoding step takes at
-    least, since its many small kernels are started one by one; captured: the same where a CUDA graph starts them. hop: seconds of a
+    least, since its many small kernels are started one by one; captured: the same where a CUDA graph starts them; adapters: what its LoRA
+    adapters add to launch. hop: seconds of a
     small collective. fp8: how many times as fast as in bf16 the layers of a pass are; the products alone would be 2. overhead: bytes of
     CUDA context, NCCL buffers and libraries. fragmentation: share of what is allocated that the allocator loses. gpus_per_node: joined
     by NVLink.
@@ -53,6 +54,7 @@ class Assumptions:
     link: float = 0.7
     launch: float = 6e-4
     captured: float = 5e-5
+    adapters: float = 2e-4
     hop: float = 2e-5
     fp8: float = 1.4
     overhead: float = 2 * 2**30

@@ -13,6 +13,8 @@ from megatron_atesd.errors import ConfigError
 from megatron_atesd.model.architecture import Architecture
 from megatron_atesd.train.own_responses import KEPT
 
+_SIZES = {"fp32": 4, "bf16": 2}
+
 
 @dataclass(frozen=True)
 class Lengths:
@@ -38,6 +40,21 @@ class Recompute:
 
 
 @dataclass(frozen=True)
+class PlannedAdapters:
+    """LoRA's adapters, which learn instead of all weights.
+
+    size: bytes of an entry. dropout: whether their inputs have one. new: they change nothing at the start, so that a teacher initial is
+    the base itself. The other names are the settings'.
+    """
+
+    rank: int
+    targets: tuple[str, ...]
+    size: int
+    dropout: bool = False
+    new: bool = True
+
+
+@dataclass(frozen=True)
 class Scored:
     """Texts of each probe problem that one forward pass scores after the role's prompt: as long as references, or as responses."""
 
@@ -55,7 +72,8 @@ class PlannedUpdate:
     responses that each gets then. compared: exposures that mode aligned scores once in `hold` updates (0: another mode), on `score_share`
     of the responses, with the gradient of `texts` texts (0: of the update's responses). fp8: the passes in FP8, by their names in section
     precision. target: distill.target. references, answers: that the start model reads, or gives, once before the first update to sort
-    problems into difficulty bins (at most, where data.train is not there). The other names are the settings'.
+    problems into difficulty bins (at most, where data.train is not there). adapters: None where all weights learn. The other
+    names are the settings'.
     """
 
     arch: Architecture
@@ -88,11 +106,22 @@ class PlannedUpdate:
     target: str = "teacher"
     references: int = 0
     answers: int = 0
+    adapters: PlannedAdapters | None = None
 
     @property
     def data(self) -> int:
         """Data-parallel ranks."""
         return self.gpus // (self.tensor * self.pipeline * self.context)
+
+    @property
+    def trained_size(self) -> int:
+        """Bytes of a parameter that learns."""
+        return self.size if self.adapters is None else self.adapters.size
+
+    @property
+    def teacher_is_base(self) -> bool:
+        """Whether the teacher has no weights of its own and no adapters: the frozen base."""
+        return self.adapters is not None and self.adapters.new and self.teacher == "initial"
 
     @property
     def sequences(self) -> int:
@@ -159,7 +188,7 @@ def planned_update(config: TrainConfig, arch: Architecture, gpus: int, lengths: 
         sequence=parallel.sequence,
         context=parallel.context,
         ring=config.model.attention != "sdpa",
-        size={"fp32": 4, "bf16": 2}[config.model.dtype],
+        size=_SIZES[config.model.dtype],
         micro_batch_tokens=parallel.micro_batch_tokens,
         batch=config.data.batch,
         rollout_batch=config.engine.batch,
@@ -181,7 +210,16 @@ def planned_update(config: TrainConfig, arch: Architecture, gpus: int, lengths: 
         target=config.distill.target,
         references=_sorted_problems(config, "nll", 1, 1),
         answers=_sorted_problems(config, "pass_rate", config.exposure.difficulty_samples, config.exposure.probe_samples),
+        adapters=_adapters(config),
     )
+
+
+def _adapters(config: TrainConfig) -> PlannedAdapters | None:
+    lora = config.lora
+    if not lora.rank:
+        return None
+    size = _SIZES[lora.dtype or config.model.dtype]
+    return PlannedAdapters(lora.rank, tuple(lora.targets), size, lora.dropout > 0, not lora.start)
 
 
 def _scored(config: TrainConfig) -> Iterator[Scored]:

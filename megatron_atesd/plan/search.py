@@ -76,9 +76,11 @@ def best_plan(work: PlannedUpdate, gpu: Gpu, assume: Assumptions) -> Plan | None
 
 def ways_out(work: PlannedUpdate, gpu: Gpu, assume: Assumptions) -> list[tuple[str, Plan]]:
     """What would do where no layout fits, with its best plan: all memory settings together, and the fewest GPUs of twice, four times …"""
-    together = replace(work, distributed=True, offload=True, recompute=_every_layer(work))
+    names, together = f"{SHARD}, {OFFLOAD} and {RECOMPUTE}", replace(work, distributed=True, offload=True, recompute=_every_layer(work))
+    if work.adapters:  # whose optimizer state and teacher are small
+        names, together = RECOMPUTE, replace(work, recompute=_every_layer(work))
     wider = (replace(work, gpus=work.gpus * 2**doublings) for doublings in range(1, 11))
-    found = [(f"{SHARD}, {OFFLOAD} and {RECOMPUTE}", best_plan(together, gpu, assume))]
+    found = [(names, best_plan(together, gpu, assume))]
     enough = next(((more.gpus, plan) for more in wider if (plan := best_plan(more, gpu, assume))), None)
     found += [(f"{enough[0]} GPUs", enough[1])] if enough else []
     return [(name, plan) for name, plan in found if plan]

@@ -6,7 +6,7 @@ from typing import Any
 from rich.table import Table
 
 from megatron_atesd.plan.hardware import Assumptions, Gpu
-from megatron_atesd.plan.memory import stage_parameters
+from megatron_atesd.plan.memory import stage_adapters, stage_parameters, trained_parameters
 from megatron_atesd.plan.planned_update import PlannedUpdate
 from megatron_atesd.plan.search import MARGIN, Plan, remedies, ways_out
 from megatron_atesd.plan.speed import sorting_seconds
@@ -25,7 +25,10 @@ def layout_text(work: PlannedUpdate) -> str:
 def memory_table(plan: Plan, gpu: Gpu) -> Table:
     """GiB of each kind of rank: one column a stage."""
     table = Table("GiB on one GPU", *(f"stage {rank.stage}" for rank in plan.memory))
-    table.add_row("parameters held (millions)", *(f"{stage_parameters(plan.work, rank.stage) / 1e6:,.0f}" for rank in plan.memory))
+    held = [stage_parameters(plan.work, rank.stage) + stage_adapters(plan.work) for rank in plan.memory]
+    trained = [trained_parameters(plan.work, rank.stage) for rank in plan.memory]
+    table.add_row("parameters held (millions)", *(f"{number / 1e6:,.0f}" for number in held))
+    table.add_row("trained parameters (millions)", *(f"{number / 1e6:,.0f}" for number in trained))
     for name in plan.memory[0].always:
         table.add_row(name, *(gib(rank.always[name]) for rank in plan.memory))
     for phase in plan.memory[0].phases:

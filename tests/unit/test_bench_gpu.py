@@ -11,7 +11,7 @@ import pytest
 from benchmarks.flops import step_flops
 from benchmarks.measure_updates import run
 from benchmarks.targets import figures, verdict
-from benchmarks.update import Measured, Updates, build, measure_rank, one_update
+from benchmarks.update import Measured, Updates, _loss_contenders, build, measure_rank, one_update
 from benchmarks.variants import variants
 from megatron_atesd.errors import ConfigError
 from megatron_atesd.parallel.session import session_of
@@ -112,6 +112,22 @@ def test_a_measured_update_moves_student_and_averaged_teacher() -> None:
         before = [tensor.detach().clone() for tensor in tensors]
         one_update(one, parts, 0)
         assert [index for index, tensor in enumerate(tensors) if tensor.equal(before[index])] == []
+
+
+def test_with_lora_a_measured_update_moves_adapters_alone() -> None:
+    one = small("--lora.rank=4", "--optimizer.lr=0.01")
+    with session_of(one.config.parallel):
+        parts = build(one)
+        assert parts.teacher.is_base
+        before = {name: tensor.detach().clone() for name, tensor in parts.model.named_parameters()}
+        one_update(one, parts, 0)
+        moved = {name for name, tensor in parts.model.named_parameters() if not tensor.equal(before[name])}
+        assert moved == {name for name in before if name.endswith("lora_B.weight")}  # beside which A, while B is zero, has no gradient
+
+
+def test_with_lora_the_loss_part_is_that_of_a_frozen_head() -> None:
+    assert _loss_contenders(small("--lora.rank=4").config) == {"loss": "fused-frozen", "products": "products-frozen"}
+    assert _loss_contenders(small("--distill.compile=true").config) == {"loss": "compiled", "products": "products"}
 
 
 @pytest.mark.parametrize(

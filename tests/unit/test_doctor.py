@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 from packaging.requirements import Requirement
 from rich.console import Console
+from transformers import Qwen3Config
 
-from megatron_atesd.config import CheckpointConfig, ModelConfig, RunConfig, TrainConfig
+from megatron_atesd.config import CheckpointConfig, LoraConfig, ModelConfig, RunConfig, TrainConfig
 from megatron_atesd.doctor import examine, finding, machine, software
 from megatron_atesd.doctor.finding import Finding, merge, refuse_errors, worst_first
 from megatron_atesd.doctor.machine import GIB, Gpus, check_disk, check_gpus, check_memory, check_transformer_engine
@@ -142,6 +143,16 @@ def test_a_disk_without_room_for_one_checkpoint_is_an_error_and_for_some_a_warni
     assert [f.severity for f in check_disk(29 * GIB, 10 * GIB, 3, "runs")] == ["warning"]
     assert [f.severity for f in check_disk(30 * GIB, 10 * GIB, 3, "runs")] == ["information"]
     assert [f.severity for f in check_disk(0, 0, 1, "runs")] == ["error"]
+
+
+def test_a_checkpoint_of_adapters_takes_their_bytes_alone(tmp_path: Path) -> None:
+    """Two layers of width 8: q and o 8 + 4·4 each, k and v 8 + 2·4, gate, up and down 8 + 24."""
+    sizes: Any = {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 4}
+    Qwen3Config(vocab_size=32, hidden_size=8, intermediate_size=24, **sizes).save_pretrained(tmp_path)
+    config = TrainConfig(model=ModelConfig(str(tmp_path)), lora=LoraConfig(rank=4))
+    whole = machine.checkpoint_bytes(replace(config, lora=LoraConfig()))
+    assert machine.checkpoint_bytes(config) == 16 * 2 * 4 * (2 * 24 + 2 * 16 + 3 * 32) != whole
+    assert machine.checkpoint_bytes(replace(config, lora=LoraConfig(rank=4, targets=["k_proj"]))) == 16 * 2 * 4 * 16
 
 
 @pytest.mark.parametrize(("keep", "every", "expected"), [(2, 10, 3), (0, 10, 10), (2, 0, 1), (0, 30, 4), (9, 50, 2)])

@@ -340,6 +340,7 @@ def test_the_command_says_what_to_change_and_fails_when_it_does_not_fit():
             ["--model-shape", "8b", "--gpus", "8", "--exposure.mode", "aligned", "--exposure.hold", "0"],
             "exposure.hold is 0, must be 1 or more",
         ),
+        (["--model-shape", "8b", "--gpus", "8", "--lora.alpha", "128"], "but lora.rank is 0, which trains all weights"),
         (["--model-shape", "8b", "--gpus", "8", "--engine.bach", "3"], "did you mean engine.batch?"),
     ],
 )

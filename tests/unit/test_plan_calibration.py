@@ -1,19 +1,22 @@
 """The planner's estimates against what a real model keeps on the CPU backend."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
 from megatron_atesd.config import RolloutConfig
+from megatron_atesd.config.schema import LORA_TARGETS
 from megatron_atesd.model.architecture import Architecture
 from megatron_atesd.model.gpt import build_model
-from megatron_atesd.model.megatron_config import transformer_config
+from megatron_atesd.model.lora import LoraSettings, add_adapters
+from megatron_atesd.model.megatron_config import DTYPES, transformer_config
 from megatron_atesd.parallel.session import parallel_session
 from megatron_atesd.plan.kept import KeptForBackward
 from megatron_atesd.plan.memory import activation_bytes, kv_cache_bytes
-from megatron_atesd.plan.planned_update import Lengths, PlannedUpdate, Recompute
+from megatron_atesd.plan.planned_update import Lengths, PlannedAdapters, PlannedUpdate, Recompute
 from megatron_atesd.rollout.training_engine import TrainingEngine
 
 WIDE = Architecture("qwen3", 256, 768, 4, 8, 4, 64, 1024, 1024, 1e6, 1e-6, tied=False, qk_norm=True)
@@ -56,6 +59,42 @@ def test_activations_are_within_five_percent_of_what_is_kept(
             model(torch.zeros(SEQUENCES, PROMPT + RESPONSE, dtype=torch.long)).sum().backward()
     estimate = activation_bytes(workload(arch, {"fp32": 4, "bf16": 2}[dtype], recompute), 0, fused_norm=False)
     assert estimate == pytest.approx(kept.peak, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("arch", "dtype", "adapter_dtype", "dropout", "targets", "settings", "recompute"),
+    [
+        (WIDE, "bf16", "bf16", 0.0, LORA_TARGETS, {}, Recompute()),
+        (WIDE, "fp32", "fp32", 0.0, LORA_TARGETS, {}, Recompute()),
+        (DEEP, "bf16", "fp32", 0.0, LORA_TARGETS, {}, Recompute()),
+        (LLAMA, "bf16", "bf16", 0.1, LORA_TARGETS, {}, Recompute()),
+        (LLAMA, "bf16", "fp32", 0.1, LORA_TARGETS, {}, Recompute()),
+        (LLAMA, "fp32", "fp32", 0.0, LORA_TARGETS, {}, Recompute()),
+        (WIDE, "bf16", "bf16", 0.0, ("q_proj", "v_proj"), {}, Recompute()),
+        (DEEP, "bf16", "fp32", 0.0, ("o_proj", "up_proj"), {}, Recompute()),
+        (DEEP, "bf16", "bf16", 0.0, LORA_TARGETS, FULL, Recompute(8, 2)),
+        (WIDE, "fp32", "fp32", 0.1, LORA_TARGETS, BLOCK, Recompute(1, 1)),
+    ],
+)
+def test_activations_with_adapters_are_within_five_percent_of_what_is_kept(
+    arch: Architecture,
+    dtype: str,
+    adapter_dtype: str,
+    dropout: float,
+    targets: tuple[str, ...],
+    settings: Mapping[str, Any],
+    recompute: Recompute,
+):
+    with parallel_session():
+        model = build_model(arch, transformer_config(arch, 1, 1, False, dtype, settings))
+        add_adapters(model, LoraSettings(48, dropout=dropout, targets=targets, dtype=DTYPES[adapter_dtype]))
+        kept = KeptForBackward(model.parameters())
+        with kept:
+            model(torch.zeros(SEQUENCES, PROMPT + RESPONSE, dtype=torch.long)).sum().backward()
+    sizes = {"fp32": 4, "bf16": 2}
+    adapters = PlannedAdapters(48, targets, sizes[adapter_dtype], dropout > 0)
+    work = replace(workload(arch, sizes[dtype], recompute), adapters=adapters)
+    assert activation_bytes(work, 0, fused_norm=False) == pytest.approx(kept.peak, rel=0.05)
 
 
 @pytest.mark.parametrize(("arch", "dtype"), [(WIDE, "bf16"), (LLAMA, "fp32")])

@@ -17,9 +17,10 @@ LEARNING_RATE, CLIP_NORM = 5e-6, 0.1  # of every contender
 class Measurement:
     """One measurement in a process of its own.
 
-    contender: ours, naive, plain or trl (a whole step), or fused, compiled, dense, products (the loss part alone, of
-    `tokens` response tokens).
-    chunk: tokens whose logits exist at one time, for those that work by chunks.
+    contender: ours, naive, plain, trl, ours-lora or trl-lora (a whole step), or fused, compiled, dense, products, each also
+    with -frozen for a head that does not learn (the loss part alone, of `tokens` response tokens).
+    chunk: tokens whose logits exist at one time, for those that work by chunks. lora_rank, lora_alpha, adapters: of the contenders with
+    adapters, the last a file with the A that all of them start from.
     """
 
     contender: str
@@ -33,6 +34,14 @@ class Measurement:
     model: str = ""
     tokens: int = 0
     ids: dict[str, list[list[int]]] = field(default_factory=dict)
+    lora_rank: int = 64
+    lora_alpha: float = 128.0
+    adapters: str = ""
+
+    @property
+    def lora(self) -> bool:
+        """Whether adapters learn instead of all weights."""
+        return self.contender.endswith("-lora")
 
     @property
     def name(self) -> str:

@@ -5,7 +5,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors.torch import load_file
+
 from benchmarks.dense import dense_loss
+from benchmarks.flops import DTYPES
 from benchmarks.measurement import CLIP_NORM, LEARNING_RATE, Measurement, Step
 from benchmarks.watch import Stopwatch
 from megatron_atesd.checkpoint.hf_weights import load_hf_weights
@@ -15,13 +19,14 @@ from megatron_atesd.distill.fused import distill_loss
 from megatron_atesd.distill.readings import Example
 from megatron_atesd.distill.step import Loss, StepResult, distill_step
 from megatron_atesd.distill.teacher import Teacher
-from megatron_atesd.model.gpt import build_model
+from megatron_atesd.model.gpt import HiddenStateGPT, build_model
 from megatron_atesd.model.hf_config import read_architecture
+from megatron_atesd.model.lora import LoraSettings, adapter_parameters, add_adapters
 from megatron_atesd.model.megatron_config import transformer_config
 from megatron_atesd.parallel.session import parallel_session
 from megatron_atesd.train.optimizer import Optimization, build_optimization
 
-LOSSES = {"ours": distill_loss, "naive": dense_loss}
+LOSSES = {"ours": distill_loss, "ours-lora": distill_loss, "naive": dense_loss}
 
 
 @contextmanager
@@ -31,6 +36,9 @@ def engine(task: Measurement) -> Iterator[Step]:
         architecture = read_architecture(Path(task.model))
         model = build_model(architecture, transformer_config(architecture, 1, 1, False, task.dtype))
         load_hf_weights(model, Path(task.model))
+        if task.lora:
+            add_adapters(model, LoraSettings(task.lora_rank, task.lora_alpha, dtype=DTYPES[task.dtype]))
+            start_adapters(model, Path(task.adapters))
         teacher = Teacher(model, "initial")
         optimizer = {"lr": LEARNING_RATE, "clip_grad": CLIP_NORM, "weight_decay": 0.0}
         optimization = build_optimization(model, optimizer, {}, ScheduleConfig(), task.warmup + task.steps)
@@ -43,6 +51,14 @@ def engine(task: Measurement) -> Iterator[Step]:
             return result.loss, norm
 
         yield step
+
+
+@torch.no_grad()
+def start_adapters(model: HiddenStateGPT, path: Path) -> None:
+    """Take over A from the file of `workload.save_adapters`; B is zero."""
+    parameters = adapter_parameters(model)
+    for name, value in load_file(path).items():
+        parameters[name].copy_(value)
 
 
 def timed_update(

@@ -12,12 +12,13 @@ from benchmarks.flops import matmul_peak, step_flops
 from benchmarks.measurement import Measurement
 from benchmarks.process import MeasurementError, measured, trl_is_there
 from benchmarks.settings import Settings
-from benchmarks.workload import Workload, draw_ids, save_model
+from benchmarks.workload import Workload, draw_ids, save_adapters, save_model
 from megatron_atesd.errors import ConfigError
 from megatron_atesd.model.counts import loss_flops
 
 LOSS_METHODS = ("fused", "compiled", "dense", "products")
-OWN = ("ours", "fused")
+LORA_METHODS = ("fused", "fused-frozen", "products", "products-frozen")
+OWN = ("ours", "ours-lora", "fused", "fused-frozen")
 PHASES = ("teacher", "student", "loss")
 SEED = 1
 
@@ -27,39 +28,49 @@ Say = Callable[[str], None]
 
 def step_part(workloads: Sequence[Workload], settings: Settings, say: Say) -> list[Row]:
     """One row for each workload, dtype and contender: times, memory, FLOP rate and ratios to the baseline."""
-    contenders = [name for name in settings.contenders if name != "trl" or trl_is_there(settings.trl_python, say)]
+    asked = [name for name in settings.contenders if name.startswith("trl")]
+    there = trl_is_there(settings.trl_python, say, "trl-lora" in asked) if asked else False
+    contenders = [name for name in settings.contenders if there or name not in asked]
     if not contenders:
         raise ConfigError("--contenders leaves nothing to measure; name one more")
     rows: list[Row] = []
     for workload in workloads:
         with tempfile.TemporaryDirectory() as folder:
             save_model(workload, Path(folder), SEED)
+            adapters = str(Path(folder) / "adapters.start")
+            save_adapters(workload, settings.lora_rank, Path(adapters), SEED)
             ids = draw_ids(workload, SEED)
             for dtype in settings.dtypes:
-                tasks = {name: _task(name, workload, dtype, settings, model=folder, ids=ids) for name in contenders}
+                tasks = {name: _task(name, workload, dtype, settings, model=folder, ids=ids, adapters=adapters) for name in contenders}
                 results, peak = _interleaved(tasks, settings, say)
                 found = [_step_row(tasks[name], results[name], peak) for name in results]
-                rows += with_ratios(found, "contender", settings.baseline, {"seconds": "training_seconds", "memory": "over_start_gib"})
+                for baseline in settings.baselines:
+                    of = {f"seconds_{baseline}": "training_seconds", f"memory_{baseline}": "over_start_gib"}
+                    found = with_ratios(found, "contender", baseline, of)
+                rows += found
     return _with_share_of_peak(rows)
 
 
 def loss_part(workloads: Sequence[Workload], settings: Settings, say: Say) -> list[Row]:
-    """One row for each workload, dtype, number of tokens and method; ratios to the products (time) and to whole logits (memory)."""
+    """One row for each workload, dtype, number of tokens and method; ratios to the products (time) and to whole logits (memory), of a
+    frozen head both to one that learns."""
     rows: list[Row] = []
+    methods, timed, held = (LORA_METHODS, "fused", "fused") if settings.lora else (LOSS_METHODS, "products", "dense")
     for workload in workloads:
         for dtype in settings.dtypes:
             for tokens in settings.tokens:
-                tasks = {name: _task(name, workload, dtype, settings, tokens=tokens) for name in LOSS_METHODS}
+                tasks = {name: _task(name, workload, dtype, settings, tokens=tokens) for name in methods}
                 results, peak = _interleaved(tasks, settings, say)
                 found = [_loss_row(tasks[name], results[name], peak) for name in results]
-                found = with_ratios(found, "method", "products", {"seconds": "seconds"})
-                rows += with_ratios(found, "method", "dense", {"memory": "over_start_gib"})
+                found = with_ratios(found, "method", timed, {"seconds": "seconds"})
+                rows += with_ratios(found, "method", held, {"memory": "over_start_gib"})
     return _with_share_of_peak(rows)
 
 
 def _task(contender: str, workload: Workload, dtype: str, settings: Settings, **more: Any) -> Measurement:
+    lora = {"lora_rank": settings.lora_rank, "lora_alpha": settings.lora_alpha}
     return Measurement(
-        contender, workload, dtype, settings.device, settings.threads, settings.steps, settings.warmup, settings.chunk, **more
+        contender, workload, dtype, settings.device, settings.threads, settings.steps, settings.warmup, settings.chunk, **lora, **more
     )
 
 
@@ -94,7 +105,7 @@ def _step_row(task: Measurement, results: Sequence[Row], peak: float) -> Row:
     steps = [step for result in results for step in result["steps"]]
     seconds = {name: statistics.median(step[name] for step in steps) for name in steps[0]}
     training = statistics.median(sum(step[name] for name in PHASES) for step in steps)
-    flops = step_flops(task.workload)
+    flops = step_flops(task.workload, task.lora_rank if task.lora else 0)
     return {
         "workload": task.workload.name,
         "dtype": task.dtype,
@@ -113,7 +124,7 @@ def _step_row(task: Measurement, results: Sequence[Row], peak: float) -> Row:
 
 def _loss_row(task: Measurement, results: Sequence[Row], peak: float) -> Row:
     seconds = statistics.median(second for result in results for second in result["seconds"])
-    flops = loss_flops(task.workload.arch, task.tokens)
+    flops = loss_flops(task.workload.arch, task.tokens) * (3 / 4 if task.contender.endswith("-frozen") else 1)
     return {
         "workload": task.workload.name,
         "dtype": task.dtype,

@@ -21,13 +21,14 @@ class MeasurementError(AtesdError):
     """A measuring process ended without a result."""
 
 
-def trl_is_there(python: str, say: Callable[[str], None]) -> bool:
-    """Whether `python` can import trl's self-distillation trainer; says why not."""
+def trl_is_there(python: str, say: Callable[[str], None], lora: bool = False) -> bool:
+    """Whether `python` can import trl's self-distillation trainer, and with `lora` peft; says why not."""
     if not python:
         say("trl left out: give --trl-python PATH, an interpreter with trl, transformers, datasets and accelerate")
         return False
     try:
-        found = subprocess.run([python, "-I", "-c", "import trl, trl.experimental.sdft, datasets"], capture_output=True, text=True)
+        imports = "import trl, trl.experimental.sdft, datasets" + (", peft" if lora else "")
+        found = subprocess.run([python, "-I", "-c", imports], capture_output=True, text=True)
     except OSError as error:
         say(f"trl left out: {python} cannot be run ({error.strerror})")
         return False
@@ -38,7 +39,7 @@ def trl_is_there(python: str, say: Callable[[str], None]) -> bool:
 
 def measured(task: Measurement, trl_python: str = "") -> dict[str, Any]:
     """The result of one measurement in a process of its own. Raises MeasurementError with the last line it wrote when it fails."""
-    worker = [trl_python, "-I", str(_TRL_STEP)] if task.contender == "trl" else [sys.executable, "-m", "benchmarks.worker"]
+    worker = [trl_python, "-I", str(_TRL_STEP)] if task.contender.startswith("trl") else [sys.executable, "-m", "benchmarks.worker"]
     return result_of(worker, task)
 
 

@@ -9,17 +9,19 @@ from rich.table import Table
 
 Row = Mapping[str, Any]
 MISSING = "–"
-WIDTH, ROLLOUT_WIDTH = 100, 130  # columns that the widest table of a step needs, and that of rollouts
+WIDTH, ROLLOUT_WIDTH = 120, 130  # columns that the widest table of a step needs, and that of rollouts
 
 
-def step_tables(rows: Sequence[Row], baseline: str) -> list[Table]:
+def step_tables(rows: Sequence[Row], baselines: Sequence[str]) -> list[Table]:
     """For each workload and dtype: the time of a step, then its memory with what shows that all contenders did the same work."""
-    return [table for title, part in _groups(rows) for table in (_time_table(title, part, baseline), _memory_table(title, part, baseline))]
+    return [
+        table for title, part in _groups(rows) for table in (_time_table(title, part, baselines), _memory_table(title, part, baselines))
+    ]
 
 
-def loss_tables(rows: Sequence[Row]) -> list[Table]:
+def loss_tables(rows: Sequence[Row], lora: bool = False) -> list[Table]:
     """For each workload and dtype: time and memory of the loss alone, by tokens."""
-    return [_loss_table(title, part) for title, part in _groups(rows)]
+    return [_loss_table(title, part, lora) for title, part in _groups(rows)]
 
 
 def rollout_tables(rows: Sequence[Row]) -> list[Table]:
@@ -31,36 +33,56 @@ def _groups(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
     return [(f"{workload}, {dtype}", list(part)) for (workload, dtype), part in groupby(rows, lambda row: (row["workload"], row["dtype"]))]
 
 
-def _time_table(title: str, rows: Sequence[Row], baseline: str) -> Table:
-    headings = ("teacher", "student", "loss", "training", f"÷ {baseline}", "tokens/s", "of peak", "optimizer", "generation")
+def _time_table(title: str, rows: Sequence[Row], baselines: Sequence[str]) -> Table:
+    headings = (
+        "teacher",
+        "student",
+        "loss",
+        "training",
+        *(f"÷ {name}" for name in baselines),
+        "tokens/s",
+        "of peak",
+        "optimizer",
+        "generation",
+    )
     table = _table(f"{title}: seconds of one step (medians)", ("contender",), headings)
     for row in rows:
         seconds = row["seconds"]
         table.add_row(
             row["contender"],
             *(_number(seconds[name]) for name in ("teacher", "student", "loss")),
-            *(_number(row["training_seconds"]), _ratio(row, "seconds"), f"{row['tokens_per_second']:.0f}", f"{row['share_of_peak']:.0%}"),
+            *(_number(row["training_seconds"]), *(_ratio(row, f"seconds_{name}") for name in baselines)),
+            *(f"{row['tokens_per_second']:.0f}", f"{row['share_of_peak']:.0%}"),
             *(_number(seconds["optimizer"]), _number(seconds.get("generation"))),
         )
     return table
 
 
-def _memory_table(title: str, rows: Sequence[Row], baseline: str) -> Table:
-    headings = ("GiB over start", f"÷ {baseline}", "peak GiB", "first loss, nats", "gradient norm")
+def _memory_table(title: str, rows: Sequence[Row], baselines: Sequence[str]) -> Table:
+    headings = ("GiB over start", *(f"÷ {name}" for name in baselines), "peak GiB", "first loss, nats", "gradient norm")
     table = _table(f"{title}: memory, and the first step's result", ("contender",), headings)
     for row in rows:
-        memory = (f"{row['over_start_gib']:.2f}", _ratio(row, "memory"), f"{row['peak_gib']:.2f}")
+        ratios = (_ratio(row, f"memory_{name}") for name in baselines)
+        memory = (f"{row['over_start_gib']:.2f}", *ratios, f"{row['peak_gib']:.2f}")
         table.add_row(row["contender"], *memory, f"{row['loss']:.5f}", f"{row['grad_norm']:.4f}")
     return table
 
 
-def _loss_table(title: str, rows: Sequence[Row]) -> Table:
+def _loss_table(title: str, rows: Sequence[Row], lora: bool) -> Table:
     """`less hidden`, the memory beside that of the hidden states' gradient, should not grow once the tokens fill a chunk."""
-    headings = ("tokens", "seconds", "÷ products", "of peak", "GiB over inputs", "÷ dense", "less hidden")
+    headings = (
+        "tokens",
+        "seconds",
+        "÷ fused" if lora else "÷ products",
+        "of peak",
+        "GiB over inputs",
+        "÷ fused" if lora else "÷ dense",
+        "less hidden",
+    )
     table = _table(f"{title}: the loss part alone (medians)", ("method",), headings)
     for row in rows:
         memory = [MISSING] * 3
-        if row["method"] != "products":
+        if not row["method"].startswith("products"):
             memory = [f"{row['over_start_gib']:.3f}", _ratio(row, "memory"), f"{row['over_start_gib'] - row['hidden_gib']:.3f}"]
         table.add_row(
             *(row["method"], str(row["tokens"]), _number(row["seconds"]), _ratio(row, "seconds"), f"{row['share_of_peak']:.0%}", *memory)

@@ -33,7 +33,7 @@ def figures(updates: Updates, measured: Measured, sheet_flops: float | None, mat
     replicas = updates.world // updates.model_ranks
     read = {"teacher": work.teacher_length, "student": work.prompt_tokens + work.response_tokens}
     tokens = {phase: replicas * work.prompts * read.get(phase, work.response_tokens) for phase in seconds if phase != "optimizer"}
-    rate = step_flops(work) / updates.model_ranks / training
+    rate = step_flops(work, updates.config.lora.rank, updates.config.lora.targets) / updates.model_ranks / training
     fullest = max(measured.ranks, key=lambda rank: rank["over_start_gib"])
     return {
         "name": updates.name,

@@ -1,5 +1,7 @@
 """The same step in TRL's SDFTTrainer with full-vocabulary distillation: python trl_step.py TASK.json RESULT.json
 
+For the contender trl-lora with a PEFT config of adapters on all projections; its teacher is then the model without them.
+
 Runs in an environment of its own that has trl, and so imports only what is installed there. The trainer generates its own
 rollouts; they are timed and then replaced by the job's responses, so that loss and work are those of the other contenders.
 """
@@ -17,6 +19,7 @@ os.environ.update(HF_HUB_OFFLINE="1", TRL_EXPERIMENTAL_SILENCE="1", TOKENIZERS_P
 
 import torch
 from datasets import Dataset  # pyright: ignore[reportMissingImports]
+from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, TrainerCallback
 from trl.experimental.sdft import SDFTConfig, SDFTTrainer  # pyright: ignore[reportMissingImports]
@@ -67,7 +70,7 @@ class TimedTrainer(SDFTTrainer):
         self.losses: list[float] = []
         self.norms: list[float] = []
         self.passes = 0
-        for model in (self.model, self.teacher_model):
+        for model in {id(model): model for model in (self.model, self.teacher_model)}.values():  # with adapters they are one
             model.lm_head.register_forward_pre_hook(self._head_begins)
         clip = self.accelerator.clip_grad_norm_
 
@@ -99,7 +102,7 @@ class TimedTrainer(SDFTTrainer):
     def _forward_logits(self, model: Any, input_ids: Any, attention_mask: Any, logits_to_keep: int) -> Any:
         started = now()
         logits = super()._forward_logits(model, input_ids, attention_mask, logits_to_keep)
-        self.seconds["teacher" if model is self.teacher_model else "student"] += self.head_began - started
+        self.seconds["student" if torch.is_grad_enabled() else "teacher"] += self.head_began - started
         self.seconds["loss"] += now() - self.head_began
         return logits
 
@@ -180,6 +183,24 @@ def settings(job: dict[str, Any], folder: str) -> Any:
     )
 
 
+def adapters(job: dict[str, Any]) -> Any:
+    """The PEFT config, or None where all weights learn."""
+    if job["contender"] != "trl-lora":
+        return None
+    from peft import LoraConfig
+
+    targets = [f"{name}_proj" for name in ("q", "k", "v", "o", "gate", "up", "down")]
+    return LoraConfig(r=job["lora_rank"], lora_alpha=job["lora_alpha"], target_modules=targets, task_type="CAUSAL_LM")
+
+
+@torch.no_grad()
+def start_adapters(model: torch.nn.Module, path: str) -> None:
+    """Take over A from the file that all contenders with adapters get; B is zero."""
+    parameters = dict(model.named_parameters())
+    for name, value in load_file(path).items():
+        parameters[f"base_model.model.{name.replace('.weight', '.default.weight')}"].copy_(value)
+
+
 def main() -> None:
     job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     torch.set_num_threads(job["threads"])
@@ -191,9 +212,11 @@ def main() -> None:
     data = Dataset.from_dict({column: texts * updates for column, texts in rows.items()})
     tokenizer = toy_tokenizer(job["workload"]["vocabulary"])
     memory = PeakMemory(job["device"])
-    trainer = TimedTrainer(
-        model=job["model"], args=settings(job, str(Path(sys.argv[2]).parent / "trl")), train_dataset=data, processing_class=tokenizer
-    )
+    options = settings(job, str(Path(sys.argv[2]).parent / "trl"))
+    lora = adapters(job)
+    trainer = TimedTrainer(model=job["model"], args=options, train_dataset=data, processing_class=tokenizer, peft_config=lora)
+    if lora is not None:
+        start_adapters(trainer.model, job["adapters"])
     trainer.prepare(job, memory)
     trainer.add_callback(StepEnd(trainer))
     trainer.train()

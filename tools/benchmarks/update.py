@@ -21,7 +21,9 @@ from megatron_atesd.distill.teacher import Teacher
 from megatron_atesd.errors import ConfigError
 from megatron_atesd.model.architecture import Architecture
 from megatron_atesd.model.gpt import HiddenStateGPT, build_model
+from megatron_atesd.model.lora import add_adapters
 from megatron_atesd.model.megatron_config import megatron_settings
+from megatron_atesd.model.trained import lora_settings
 from megatron_atesd.parallel.groups import data_parallel_place, gathered
 from megatron_atesd.parallel.session import session_of
 from megatron_atesd.plan.memory import rank_memory
@@ -114,7 +116,10 @@ def build(updates: Updates) -> Parts:
     """As training builds them, with random weights and ids."""
     config, distill = updates.config, updates.config.distill
     model = build_model(updates.arch, megatron_settings(config, updates.arch), config.parallel.packed)
-    teacher = Teacher(model, distill.teacher, distill.ema_decay, distill.teacher_offload, config.precision.teacher)
+    if config.lora.rank:
+        add_adapters(model, lora_settings(config.lora, config.model.dtype))
+    new = not config.lora.start
+    teacher = Teacher(model, distill.teacher, distill.ema_decay, distill.teacher_offload, config.precision.teacher, new)
     total = updates.warmup + updates.steps
     optimization = build_optimization(model, config.optimizer, config.ddp, config.schedule, total)
     return Parts(model, teacher, optimization, draw_ids(updates.workload, 1 + data_parallel_place()[0]))
@@ -146,7 +151,8 @@ def one_update(updates: Updates, parts: Parts, index: int) -> tuple[dict[str, fl
 
 
 def _loss_contenders(config: TrainConfig) -> dict[str, str]:
-    return {"loss": "compiled" if config.distill.compile else "fused", "products": "products"}
+    head = "-frozen" if config.lora.rank else ""
+    return {"loss": ("compiled" if config.distill.compile else "fused") + head, "products": "products" + head}
 
 
 def _loss_seconds(updates: Updates, contender: str) -> float:

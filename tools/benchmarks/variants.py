@@ -14,6 +14,7 @@ from megatron_atesd.config import (
     refuse,
     section_problems,
 )
+from megatron_atesd.config.lora_rules import lora_problems
 from megatron_atesd.errors import ConfigError
 from megatron_atesd.model.architecture import Architecture
 from megatron_atesd.model.supported import check_fp8
@@ -22,7 +23,7 @@ from megatron_atesd.plan.published import QWEN3
 from megatron_atesd.train.checks import check_compiler
 
 SHAPES = {"tiny": Architecture("qwen3", 64, 128, 2, 4, 2, 16, 512, 4096, 1e6, 1e-6, tied=True, qk_norm=True), **QWEN3}
-SECTIONS = ("parallel", "data", "rollout", "distill")
+SECTIONS = ("lora", "parallel", "data", "rollout", "distill")
 
 
 def variants(
@@ -50,7 +51,7 @@ def variants(
 def _variant(shape: str, settings: Sequence[str], more: str, tokens: Mapping[str, int], repeats: tuple[int, int], world: int) -> Updates:
     defaults = Path(__file__).parent / "update.yaml"
     config, arch = load_config(["--config", str(defaults), *settings, *shlex.split(more)]), SHAPES[shape]
-    refuse(section_problems(config, SECTIONS) or [*parallel_problems(config, world), *method_problems(config)])
+    refuse(section_problems(config, SECTIONS) or [*parallel_problems(config, world), *method_problems(config), *lora_problems(config)])
     refuse(layout_problems(config.parallel, world, arch.shape))
     refuse(list(precision_problems(config)))
     check_fp8(config, arch)

@@ -12,7 +12,7 @@ import torch
 from benchmarks.measurement import Measurement
 from benchmarks.watch import PeakMemory, Stopwatch, now
 
-STEPS = {"ours": ("ours", "engine"), "naive": ("ours", "engine"), "plain": ("plain", "plain")}
+STEPS = {"ours": ("ours", "engine"), "ours-lora": ("ours", "engine"), "naive": ("ours", "engine"), "plain": ("plain", "plain")}
 
 
 def measure_step(task: Measurement) -> Mapping[str, Any]:

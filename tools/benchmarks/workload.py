@@ -9,6 +9,7 @@ import torch
 
 from megatron_atesd.errors import ConfigError
 from megatron_atesd.model.architecture import Architecture
+from megatron_atesd.model.counts import projections
 
 PAD, END, SPECIAL_IDS = 0, 1, 2  # padding and end of text for those who need them; no drawn token is one of them
 WEIGHT_STD = 0.05  # sharp enough that teacher and student differ by more than rounding
@@ -128,6 +129,19 @@ def draw_ids(workload: Workload, seed: int) -> dict[str, list[list[int]]]:
 def save_model(workload: Workload, folder: Path, seed: int) -> None:
     """A Qwen3 model with random fp32 weights in Hugging Face format, the common start of all contenders."""
     random_model(workload, seed).save_pretrained(folder)
+
+
+def save_adapters(workload: Workload, rank: int, path: Path, seed: int) -> None:
+    """A [rank, inputs] of every projection, by PEFT's names without its prefix, as PEFT draws it; the common start of all adapters."""
+    from safetensors.torch import save_file
+
+    draw, found = torch.Generator().manual_seed(seed), {}
+    for layer in range(workload.layers):
+        for name, (inputs, _) in projections(workload.arch).items():
+            block = "mlp" if name in ("gate_proj", "up_proj", "down_proj") else "self_attn"
+            key = f"model.layers.{layer}.{block}.{name}.lora_A.weight"
+            found[key] = torch.nn.init.kaiming_uniform_(torch.empty(rank, inputs), a=5**0.5, generator=draw)
+    save_file(found, path)
 
 
 def random_model(workload: Workload, seed: int) -> Any:
