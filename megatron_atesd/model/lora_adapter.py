@@ -1,4 +1,4 @@
-"""One projection's LoRA: its two factors, how they start, and the two products with them. Layers with adapters are in lora_layers.py."""
+"""One projection's LoRA: its two factors, how they start, and the dropout of its input. Layers multiply by them: lora_layers.py."""
 
 import hashlib
 import math
@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from megatron.core.tensor_parallel import get_cuda_rng_tracker
 from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
-from megatron.core.tensor_parallel.mappings import copy_to_tensor_model_parallel_region
 from torch import Tensor
 from torch.nn.utils.init import skip_init
 
@@ -82,26 +81,6 @@ class Adapter(torch.nn.Module):
         with torch.no_grad():
             weight.copy_(whole.chunk(ranks, dim=1)[rank])
             self.lora_B.weight.zero_()
-
-    def forward(self, x: Tensor, sequence_parallel: bool) -> Tensor:
-        """s·B·A·dropout(x): [..., inputs] → [..., outputs]; of a row-parallel base this rank's summand of it.
-
-        x: all tokens. Without sequence parallelism the gradient of the factor that is whole is summed over TP here.
-        """
-        a, b = self.lora_A.weight, self.lora_B.weight
-        if not sequence_parallel and self.divided == "lora_A":
-            b = copy_to_tensor_model_parallel_region(b, group=self.group)
-        elif not sequence_parallel:
-            a = copy_to_tensor_model_parallel_region(a, group=self.group)
-        return F.linear(F.linear(self.dropped(x, self.divided == "lora_B"), a), b) * self.settings.scaling
-
-    def narrow(self, x: Tensor, shared: bool) -> Tensor:
-        """A·dropout(x): [..., inputs] → [..., rank]; of a row-parallel base this rank's summand of it."""
-        return F.linear(self.dropped(x, shared), self.lora_A.weight)
-
-    def widen(self, x: Tensor) -> Tensor:
-        """s·B·x: [..., rank] → [..., outputs]."""
-        return F.linear(x, self.lora_B.weight) * self.settings.scaling
 
     def dropped(self, x: Tensor, shared: bool) -> Tensor:
         """x in the adapter's dtype, in training without a share. TP ranks drop the same of inputs that they share (`shared`); of its own,

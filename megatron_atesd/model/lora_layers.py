@@ -1,7 +1,7 @@
 """Parallel linear layers with LoRA on a frozen base: y = W·x + s·B·A·x, one A and B for each projection that Hugging Face and PEFT have.
 
-Megatron fuses q, k, v (row blocks by query group) and gate, up into one product; their adapters stay apart, and their outputs are laid out
-as the fused product's. At tensor parallelism:
+Megatron fuses q, k, v (row blocks by query group) and gate, up into one product. Their adapters stay apart, and are multiplied as one: all
+A above one another, all B in the rows of the fused product, zero where a row is another projection's. At tensor parallelism:
 
     base              A [rank, inputs]        B [outputs, rank]
     column-parallel   whole on every rank     its rows, as the base
@@ -21,7 +21,6 @@ of A needs the gathered input, which is kept until the backward.
 Transformer Engine's layers are in lora_te.py.
 """
 
-from collections.abc import Mapping
 from typing import Any, Literal, cast
 
 import torch
@@ -71,27 +70,29 @@ class AdaptedLinear(torch.nn.Module):
         """Of the adapters, and of what they compute."""
         return next(iter(self.adapters.values())).settings.dtype
 
-    def laid_out(self, parts: Mapping[str, Tensor]) -> Tensor:
-        """Outputs [..., groups · width] of projections → [..., outputs] as the fused product has them; zero where a projection has none."""
-        some = next(iter(parts.values()))
-        none = {name: some.new_zeros(*some.shape[:-1], self.groups * width) for name, width in self.widths.items() if name not in parts}
-        blocks = [(none | dict(parts))[name].unflatten(-1, (self.groups, width)) for name, width in self.widths.items()]
-        return torch.cat(blocks, dim=-1).flatten(-2)
-
-    @torch.no_grad()
     def factors(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """A of all projections one above the other [R, inputs], and s·B [outputs, R] with its rows as the fused product has them.
 
         B·A is what the adapters add to this rank's weight, zero where a projection has none.
         """
-        adapters = self.adapters
-        a_RI = torch.cat([adapter.lora_A.weight for adapter in adapters.values()]).to(dtype)
-        parts, start = {}, 0
-        for name, adapter in adapters.items():
-            b_rO = adapter.lora_B.weight.T.to(dtype) * adapter.settings.scaling
-            parts[name] = F.pad(b_rO, (0, 0, start, len(a_RI) - start - len(b_rO)))
-            start += len(b_rO)
-        return a_RI, self.laid_out(parts).T.contiguous()
+        a_RI = torch.cat([adapter.lora_A.weight for adapter in self.adapters.values()]).to(dtype)
+        blocks, start = [], 0
+        for name, width in self.widths.items():
+            if name not in self.adapters:
+                blocks.append(a_RI.new_zeros(self.groups, width, len(a_RI)))
+                continue
+            b_Or = self.adapters[name].lora_B.weight.to(dtype) * self.adapters[name].settings.scaling
+            blocks.append(F.pad(b_Or, (start, len(a_RI) - start - b_Or.shape[1])).unflatten(0, (self.groups, width)))
+            start += b_Or.shape[1]
+        return a_RI, torch.cat(blocks, dim=1).flatten(0, 1)
+
+    def narrow(self, x: Tensor, a_RI: Tensor, shared: bool) -> Tensor:
+        """A·dropout(x) of all projections: [..., inputs] → [..., R], each with a dropout of its own; see Adapter.dropped."""
+        adapters = list(self.adapters.values())
+        if not (self.training and adapters[0].settings.dropout):
+            return F.linear(x.to(self.lora_dtype), a_RI)
+        parts = zip(adapters, a_RI.split([len(adapter.lora_A.weight) for adapter in adapters]), strict=True)
+        return torch.cat([F.linear(adapter.dropped(x, shared), a_rI) for adapter, a_rI in parts], dim=-1)
 
     @torch.no_grad()
     def merged_weight(self) -> Tensor:
@@ -114,12 +115,24 @@ class Local(AdaptedLinear):
             input = copy_to_tensor_model_parallel_region(input, group=self.tensor_ranks)
         out = product(input, weight, **how | {"sequence_parallel": False, "allreduce_dgrad": False})
         # Off or on, the product has the same operands, strides included, on which torch's choice of a kernel and the last bits depend.
-        return out.add_(self._added(input)) if self.lora_on else out
+        return self._with_adapters(out, input) if self.lora_on else out
 
-    def _added(self, x: Tensor) -> Tensor:
-        """What the adapters add to the product: [S, B, inputs] → [S, B, outputs], of a row-parallel layer this rank's summand of it."""
-        x, sequence_parallel = x.to(self.lora_dtype), bool(cast("Any", self).sequence_parallel)
-        return self.laid_out({name: adapter(x, sequence_parallel) for name, adapter in self.adapters.items()})
+    def _with_adapters(self, out: Tensor, x: Tensor) -> Tensor:
+        """out + s·B·A·dropout(x) [S, B, outputs], x [S, B, inputs]; of a row-parallel layer this rank's summand of it."""
+        a_RI, b_OR = self.factors(self.lora_dtype)
+        if not cast("Any", self).sequence_parallel:  # what is whole gets its gradient from all ranks here
+            if self.divided == "lora_A":
+                b_OR = copy_to_tensor_model_parallel_region(b_OR, group=self.tensor_ranks)
+            else:
+                a_RI = copy_to_tensor_model_parallel_region(a_RI, group=self.tensor_ranks)
+        return added(out, self.narrow(x, a_RI, self.divided == "lora_B"), b_OR)
+
+
+def added(out: Tensor, narrow: Tensor, b_OR: Tensor) -> Tensor:
+    """out [..., outputs] + narrow [..., R] · Bᵀ in out's dtype; in one product where the types are the same."""
+    if out.dtype != narrow.dtype:
+        return (out + F.linear(narrow, b_OR)).to(out.dtype)
+    return torch.addmm(out.flatten(0, -2), narrow.flatten(0, -2), b_OR.T).view_as(out)
 
 
 class LocalColumn(Local):

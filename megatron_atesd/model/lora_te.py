@@ -14,7 +14,6 @@ of these layers comes from its source (2.20) and from stand-ins with its interfa
 
 from typing import Any, cast
 
-import torch
 import torch.nn.functional as F
 from megatron.core.tensor_parallel.mappings import (
     copy_to_tensor_model_parallel_region,
@@ -24,7 +23,7 @@ from megatron.core.tensor_parallel.mappings import (
 )
 from torch import Tensor
 
-from megatron_atesd.model.lora_layers import AdaptedLinear
+from megatron_atesd.model.lora_layers import AdaptedLinear, added
 
 
 class Outside(AdaptedLinear):
@@ -32,20 +31,19 @@ class Outside(AdaptedLinear):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         out, bias = super().forward(x)
-        return (out + self._added(x)).to(out.dtype) if self.lora_on else out, bias
+        return self._with_adapters(out, x) if self.lora_on else out, bias
 
     def set_activation_dtype(self, inp: Tensor) -> None:
         """Transformer Engine refuses parameters of another type than its input; adapters may be fp32 beside bf16."""
         self.allow_different_data_and_param_types = True
         cast("Any", super()).set_activation_dtype(inp)
 
-    def _added(self, x: Tensor) -> Tensor:
-        """What the adapters add to the layer's output: [S, B, inputs] → [S, B, outputs], the tokens as the layer takes and gives them."""
-        x, adapters, sequence_parallel = self._normed(x).to(self.lora_dtype), self.adapters, bool(cast("Any", self).sequence_parallel)
-        shared = self.divided == "lora_B" and not sequence_parallel
-        narrow = torch.cat([adapter.narrow(x, shared) for adapter in adapters.values()], dim=-1)
-        parts = self._over_tensor_ranks(narrow, sequence_parallel).split([adapter.settings.rank for adapter in adapters.values()], dim=-1)
-        return self.laid_out({name: adapter.widen(part) for (name, adapter), part in zip(adapters.items(), parts, strict=True)})
+    def _with_adapters(self, out: Tensor, x: Tensor) -> Tensor:
+        """out + s·B·A·dropout(norm(x)) [S, B, outputs], x [S, B, inputs]: the tokens as the layer takes and gives them."""
+        sequence_parallel = bool(cast("Any", self).sequence_parallel)
+        a_RI, b_OR = self.factors(self.lora_dtype)
+        narrow = self.narrow(self._normed(x), a_RI, self.divided == "lora_B" and not sequence_parallel)
+        return added(out, self._over_tensor_ranks(narrow, sequence_parallel), b_OR)
 
     def _normed(self, x: Tensor) -> Tensor:
         """The product's input: with TELayerNormColumnParallelLinear after the norm, RMSNorm whose weight is around one."""

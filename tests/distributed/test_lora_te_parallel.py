@@ -125,7 +125,8 @@ def test_a_bf16_layer_takes_fp32_adapters(tmp_path: Path) -> None:
         with adapters_off(model):
             base = linear(x)[0]
         normed = torch.nn.functional.rms_norm(x, (32,), linear.layer_norm_weight, linear.eps).float()
-        added = linear.lora["q_proj"].widen(normed @ linear.lora["q_proj"].lora_A.weight.T)
+        adapter = linear.lora["q_proj"]
+        added = normed @ adapter.lora_A.weight.T @ (adapter.lora_B.weight * settings.scaling).T
         queries = on.unflatten(-1, (2, -1))[..., :32].flatten(-2)
         assert torch.equal(queries, (base.unflatten(-1, (2, -1))[..., :32].flatten(-2).float() + added).bfloat16())
         assert not torch.equal(on, base)

@@ -184,19 +184,24 @@ def _from_one_seed(model: HiddenStateGPT) -> dict[str, Tensor]:
     return logits_and_gradients(model)[1]
 
 
-@pytest.mark.parametrize(("target", "inputs"), [("q_proj", 32), ("o_proj", 64)])  # a column-parallel base and a row-parallel one
-def test_dropout_drops_inputs_and_scales_the_rest_while_training(tmp_path: Path, target: str, inputs: int) -> None:
-    model = adapted(save_model(tmp_path), LoraSettings(rank=64, alpha=64.0, targets=(target,), dropout=0.25))
+@pytest.mark.parametrize("target", ["q_proj", "o_proj"])  # a column-parallel base and a row-parallel one
+def test_dropout_drops_inputs_and_scales_the_rest_while_training(tmp_path: Path, target: str) -> None:
+    model = adapted(save_model(tmp_path), LoraSettings(rank=64, dropout=0.25, targets=(target,)))
     adapter = next(module for module in model.modules() if isinstance(module, Adapter))
-    for factor in adapter_parameters(model).values():
-        torch.nn.init.eye_(factor)
-    x = torch.rand(500, inputs) + 1
-    out, shared = adapter(x, False), x[:, :32]
-    assert not out[:, 32:].any()
-    kept = out[:, :32] != 0
-    torch.testing.assert_close(out[:, :32][kept], (shared / 0.75)[kept])
+    x = torch.rand(500, 32) + 1
+    dropped = adapter.dropped(x, target == "q_proj")
+    kept = dropped != 0
+    torch.testing.assert_close(dropped[kept], (x / 0.75)[kept])
     assert abs(float(kept.float().mean()) - 0.75) < 0.02
-    assert torch.equal(adapter.eval()(x, False)[:, :32], shared)
+    assert torch.equal(adapter.eval().dropped(x, target == "q_proj"), x)
+
+
+def test_each_projection_of_a_fused_product_drops_inputs_of_its_own(tmp_path: Path) -> None:
+    model = adapted(save_model(tmp_path), LoraSettings(rank=32, dropout=0.5, targets=("gate_proj", "up_proj")))
+    linear = cast("Any", model.chunks[0]).decoder.layers[0].mlp.linear_fc1
+    gate, up = linear.narrow(torch.ones(50, 32), torch.eye(32).repeat(2, 1), True).chunk(2, dim=-1)
+    assert set(gate.unique().tolist()) == set(up.unique().tolist()) == {0.0, 2.0}
+    assert 0.4 < float((gate == up).float().mean()) < 0.6
 
 
 def test_a_starts_kaiming_uniform_and_differs_from_projection_to_projection(tmp_path: Path) -> None:
