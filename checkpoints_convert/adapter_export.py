@@ -12,7 +12,7 @@ from checkpoints_convert.sources import MergedSource, model_source
 from checkpoints_convert.stream import write_hf
 from checkpoints_convert.verify import verify
 from megatron_atesd.checkpoint.adapter_tensors import StoredAdapters
-from megatron_atesd.checkpoint.base_model import AdapterRecord, find_base
+from megatron_atesd.checkpoint.base_model import AdapterRecord, base_folders, find_base
 from megatron_atesd.checkpoint.hf_files import copy_hf_files, state_dtype
 from megatron_atesd.checkpoint.model_folder import find_hf
 from megatron_atesd.checkpoint.torch_dist import StoredTensors
@@ -74,7 +74,8 @@ class AdapterExport:
         say(f"finished: {out}")
 
     def _base(self) -> Path:
-        return find_base(self._record, self._checkpoint, self._given)
+        folders = [self._given] if self._given else base_folders(self._record, self._checkpoint)
+        return find_base(self._record, self._checkpoint, folders)
 
     def _theirs(self, base: Path) -> Any:
         """The base in transformers. It has no folder to load a Megatron model folder from."""

@@ -47,10 +47,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="of a checkpoint of LoRA adapters: where the model that they were trained on is now (default: where it was); it is checked",
     )
     arguments = parser.parse_args(argv)
-    from megatron_atesd.checkpoint.model_folder import find_model_folder  # slow to import: --help does not wait for it
+    from megatron_atesd.checkpoint.base_model import adapter_record  # slow to import: --help does not wait for it
+    from megatron_atesd.checkpoint.model_folder import find_model_folder
 
     source = find_model_folder(arguments.source)
-    for read in filter(None, (source, arguments.base)):
+    record = adapter_record(source)
+    for read in filter(None, (source, arguments.base, record and Path(record.base.path))):
         check_output(arguments.out, read, arguments.force)
     tolerance = arguments.tolerance if arguments.verify else None
     with single_process():

@@ -4,7 +4,8 @@ torchrun --nproc-per-node N tools/mismatch.py --config FILE --model DIR --data F
 
 The model is a Megatron model folder, a checkpoint of a run, a run directory (its newest checkpoint) or a Hugging Face folder. Prompts,
 sampling, distillation and layout are those of a training: --config (its YAML) and --section.key overrides. The teacher has the weights
-that the checkpoint keeps for it; a folder without them gives both roles the same weights, as at the start of a training.
+that the checkpoint keeps for it; a folder without them gives both roles the same weights, as at the start of a training, but that of
+a checkpoint of adapters is their base.
 
 Prints a table, and writes mismatch.json and mismatch.png (which needs matplotlib). docs/mismatch.md says what they hold.
 """

@@ -1,14 +1,14 @@
 """The frozen base under adapters: a checkpoint of adapters does not hold it, but knows it by the checksums of its weight files."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from megatron_atesd.checkpoint.hf_tensors import weight_files
 from megatron_atesd.checkpoint.manifest import MANIFEST, checksums, listed_files, read_manifest
-from megatron_atesd.checkpoint.reading import read_plain_values
-from megatron_atesd.errors import CheckpointError
+from megatron_atesd.checkpoint.reading import check_model_folder, read_plain_values
+from megatron_atesd.errors import AtesdError, CheckpointError, ConversionError
 from megatron_atesd.model.lora import LoraSettings
 from megatron_atesd.model.megatron_config import DTYPES
 from megatron_atesd.parallel.agreement import agreed, place
@@ -63,6 +63,8 @@ def base_model(folder: Path) -> BaseModel:
         return BaseModel(str(folder.absolute()), {name: sha for name, sha in read_manifest(folder).items() if name.startswith("weights/")})
     else:
         names = [name for name in listed_files(folder) if name.startswith("weights/")]
+    if not names:
+        raise CheckpointError(f"{folder}: no Hugging Face folder and no Megatron model folder; give the base of the adapters")
     rank, size = place()
     shares = agreed(lambda: checksums(folder, names[rank::size]), f"{folder} cannot be read")
     return BaseModel(str(folder.absolute()), {name: share[name] for name in names for share in shares if name in share})
@@ -73,33 +75,41 @@ def check_base(recorded: BaseModel, found: BaseModel, checkpoint: Path) -> None:
     if recorded.sums == found.sums:
         return
     names = sorted(name for name in recorded.sums.keys() | found.sums.keys() if recorded.sums.get(name) != found.sums.get(name))
+    advice = "give that model, or an unchanged copy of it"
+    if not recorded.sums.keys() & found.sums.keys():
+        advice = f"that was a folder with {next(iter(recorded.sums))}, and a base is known by its files: give it in the form that it had"
     raise CheckpointError(
-        f"{found.path}: not the base that the adapters of {checkpoint} were trained on ({recorded.path}): {names[0]} differs; "
-        "give that model, or an unchanged copy of it"
+        f"{found.path}: not the base that the adapters of {checkpoint} were trained on ({recorded.path}): {names[0]} differs; {advice}"
     )
 
 
-def base_folder(record: AdapterRecord, checkpoint: Path, given: Path | None = None) -> Path:
-    """Where the base of `checkpoint` is: in the folder that is `given`, else where it was. Raises CheckpointError when it is not there."""
-    folder = given or Path(record.base.path)
-    if not folder.is_dir():
-        raise CheckpointError(f"{folder}: no folder here, but the adapters of {checkpoint} belong to the base in it; say where it is now")
-    return folder
+def base_folders(record: AdapterRecord, checkpoint: Path, path: str = "") -> list[Path]:
+    """Where the base of `checkpoint` may be: where it was, or in what `path`, the training's model.path, says today.
 
-
-def base_of(folder: Path, path: str) -> Path | None:
-    """The folder of the base under the adapters of a model folder: where it was, else what `path`, the training's model.path, says today.
-
-    None for a whole model. Raises CheckpointError when there is no such folder. Its weights are not looked at.
+    Raises CheckpointError when neither is a folder.
     """
-    record = adapter_record(folder) if (folder / "weights").is_dir() else None
-    if record is None:
-        return None
-    return base_folder(record, folder, None if Path(record.base.path).is_dir() or not path else Path(path))
+    there = [folder for folder in map(Path, dict.fromkeys([record.base.path, path])) if folder.is_dir() and str(folder) != "."]
+    if not there:
+        also = f" nor in {path}" if path else ""
+        raise CheckpointError(
+            f"{checkpoint}: holds adapters alone, and the base that they were trained on is not in {record.base.path}{also}; "
+            "say where it is now (model.path; for a conversion --base)"
+        )
+    return there
 
 
-def find_base(record: AdapterRecord, checkpoint: Path, given: Path | None = None) -> Path:
-    """`base_folder`, once its weights are known to be the base's. Raises CheckpointError when they are not. Collective."""
-    folder = base_folder(record, checkpoint, given)
-    check_base(record.base, base_model(folder), checkpoint)
-    return folder
+def find_base(record: AdapterRecord, checkpoint: Path, folders: Sequence[Path]) -> Path:
+    """The first of `folders` with the base's weights, all of them checked. Collective.
+
+    Raises CheckpointError or ConversionError, as the first of them deserves, when none has.
+    """
+    faults: list[AtesdError] = []
+    for folder in folders:
+        try:
+            check_base(record.base, base_model(folder), checkpoint)
+        except (CheckpointError, ConversionError) as error:
+            faults.append(error)
+        else:
+            check_model_folder(folder)
+            return folder
+    raise faults[0]

@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from megatron_atesd.checkpoint.base_model import adapter_record, find_base
+from megatron_atesd.checkpoint.base_model import adapter_record, base_folders, find_base
 from megatron_atesd.checkpoint.hf_weights import load_hf_weights
 from megatron_atesd.checkpoint.reading import check_model_folder, model_state, read_folder
 from megatron_atesd.checkpoint.run_checkpoints import choose, step_folders
@@ -24,6 +24,10 @@ def find_hf(folder: Path) -> Path:
     if (folder / "weights").is_dir() and (folder / "hf" / "config.json").is_file():
         return folder / "hf"
     exported = f", or the exported {folder / 'hf'}" if (folder / "hf" / "config.json").is_file() else ""
+    if (folder / "adapter_config.json").is_file():
+        raise CheckpointError(
+            f"{folder}: a LoRA adapter, not a model; give its base, and it as lora.start of a training or --adapter of hf_to_megatron.py"
+        )
     if steps := step_folders(_checkpoints(folder)):
         raise CheckpointError(f"{folder}: a run directory, not a model; give one of its checkpoints, such as {steps[0]}{exported}")
     raise CheckpointError(
@@ -60,10 +64,10 @@ def _checkpoints(run: Path) -> Path:
     return run if run.name == "checkpoints" else run / "checkpoints"
 
 
-def load_model_weights(model: HiddenStateGPT, folder: Path, base: Path | None = None) -> None:
+def load_model_weights(model: HiddenStateGPT, folder: Path, base: str = "") -> None:
     """Fill the model of this rank from a Hugging Face folder or a Megatron model folder, at any TP × PP. Collective.
 
-    A checkpoint of adapters gives its model the base that they were trained on, and them. base: where that is now, if it has been moved.
+    A checkpoint of adapters gives its model the base that they were trained on, and them. base: where that is, if not where it was.
     Raises ConversionError for Hugging Face weights that do not fit, CheckpointError for anything else.
     """
     if (folder / "config.json").is_file():
@@ -71,7 +75,7 @@ def load_model_weights(model: HiddenStateGPT, folder: Path, base: Path | None = 
         return
     find_hf(folder)
     if (record := adapter_record(folder)) is not None:
-        load_model_weights(model, find_base(record, folder, base))
+        load_model_weights(model, find_base(record, folder, base_folders(record, folder, base)))
         add_adapters(model, record.settings)
         load_trained_state(model, read_folder(folder, {"model": trained_state(model, ADAPTER_PREFIX)})["model"])
         return

@@ -22,6 +22,6 @@ def lora_problems(config: TrainConfig) -> Iterator[str]:
     elif len(set(lora.targets)) < len(lora.targets):
         yield f"lora.targets is {lora.targets}, where a projection comes twice; remove the second"
     if lora.start and not Path(lora.start).is_dir():
-        yield f"lora.start is {lora.start}, which is no folder; give a PEFT folder (adapter_config.json and adapter_model.safetensors)"
+        yield f"lora.start is {lora.start}, which is no folder; give a PEFT folder; a run that goes on needs none"
     if lora.dtype == "bf16" and config.model.dtype == "fp32":
         yield "lora.dtype is bf16, but model.dtype is fp32; set lora.dtype to null"

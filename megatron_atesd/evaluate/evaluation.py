@@ -60,7 +60,7 @@ def _generate(task: Evaluation, prepared: Prepared, there: Mapping[Key, int], wa
     settings, renderer = task.settings, prepared.model.renderer
     with naming_section("megatron", settings.megatron):
         model = build_model(prepared.model.architecture, prepared.megatron)
-    load_model_weights(model, prepared.model.folder, prepared.base)
+    load_model_weights(model, prepared.model.folder, settings.model.path)
     engine = build_engine(settings, model, renderer, prepared.model.hf_folder)
     engine.refresh()
     wait_for_all = patient_barrier()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from megatron_atesd.checkpoint.base_model import base_of
+from megatron_atesd.checkpoint.base_model import adapter_record, base_folders
 from megatron_atesd.checkpoint.model_folder import find_model_folder
 from megatron_atesd.checkpoint.model_inputs import ModelInputs, read_model
 from megatron_atesd.config import (
@@ -51,13 +51,9 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Prepared:
-    """The checked parts of an evaluation. prompts: the student's, one a problem. decisive: what decides the responses.
-
-    base: under the adapters of a checkpoint that holds only these; None of a whole model.
-    """
+    """The checked parts of an evaluation. prompts: the student's, one a problem. decisive: what decides the responses."""
 
     model: ModelInputs
-    base: Path | None
     megatron: TransformerConfig
     problems: Sequence[Problem]
     prompts: Sequence[TokenIds]
@@ -72,7 +68,9 @@ def prepare(task: Evaluation, world_size: int) -> Prepared:
     check_numbers(task, world_size)
     settings, parallel = task.settings, task.settings.parallel
     folder = task.model if (task.model / "config.json").is_file() else find_model_folder(task.model)
-    model, base = read_model(folder, settings.prompt, settings.exposure.reveal), base_of(folder, settings.model.path)
+    if (folder / "weights").is_dir() and (record := adapter_record(folder)) is not None:
+        base_folders(record, folder, settings.model.path)
+    model = read_model(folder, settings.prompt, settings.exposure.reveal)
     architecture = model.architecture
     refuse(layout_problems(parallel, world_size, architecture.shape))
     check_precision(settings, architecture)
@@ -89,7 +87,7 @@ def prepare(task: Evaluation, world_size: int) -> Prepared:
     decisive = decisive_settings(settings, folder, problems, task.samples, task.seed)
     check_same(task.out, decisive)
     make_writable("--out", task.out)
-    return Prepared(model, base, megatron, problems, prompts, decisive)
+    return Prepared(model, megatron, problems, prompts, decisive)
 
 
 def check_numbers(task: Evaluation, world_size: int) -> None:

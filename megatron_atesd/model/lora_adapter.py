@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from megatron.core.tensor_parallel import get_cuda_rng_tracker
 from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
 from torch import Tensor
-from torch.nn.utils.init import skip_init
 
 from megatron_atesd.config import LORA_TARGETS
 from megatron_atesd.errors import ConfigError
@@ -48,6 +47,17 @@ class LoraSettings:
         return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
 
 
+class Factor(torch.nn.Module):
+    """A or B. It is read by a call: megatron.core waits before a module's forward for weights that other ranks have updated."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(weight)
+
+    def forward(self) -> Tensor:
+        return self.weight
+
+
 class Adapter(torch.nn.Module):
     """A and B of one projection on this TP rank: lora_A.weight [rank, inputs], lora_B.weight [outputs, rank].
 
@@ -59,8 +69,8 @@ class Adapter(torch.nn.Module):
         super().__init__()
         self.settings, self.divided, self.group = settings, divided, group
         place: Any = {"device": base.weight.device, "dtype": settings.dtype}
-        self.lora_A = cast("torch.nn.Linear", skip_init(torch.nn.Linear, inputs, settings.rank, bias=False, **place))
-        self.lora_B = cast("torch.nn.Linear", skip_init(torch.nn.Linear, settings.rank, outputs, bias=False, **place))
+        self.lora_A = Factor(torch.empty(settings.rank, inputs, **place))
+        self.lora_B = Factor(torch.empty(outputs, settings.rank, **place))
         for name, dimension in (("lora_A", 1), ("lora_B", 0)):
             weight: Any = getattr(self, name).weight
             set_tensor_model_parallel_attributes(weight, name == divided, dimension if name == divided else -1, 1)

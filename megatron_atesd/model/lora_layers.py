@@ -75,13 +75,13 @@ class AdaptedLinear(torch.nn.Module):
 
         B·A is what the adapters add to this rank's weight, zero where a projection has none.
         """
-        a_RI = torch.cat([adapter.lora_A.weight for adapter in self.adapters.values()]).to(dtype)
+        a_RI = torch.cat([adapter.lora_A() for adapter in self.adapters.values()]).to(dtype)
         blocks, start = [], 0
         for name, width in self.widths.items():
             if name not in self.adapters:
                 blocks.append(a_RI.new_zeros(self.groups, width, len(a_RI)))
                 continue
-            b_Or = self.adapters[name].lora_B.weight.to(dtype) * self.adapters[name].settings.scaling
+            b_Or = self.adapters[name].lora_B().to(dtype) * self.adapters[name].settings.scaling
             blocks.append(F.pad(b_Or, (start, len(a_RI) - start - b_Or.shape[1])).unflatten(0, (self.groups, width)))
             start += b_Or.shape[1]
         return a_RI, torch.cat(blocks, dim=1).flatten(0, 1)

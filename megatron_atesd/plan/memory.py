@@ -7,6 +7,7 @@ r rank of adapters.
 from dataclasses import dataclass
 
 from megatron_atesd.model.counts import ROW_PARALLEL, layer_adapters, layer_parameters, projections, vocabulary_parameters
+from megatron_atesd.model.lora_layers import PROJECTIONS
 from megatron_atesd.plan.planned_update import PlannedUpdate
 from megatron_atesd.rollout.engine import PROMPT_TOKENS
 
@@ -139,6 +140,21 @@ def passes_in_flight(work: PlannedUpdate, stage: int, micro_batches: int) -> flo
     return min(micro_batches * work.virtual, chunks) / work.virtual
 
 
+def factor_copies(work: PlannedUpdate) -> float:
+    """Of one layer: the factors as its products take them. Those of a fused product are one A [R, inputs], and one B [outputs, R] with
+    zeros where a row is another projection's; R is the sum of their ranks."""
+    a = work.adapters
+    if a is None:
+        return 0.0
+    sizes, total = projections(work.arch), 0.0
+    for place in PROJECTIONS.values():
+        rank = a.rank * sum(name in a.targets for name in place)
+        inputs, outputs = sizes[place[0]][0], sum(sizes[name][1] for name in place)
+        row = place[0] in ROW_PARALLEL
+        total += rank * (inputs / (work.tensor if row else 1) + outputs / (1 if row else work.tensor))
+    return total * a.size
+
+
 def activation_bytes(work: PlannedUpdate, stage: int, fused_norm: bool = True) -> float:
     """All that a stage keeps for backward passes at its peak.
 
@@ -147,7 +163,7 @@ def activation_bytes(work: PlannedUpdate, stage: int, fused_norm: bool = True) -
     a block that is. Context ranks have a part of the tokens each, and all of the whole hidden states.
     """
     micro_batches, tokens = work.micro_batches(work.lengths.student)[0], work.fullest(work.lengths.student) / work.context
-    layer, h = layer_activation(work, fused_norm), work.arch.hidden / work.split_hidden
+    layer, h = layer_activation(work, fused_norm) + factor_copies(work) / tokens, work.arch.hidden / work.split_hidden
     again = min(work.recompute.layers, work.stage_layers // work.virtual) * work.virtual
     kept, inputs = (work.stage_layers - again) * layer, again / work.recompute.block * work.size * h
     waiting = passes_in_flight(work, stage, micro_batches) - 1

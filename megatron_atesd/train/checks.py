@@ -52,7 +52,8 @@ def check_before_work(config: TrainConfig, world_size: int) -> TrainingInputs:
     megatron = megatron_settings(config, architecture)
     check_fp8(config, architecture)
     check_context(config)
-    optimizer_settings(DTYPES[config.model.dtype], config.optimizer, config.ddp, config.schedule)
+    learns = lora_settings(config.lora, config.model.dtype).dtype if config.lora.rank else DTYPES[config.model.dtype]
+    optimizer_settings(learns, config.optimizer, config.ddp, config.schedule)
     check_compiler(config.distill.compile)
     problems, probe_problems = load_data(config)
     check_vllm(config, architecture)

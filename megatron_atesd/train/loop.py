@@ -24,7 +24,7 @@ from megatron_atesd.train.logprob_gap import gap_alarm
 from megatron_atesd.train.metrics import bin_metrics, describe_sample, entry_clip_warning, peak_memory_gib, rollout_metrics, write_summary
 from megatron_atesd.train.preemption import StopRequest
 from megatron_atesd.train.progress import Finished
-from megatron_atesd.train.resume import check_resumable
+from megatron_atesd.train.resume import as_begun, check_resumable
 from megatron_atesd.train.sort_problems import sort_problems
 from megatron_atesd.train.student_step import student_step
 from megatron_atesd.train.training_run import TrainingRun
@@ -46,7 +46,8 @@ def train(config: TrainConfig) -> None:
         chosen = start_from(checkpoints, config.checkpoint.resume)
         if chosen.folder is not None:
             check_resumable(chosen.folder, config, inputs)
-        run = TrainingRun(config, inputs)
+            config = as_begun(chosen.folder, config)
+        run = TrainingRun(config, inputs, goes_on=chosen.folder is not None)
         start = 0 if chosen.folder is None else run.load(chosen.folder)
         if (back := config.checkpoint.resume) not in ("auto", "never"):
             on_rank_0(lambda: set_aside(checkpoints, start), f"{checkpoints} cannot be put in order")

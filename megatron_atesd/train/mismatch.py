@@ -11,7 +11,6 @@ import numpy as np
 from megatron.core import parallel_state
 from numpy.typing import NDArray
 
-from megatron_atesd.checkpoint.base_model import base_of
 from megatron_atesd.checkpoint.fingerprint import fingerprint
 from megatron_atesd.checkpoint.model_folder import load_model_weights
 from megatron_atesd.checkpoint.reading import read_folder
@@ -44,7 +43,7 @@ class Mismatch:
         self.task, self.inputs, config = task, inputs, inputs.config
         with naming_section("megatron", config.megatron):
             self.model = build_model(inputs.model.architecture, inputs.megatron, config.parallel.packed)
-        load_model_weights(self.model, inputs.model.folder, base_of(inputs.model.folder, task.settings.model.path))
+        load_model_weights(self.model, inputs.model.folder, task.settings.model.path)
         check_weights(self.model.named_parameters(), inputs.model.folder)
         self.teacher = load_teacher(self.model, inputs.model.folder, config.distill, config.precision.teacher)
         self.divergence, self.tokens = divergence_of(config), config.parallel.micro_batch_tokens
@@ -107,7 +106,7 @@ class Mismatch:
         return {
             "model": str(self.inputs.model.folder),
             "model_fingerprint": fingerprint(self.inputs.model.folder),
-            "teacher": "the checkpoint's" if self.teacher.weights else "the student's weights",
+            "teacher": _described(self.teacher),
             "data": str(task.data),
             "data_fingerprint": hashlib.sha256(texts.encode()).hexdigest()[:16],
             "problems": len(self.inputs.problems),
@@ -129,13 +128,19 @@ def load_teacher(model: HiddenStateGPT, folder: Path, distill: DistillConfig, pr
     """
     weights = folder / "weights"
     kept = weights.is_dir() and bool(StoredTensors(weights, PREFIX).shapes())
-    if distill.teacher == "initial" and not kept and has_adapters(model):
+    if distill.teacher != "live" and not kept and has_adapters(model):
         return Teacher(model, "initial", precision=precision)
     if distill.teacher == "live" or not kept:
         return Teacher(model, "live", precision=precision)
     teacher = Teacher(model, distill.teacher, distill.ema_decay, distill.teacher_offload, precision, new_adapters=False)
     teacher.load_state_dict(read_folder(folder, teacher.sharded_state_dict()))
     return teacher
+
+
+def _described(teacher: Teacher) -> str:
+    if teacher.is_base:
+        return "the base, without adapters"
+    return "the checkpoint's" if teacher.weights else "the student's weights"
 
 
 def _tell(what: str) -> None:

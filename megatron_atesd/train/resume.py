@@ -1,7 +1,7 @@
 """What a resumed run may change: what is listed here. Every other setting must stay, or the run would no longer be one experiment."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ FREE = {
     "model.path": "the weights are the checkpoint's, or of a base under adapters compared by checksum; tokenizer and architecture too",
     "model.attention": "the same function by other kernels",
     "parallel.*": "layout, memory, patience: a checkpoint loads at any",
+    "lora.start": "the adapters, and the teacher's, are the checkpoint's",
     "data.train": "compared by content",
     "data.probe": "compared by content",
     "data.probe_size": "compared by content",
@@ -96,6 +97,12 @@ def check_resumable(folder: Path, config: TrainConfig, inputs: TrainingInputs) -
     if saved["probe"] != fingerprint(inputs.probe_problems):
         raise CheckpointError(f"data.probe holds other problems than the run that {folder} continues: give the same file")
     check_same_model(folder / "hf", inputs.model)
+
+
+def as_begun(folder: Path, config: TrainConfig) -> TrainConfig:
+    """The configuration with what the beginning of the run has decided for good: whether its adapters were new (lora.start)."""
+    began = read_plain_values(folder)["run"]["config"].get("lora", {})
+    return replace(config, lora=replace(config.lora, start=began.get("start", "")))
 
 
 def check_unchanged(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:

@@ -14,9 +14,10 @@ from megatron_atesd.train.checks import TrainingInputs
 from megatron_atesd.train.finite import check_weights
 
 
-def start_student(config: TrainConfig, inputs: TrainingInputs) -> tuple[HiddenStateGPT, AdapterRecord | None]:
+def start_student(config: TrainConfig, inputs: TrainingInputs, goes_on: bool) -> tuple[HiddenStateGPT, AdapterRecord | None]:
     """This rank's part of the model, and what a checkpoint says of its adapters (None: all weights learn). Collective.
 
+    goes_on: the values of adapters come from a checkpoint afterwards.
     Raises CheckpointError or ConversionError for weights that are damaged or do not fit.
     """
     folder: Path = inputs.model.folder
@@ -29,6 +30,6 @@ def start_student(config: TrainConfig, inputs: TrainingInputs) -> tuple[HiddenSt
         return model, None
     settings = lora_settings(config.lora, config.model.dtype)
     add_adapters(model, settings, config.run.seed)
-    if config.lora.start:
+    if config.lora.start and not goes_on:
         load_peft(model, Path(config.lora.start))
     return model, AdapterRecord(settings, base_model(folder))

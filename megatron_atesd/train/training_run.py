@@ -62,13 +62,14 @@ from megatron_atesd.train.trial_step import trial_step
 class TrainingRun:
     """Data, model, teacher, optimizer and exposure service of one run; create it inside `parallel_session`."""
 
-    def __init__(self, config: TrainConfig, inputs: TrainingInputs) -> None:
+    def __init__(self, config: TrainConfig, inputs: TrainingInputs, goes_on: bool = False) -> None:
+        """goes_on: a checkpoint will be loaded, which has the adapters, if there are any."""
         self.config, self.probe_problems = config, inputs.probe_problems
         self.hf_folder, self.renderer = inputs.model.hf_folder, inputs.model.renderer
         self.teacher_view = TeacherView(self.renderer, config.exposure, config.run.seed, inputs.problems, inputs.probe_problems)
         check_lengths(config, inputs, self.teacher_view, dist.get_rank(), dist.get_world_size())
         self.sampler = ProblemSampler(inputs.problems, config.data.batch, config.run.seed, *data_parallel_place())
-        self.model, self.adapters = start_student(config, inputs)
+        self.model, self.adapters = start_student(config, inputs, goes_on)
         self.engine: RolloutEngine = build_engine(config, self.model, self.renderer, self.hf_folder)
         distill = config.distill
         self.teacher = Teacher(

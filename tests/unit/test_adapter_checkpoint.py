@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from checkpoints_convert.hf_to_megatron import convert
-from megatron_atesd.checkpoint.base_model import AdapterRecord, adapter_record, base_model, base_of, find_base
+from megatron_atesd.checkpoint.base_model import AdapterRecord, adapter_record, base_folders, base_model, find_base
 from megatron_atesd.checkpoint.model_folder import load_model_weights
 from megatron_atesd.checkpoint.reading import write_folder
 from megatron_atesd.config import LoraConfig
@@ -79,13 +79,42 @@ def test_a_checkpoint_of_adapters_loads_with_its_base(tmp_path: Path, base: Path
 
 def test_a_base_that_has_been_moved_is_found_by_its_new_path_only(tmp_path: Path, base: Path) -> None:
     save_adapters(tmp_path / "step_1", base, tmp_path / "hf")
-    assert base_of(tmp_path / "step_1", "") == base
+    record = adapter_record(tmp_path / "step_1")
+    assert record is not None
+    assert base_folders(record, tmp_path / "step_1") == [base]
     moved = base.rename(tmp_path / "moved")
-    with pytest.raises(CheckpointError, match=re.escape(f"{base}: no folder here, but the adapters of {tmp_path / 'step_1'} belong")):
-        base_of(tmp_path / "step_1", "")
-    assert base_of(tmp_path / "step_1", str(moved)) == moved
+    with pytest.raises(CheckpointError, match=re.escape(f"the base that they were trained on is not in {base}; say where")):
+        base_folders(record, tmp_path / "step_1")
     hf = moved if base.name == "hf" else tmp_path / "hf"
-    load_model_weights(plain_model(hf), tmp_path / "step_1", moved)
+    load_model_weights(plain_model(hf), tmp_path / "step_1", str(moved))
+    save_model(base, "qwen3", tie_word_embeddings=False)  # another model in its place
+    load_model_weights(plain_model(hf), tmp_path / "step_1", str(moved))
+    with pytest.raises(CheckpointError, match="not the base that the adapters"):
+        load_model_weights(plain_model(hf), tmp_path / "step_1")
+
+
+def test_a_base_in_another_form_is_refused_and_told_so(tmp_path: Path) -> None:
+    hf = save_model(tmp_path / "hf")
+    save_adapters(tmp_path / "step_1", hf, hf)
+    convert(hf, tmp_path / "converted")
+    record = adapter_record(tmp_path / "step_1")
+    assert record is not None
+    with pytest.raises(CheckpointError, match=r"that was a folder with model.safetensors, and a base is known by its files"):
+        find_base(record, tmp_path / "step_1", [tmp_path / "converted"])
+    with pytest.raises(CheckpointError, match="no Hugging Face folder and no Megatron model folder"):
+        find_base(record, tmp_path / "step_1", [tmp_path / "nothing"])
+
+
+def test_a_damaged_base_is_found(tmp_path: Path) -> None:
+    hf = save_model(tmp_path / "hf")
+    convert(hf, tmp_path / "base")
+    save_adapters(tmp_path / "step_1", tmp_path / "base", hf)
+    (file,) = (tmp_path / "base" / "weights").glob("__0_*.distcp")
+    content = bytearray(file.read_bytes())
+    content[-5] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(CheckpointError, match="its checksum differs"):
+        load_model_weights(plain_model(hf), tmp_path / "step_1")
 
 
 def other_weights(folder: Path) -> None:
@@ -100,14 +129,14 @@ def test_another_base_is_refused_by_its_checksums(tmp_path: Path) -> None:
     record = adapter_record(tmp_path / "step_1")
     assert record is not None
     copy = shutil.copytree(hf, tmp_path / "copy")
-    assert find_base(record, tmp_path / "step_1", copy) == copy
+    assert find_base(record, tmp_path / "step_1", [tmp_path / "none", copy]) == copy
     other_weights(copy)
     expected = (
         f"{copy}: not the base that the adapters of {tmp_path / 'step_1'} were trained on ({hf}): model.safetensors differs; "
         "give that model, or an unchanged copy of it"
     )
     with pytest.raises(CheckpointError) as error:
-        load_model_weights(plain_model(hf), tmp_path / "step_1", copy)
+        find_base(record, tmp_path / "step_1", [copy])
     assert str(error.value) == expected
 
 

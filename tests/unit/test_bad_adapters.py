@@ -232,19 +232,19 @@ EXPORTS: dict[str, tuple[Change, list[str], str]] = {
     "a base that is gone": (
         lambda folder: shutil.rmtree(folder / "hf"),
         ["--megatron", "step_1", "--merge"],
-        "hf: no folder here, but the adapters of",
+        "step_1: holds adapters alone, and the base that they were trained on is not in",
     ),
     "a base that is gone, for --verify": (
         lambda folder: shutil.rmtree(folder / "hf"),
         ["--megatron", "step_1", "--verify"],
-        "hf: no folder",
+        "step_1: holds adapters alone, and the base that they were trained on is not in",
     ),
     "a base that changed": (other_base, ["--megatron", "step_1", "--merge"], "hf: not the base that the adapters of"),
     "a given base that is another": (lambda folder: None, ["--megatron", "step_1", "--base", "megatron"], "megatron: not the base that"),
     "a given base that is no model": (
         lambda folder: (folder / "x").mkdir(),
         ["--megatron", "step_1", "--base", "x"],
-        "x: not the base that",
+        "x: no Hugging Face folder and no Megatron model folder; give the base",
     ),
     "a teacher that is the base": (
         lambda folder: None,
@@ -262,6 +262,17 @@ def test_bad_export(trained: Path, tmp_path: Path, case: str, capsys: pytest.Cap
     change(tmp_path)
     arguments = [tmp_path / option if option in ("hf", "megatron", "step_1", "x") else option for option in options]
     assert f"{tmp_path}/{says}" in refusal("megatron_to_hf", [*arguments, "--out", tmp_path / "out"], tmp_path, capsys)
+
+
+@pytest.mark.parametrize("out", ["hf", "hf/adapter"])
+@pytest.mark.parametrize("options", [[], ["--merge"]])
+def test_the_base_of_adapters_is_not_written_over(
+    trained: Path, tmp_path: Path, out: str, options: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
+    save_checkpoint(tmp_path / "step_1", tmp_path / "hf", SETTINGS)
+    arguments = ["--megatron", tmp_path / "step_1", "--out", tmp_path / out, "--force", *options]
+    assert "lie in one another" in refusal("megatron_to_hf", arguments, tmp_path, capsys)
 
 
 FACTOR = "adapters.model.layers.1.self_attn.q_proj.lora_A.weight"

@@ -15,7 +15,7 @@ from megatron_atesd.model.architecture import Architecture
 from megatron_atesd.plan import dry_run
 from megatron_atesd.plan.dry_run import DryRank, DryRun, Shapes, dry_runs, stage_ranks
 from megatron_atesd.plan.dry_run_table import dry_run_table
-from megatron_atesd.plan.memory import activation_bytes, rank_memory, stage_parameters
+from megatron_atesd.plan.memory import activation_bytes, rank_memory, stage_adapters, stage_parameters
 from megatron_atesd.plan.planned_update import Lengths, planned_update
 from megatron_atesd.plan.published import QWEN3
 from megatron_atesd.plan.speed import context_bytes, tensor_bytes
@@ -27,6 +27,7 @@ EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 TOY = Architecture("qwen3", 96, 288, 3, 4, 2, 32, 64, 256, 1e4, 1e-6, tied=True, qk_norm=True)
 SMOLLM2 = Architecture("llama", 576, 1536, 30, 9, 3, 64, 49_152, 8192, 1e5, 1e-5, tied=True, qk_norm=False)
 RECIPES = {f"{method}_qwen3_{size}": (QWEN3[size], 8) for method in ("atesd", "opsd", "aligned") for size in ("1.7b", "4b", "8b")}
+RECIPES |= {f"{method}_qwen3_{size}_lora": (QWEN3[size], 1) for method in ("atesd", "opsd") for size in ("1.7b", "4b", "8b")}
 RECIPES |= {"quickstart/atesd": (TOY, 2), "smollm2_sums/atesd": (SMOLLM2, 1)}
 PARAMETERS = {"1.7b": 1_720_574_976, "4b": 4_022_468_096, "8b": 8_190_735_360, "32b": 32_762_123_264}  # of the published weights
 
@@ -113,7 +114,9 @@ def held(run: DryRun) -> list[int]:
 def planned(job: DryRank, run: DryRun) -> list[float]:
     """What the plan says of the same rank."""
     work = planned_update(job.config, job.arch, job.world, Lengths.of(job.config))
-    return [stage_parameters(work, run.stage), *list(rank_memory(work, run.stage).always.values())[:4]]
+    always = rank_memory(work, run.stage).always
+    held = (always[name] for name in ("gradients (fp32)", "master weights and moments", "teacher"))
+    return [stage_parameters(work, run.stage) + stage_adapters(work), always["weights"] + always.get("adapters", 0.0), *held]
 
 
 @pytest.mark.parametrize("name", WALKED)

@@ -22,6 +22,7 @@ BEGAN = asdict(TrainConfig())
 # Of this project's own settings, all that may change; written out once more, so that nothing becomes free by accident.
 MAY_CHANGE = {
     *("run.dir", "run.max_skipped", "model.path", "model.attention"),
+    "lora.start",
     *("engine.batch", "engine.cache_gib", "engine.checked", "engine.gap_alarm"),
     *("parallel.tensor", "parallel.pipeline", "parallel.virtual_pipeline", "parallel.sequence", "parallel.context", "parallel.packed"),
     *("parallel.micro_batch_tokens", "parallel.timeout_minutes", "parallel.start_timeout_minutes"),
