@@ -213,11 +213,12 @@ def forward_bytes(work: PlannedUpdate, tokens: float) -> float:
 
 
 def rollout_bytes(work: PlannedUpdate, stage: int) -> dict[str, float]:
-    """KV cache, one layer's work on a pass of prompts, logits of a step."""
+    """KV cache, one layer's work on a pass of prompts, logits of a step, and the adapters' factors as all layers multiply by them."""
     rows = work.generated_at_once
     cache = kv_cache_bytes(work, rows, work.lengths.student, work.lengths.response)
     at_once = min(rows * work.lengths.student, max(PROMPT_TOKENS, work.lengths.student))
     found = {"KV cache": cache, "forward pass": forward_bytes(work, at_once)}
+    found |= {"factors of the adapters": work.stage_layers * factor_copies(work)} if work.adapters else {}
     return found | ({"logits of a step": rows * work.arch.vocabulary * 12.0} if stage == work.pipeline - 1 else {})
 
 
