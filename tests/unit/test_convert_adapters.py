@@ -129,7 +129,7 @@ def test_a_peft_folder_has_the_tokenizer_and_no_config_of_a_model(tmp_path: Path
         megatron_to_hf.convert(tmp_path / "step_1", tmp_path / "out")
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"} == names
-    with pytest.raises(CheckpointError, match="neither a Hugging Face folder"):
+    with pytest.raises(CheckpointError, match="a LoRA adapter, not a model; give its base"):
         find_hf(tmp_path / "out")
 
 

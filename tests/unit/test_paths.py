@@ -16,7 +16,7 @@ from megatron_atesd.errors import ConfigError
 from megatron_atesd.paths import user_path
 
 ROOT = Path(__file__).resolve().parents[2]
-SETTINGS = ["run.dir", "model.path", "data.train", "data.probe"]
+SETTINGS = ["run.dir", "model.path", "lora.start", "data.train", "data.probe"]
 
 
 @pytest.fixture(autouse=True)
