@@ -7,7 +7,7 @@ from typing import Any
 
 from megatron_atesd.checkpoint.hf_tensors import weight_files
 from megatron_atesd.checkpoint.manifest import MANIFEST, checksums, listed_files, read_manifest
-from megatron_atesd.checkpoint.reading import check_model_folder, read_plain_values
+from megatron_atesd.checkpoint.reading import read_plain_values
 from megatron_atesd.errors import AtesdError, CheckpointError, ConversionError
 from megatron_atesd.model.lora import LoraSettings
 from megatron_atesd.model.megatron_config import DTYPES
@@ -88,7 +88,7 @@ def base_folders(record: AdapterRecord, checkpoint: Path, path: str = "") -> lis
 
     Raises CheckpointError when neither is a folder.
     """
-    there = [folder for folder in map(Path, dict.fromkeys([record.base.path, path])) if folder.is_dir() and str(folder) != "."]
+    there = [folder for folder in map(Path, filter(None, dict.fromkeys([record.base.path, path]))) if folder.is_dir()]
     if not there:
         also = f" nor in {path}" if path else ""
         raise CheckpointError(
@@ -99,7 +99,7 @@ def base_folders(record: AdapterRecord, checkpoint: Path, path: str = "") -> lis
 
 
 def find_base(record: AdapterRecord, checkpoint: Path, folders: Sequence[Path]) -> Path:
-    """The first of `folders` with the base's weights, all of them checked. Collective.
+    """The first of `folders` that has the base's checksums; to a Megatron folder's own, its files are held by who reads them. Collective.
 
     Raises CheckpointError or ConversionError, as the first of them deserves, when none has.
     """
@@ -110,6 +110,5 @@ def find_base(record: AdapterRecord, checkpoint: Path, folders: Sequence[Path]) 
         except (CheckpointError, ConversionError) as error:
             faults.append(error)
         else:
-            check_model_folder(folder)
             return folder
     raise faults[0]

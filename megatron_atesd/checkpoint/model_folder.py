@@ -5,6 +5,7 @@ from pathlib import Path
 
 from megatron_atesd.checkpoint.base_model import adapter_record, base_folders, find_base
 from megatron_atesd.checkpoint.hf_weights import load_hf_weights
+from megatron_atesd.checkpoint.peft_config import CONFIG as PEFT_CONFIG
 from megatron_atesd.checkpoint.reading import check_model_folder, model_state, read_folder
 from megatron_atesd.checkpoint.run_checkpoints import choose, step_folders
 from megatron_atesd.errors import CheckpointError
@@ -24,7 +25,7 @@ def find_hf(folder: Path) -> Path:
     if (folder / "weights").is_dir() and (folder / "hf" / "config.json").is_file():
         return folder / "hf"
     exported = f", or the exported {folder / 'hf'}" if (folder / "hf" / "config.json").is_file() else ""
-    if (folder / "adapter_config.json").is_file():
+    if (folder / PEFT_CONFIG).is_file():
         raise CheckpointError(
             f"{folder}: a LoRA adapter, not a model; give its base, and it as lora.start of a training or --adapter of hf_to_megatron.py"
         )
@@ -75,7 +76,9 @@ def load_model_weights(model: HiddenStateGPT, folder: Path, base: str = "") -> N
         return
     find_hf(folder)
     if (record := adapter_record(folder)) is not None:
-        load_model_weights(model, find_base(record, folder, base_folders(record, folder, base)))
+        frozen = find_base(record, folder, base_folders(record, folder, base))
+        check_model_folder(frozen)
+        load_model_weights(model, frozen)
         add_adapters(model, record.settings)
         load_trained_state(model, read_folder(folder, {"model": trained_state(model, ADAPTER_PREFIX)})["model"])
         return
