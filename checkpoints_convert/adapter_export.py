@@ -6,7 +6,7 @@ from typing import Any
 
 from checkpoints_convert.command import choose_dtype, dtype_name
 from checkpoints_convert.models import adapted_model, merged_model, rounded, transformers_model, transformers_model_of, with_peft
-from checkpoints_convert.output import finished_folder, say
+from checkpoints_convert.output import finished_folder
 from checkpoints_convert.peft_out import write_peft
 from checkpoints_convert.sources import MergedSource, model_source
 from checkpoints_convert.stream import write_hf
@@ -18,6 +18,7 @@ from megatron_atesd.checkpoint.model_folder import find_hf
 from megatron_atesd.checkpoint.torch_dist import StoredTensors
 from megatron_atesd.distill.teacher import PREFIX as TEACHER_PREFIX
 from megatron_atesd.errors import CheckpointError
+from megatron_atesd.logs import tell
 from megatron_atesd.model.architecture import Architecture
 from megatron_atesd.model.gpt import HiddenStateGPT
 from megatron_atesd.model.trained import ADAPTER_PREFIX
@@ -53,9 +54,9 @@ class AdapterExport:
                 verify(
                     lambda: with_peft(self._theirs(base), staging), lambda: rounded(self._ours(base), dtype, ".lora."), hf_files, tolerance
                 )
-        say(f"finished: {out}")
+        tell(f"finished: {out}")
         if any(name.startswith("weights/") for name in self._record.base.sums):
-            say(
+            tell(
                 f"its base_model_name_or_path is {named}, a Megatron model folder: peft and vLLM want its Hugging Face folder named instead"
             )
 
@@ -71,7 +72,7 @@ class AdapterExport:
             write_hf(source, self._architecture, staging, dtype, shard_bytes)
             if tolerance is not None:
                 verify(partial(transformers_model, staging), lambda: rounded(merged_model(self._ours(base)), dtype), staging, tolerance)
-        say(f"finished: {out}")
+        tell(f"finished: {out}")
 
     def _base(self) -> Path:
         folders = [self._given] if self._given else base_folders(self._record, self._checkpoint)
@@ -89,4 +90,4 @@ class AdapterExport:
     def _say(self, doing: str) -> None:
         settings, layers = self._record.settings, self._architecture.layers
         lora = f"LoRA of rank {settings.rank} on {', '.join(settings.targets)}"
-        say(f"reading {self._checkpoint}: {self._weights}, {lora}, {self._architecture.family}, {layers} layers, {doing}")
+        tell(f"reading {self._checkpoint}: {self._weights}, {lora}, {self._architecture.family}, {layers} layers, {doing}")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from megatron_atesd.errors import ConfigError, ConversionError
+from megatron_atesd.logs import add_log_level
 from megatron_atesd.paths import user_path
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 def command_parser(description: str, source: str, source_help: str, out_help: str) -> argparse.ArgumentParser:
     """The parser of a converter that reads the folder `--source`."""
     parser = argparse.ArgumentParser(description=description, epilog="With a GPU it is used; CUDA_VISIBLE_DEVICES= converts on the CPU.")
+    add_log_level(parser)
     add = parser.add_argument
     add(f"--{source}", dest="source", type=user_path, required=True, metavar="DIR", help=source_help)
     add("--out", type=user_path, required=True, metavar="DIR", help=out_help)

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from checkpoints_convert.command import choose_dtype, command_parser, dtype_name, single_process
-from checkpoints_convert.output import check_output, finished_folder, say
+from checkpoints_convert.output import check_output, finished_folder
 from megatron_atesd.errors import ConversionError, run_command
+from megatron_atesd.logs import tell
 from megatron_atesd.paths import user_path
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def convert(source: Path, out: Path, asked_dtype: str = "keep", tolerance: float
     merged = weights if adapter is None else _merged(weights, adapter, architecture)
     dtype = choose_dtype(asked_dtype, weights.dtypes(), source)
     what = f"{source}" if adapter is None else f"{source} and the adapter {adapter}"
-    say(f"reading {what}: {architecture.family}, {architecture.layers} layers, writing {dtype_name(dtype)}")
+    tell(f"reading {what}: {architecture.family}, {architecture.layers} layers, writing {dtype_name(dtype)}")
     with finished_folder(out) as staging:
         copy_hf_files(source, staging / "hf")
         digests = write_megatron(merged, architecture, staging / "weights", MODEL_PREFIX, dtype)
@@ -71,7 +72,7 @@ def convert(source: Path, out: Path, asked_dtype: str = "keep", tolerance: float
             from checkpoints_convert.verify import both, verify
 
             verify(*both(staging, MODEL_PREFIX, source, dtype, adapter), source, tolerance)
-    say(f"finished: {out}")
+    tell(f"finished: {out}")
 
 
 def _refuse_adapter_alone(source: Path) -> None:
@@ -87,7 +88,7 @@ def _merged(base: "Source", adapter: Path, architecture: "Architecture") -> "Sou
 
     folder = PeftFolder(adapter, architecture)
     settings, base_name = folder.settings, folder.base or "a base that it does not name"
-    say(f"{adapter}: LoRA of rank {settings.rank} on {', '.join(settings.targets)}, trained on {base_name}")
+    tell(f"{adapter}: LoRA of rank {settings.rank} on {', '.join(settings.targets)}, trained on {base_name}")
     return MergedSource(base, folder)
 
 

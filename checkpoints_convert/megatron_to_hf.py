@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from checkpoints_convert.command import choose_dtype, command_parser, dtype_name, single_process
-from checkpoints_convert.output import check_output, finished_folder, say
+from checkpoints_convert.output import check_output, finished_folder
 from megatron_atesd.errors import CheckpointError, ConversionError, run_command
+from megatron_atesd.logs import tell
 from megatron_atesd.paths import user_path
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ def convert(
     stored = _stored(source, weights)
     weights_source = MegatronSource(stored, architecture)
     dtype = choose_dtype(asked_dtype, stored.dtypes(), source)
-    say(f"reading {source}: {weights}, {architecture.family}, {architecture.layers} layers, writing {dtype_name(dtype)}")
+    tell(f"reading {source}: {weights}, {architecture.family}, {architecture.layers} layers, writing {dtype_name(dtype)}")
     with finished_folder(out) as staging:
         copy_hf_files(hf_files, staging)
         state_dtype(staging / "config.json", dtype)
@@ -106,7 +107,7 @@ def convert(
             from checkpoints_convert.verify import both, verify
 
             verify(*both(source, stored.prefix, staging, dtype), staging, tolerance)
-    say(f"finished: {out}")
+    tell(f"finished: {out}")
 
 
 def _stored(source: Path, weights: str) -> "StoredTensors":

@@ -1,7 +1,6 @@
 """Where a conversion writes: a folder beside the target that takes its name only when everything is finished, checks included."""
 
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -42,8 +41,3 @@ def finished_folder(out: Path) -> Iterator[Path]:
         for parent in new:  # these stay only with something in them
             with suppress(OSError):
                 parent.rmdir()
-
-
-def say(message: str) -> None:
-    """Progress for the user, on stderr."""
-    print(message, file=sys.stderr, flush=True)

@@ -6,14 +6,14 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from checkpoints_convert.output import say
+from megatron_atesd.logs import is_told, tell
 
 
 @contextmanager
 def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
     """A function that takes the number of bytes done since its last call, of `total` in all."""
     console = Console(stderr=True)
-    if not console.is_terminal:
+    if not (console.is_terminal and is_told()):
         yield _lines(what, total)
         return
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
@@ -29,6 +29,6 @@ def _lines(what: str, total: int) -> Callable[[int], None]:
         nonlocal done
         before, done = done, done + count
         if done * 10 // total > before * 10 // total:
-            say(f"{what}: {done * 100 // total} % of {total / 1e9:.3g} GB")
+            tell(f"{what}: {done * 100 // total} % of {total / 1e9:.3g} GB")
 
     return advance

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from checkpoints_convert.command import TOLERANCE
 from checkpoints_convert.models import megatron_model, rounded, transformers_model, with_peft
-from checkpoints_convert.output import say
 from megatron_atesd.data.tokenizer import TOKENIZER_FILES, load_tokenizer
 from megatron_atesd.errors import ConversionError
+from megatron_atesd.logs import tell
 from megatron_atesd.model.architecture import Architecture
 from megatron_atesd.model.gpt import HiddenStateGPT
 from megatron_atesd.model.hf_config import read_architecture
@@ -63,7 +63,7 @@ def largest_difference(theirs: MakeTheirs, ours: MakeOurs, hf_files: Path) -> fl
     agreeing = sum(int((a.argmax(-1) == b.argmax(-1)).sum()) for a, b in zip(found, expected, strict=True))
     positions = sum(ids.shape[1] for ids in sequences)
     largest = float(torch.tensor(differences).max())  # keeps nan, unlike max()
-    say(f"verify: largest logit difference {largest:.3g}, top-1 equal at {agreeing} of {positions} positions")
+    tell(f"verify: largest logit difference {largest:.3g}, top-1 equal at {agreeing} of {positions} positions")
     return largest
 
 

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable
 
 from megatron_atesd.console import forgiving_output
+from megatron_atesd.logs import LEVELS, OPTION, labelled, speaking_at, take_log_level
 
 
 class AtesdError(Exception):
@@ -33,11 +34,19 @@ class ConversionError(AtesdError):
 def run_command(main: Callable[[], None]) -> None:
     """Run a command's main function; an AtesdError becomes one `error: …` line on stderr and exit code 2.
 
-    What it prints cannot end it, see `forgiving_output`.
+    What it prints cannot end it, see `forgiving_output`. `--log-level` is taken from the command line, see logs.py.
     """
     with forgiving_output():
         try:
-            main()
+            with speaking_at(_log_level()):
+                main()
         except AtesdError as error:
-            print("error: " + " ".join(str(error).split()), file=sys.stderr)
+            print(labelled("error", " ".join(str(error).split())), file=sys.stderr)
             raise SystemExit(2) from None
+
+
+def _log_level() -> str:
+    level = take_log_level(sys.argv)
+    if level not in LEVELS:
+        raise ConfigError(f"{OPTION} is {level!r}, must be one of {', '.join(LEVELS)}")
+    return level

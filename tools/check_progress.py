@@ -16,6 +16,7 @@ from rich.console import Console
 from megatron_atesd.config import load_config, validate
 from megatron_atesd.config.exposures import exposures
 from megatron_atesd.errors import AtesdError, ConfigError, run_command
+from megatron_atesd.logs import add_log_level
 from megatron_atesd.paths import user_path
 
 
@@ -70,6 +71,7 @@ def check_options(args: argparse.Namespace) -> None:
 def parse() -> tuple[argparse.Namespace, list[str]]:
     """The command's own options, and the settings for load_config."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    add_log_level(parser)
     add = parser.add_argument
     add("--updates", type=int, default=20, metavar="N", help="updates at each exposure (default 20)")
     add("--alphas", default="0,0.5,1", metavar="α,…", help="the exposures, rising (default 0,0.5,1)")

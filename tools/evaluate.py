@@ -23,6 +23,7 @@ from rich.console import Console
 from megatron_atesd.config import RolloutConfig, load_config
 from megatron_atesd.errors import run_command
 from megatron_atesd.evaluate.flags import FLAGS
+from megatron_atesd.logs import add_log_level
 from megatron_atesd.paths import user_path
 
 
@@ -46,6 +47,7 @@ def main() -> None:
 def parse() -> tuple[argparse.Namespace, list[str]]:
     """The command's own options, and the settings for load_config."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_log_level(parser)
     add = parser.add_argument
     add("--model", type=user_path, required=True, help="model folder")
     add("--data", type=user_path, required=True, help="problem file (JSONL)")

@@ -16,6 +16,7 @@ from rich.console import Console
 
 from megatron_atesd.config import load_config
 from megatron_atesd.errors import ConfigError, run_command
+from megatron_atesd.logs import add_log_level
 from megatron_atesd.paths import user_path
 
 
@@ -48,6 +49,7 @@ def main() -> None:
 def parse() -> tuple[argparse.Namespace, list[str]]:
     """The command's own options, and the settings for load_config."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    add_log_level(parser)
     add = parser.add_argument
     add("--problems", type=int, default=32, metavar="N", help="problems of data.train, in place of data.batch (default 32)")
     add("--exposure", type=float, default=1.0, metavar="α", help="reveal ratio of the teacher's prompts (default 1)")

@@ -20,6 +20,7 @@ from rich.console import Console
 from megatron_atesd.config import load_config
 from megatron_atesd.config.exposures import exposures
 from megatron_atesd.errors import ConfigError, run_command
+from megatron_atesd.logs import add_log_level
 from megatron_atesd.paths import user_path
 from megatron_atesd.train.mismatch_flags import DECIDED
 
@@ -64,6 +65,7 @@ def main() -> None:
 def parse() -> tuple[argparse.Namespace, list[str]]:
     """The command's own options, and the settings for load_config."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    add_log_level(parser)
     add = parser.add_argument
     add("--model", type=user_path, required=True, help="model folder")
     add("--data", type=user_path, required=True, help="problem file (JSONL) with worked solutions")

@@ -29,6 +29,7 @@ from megatron_atesd.exposure.simulated_student import StudentModel, in_bins
 from megatron_atesd.exposure.simulation_figures import compare
 from megatron_atesd.exposure.simulation_study import cases, choices, parts, results
 from megatron_atesd.exposure.simulation_work import progress, work
+from megatron_atesd.logs import add_log_level
 from megatron_atesd.paths import user_path
 from megatron_atesd.report.simulation_tables import tables
 
@@ -127,6 +128,7 @@ def check_picture(picture: Path) -> None:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    add_log_level(parser)
     add = parser.add_argument
     add("--study", action="store_true", help="compare all modes on all kinds of simulated students")
     add("--seeds", type=int, help="runs averaged; default 20, with --study 100")

@@ -25,6 +25,7 @@ from rich.console import Console
 
 from megatron_atesd.errors import ConfigError, run_command
 from megatron_atesd.evaluate.responses import write_whole
+from megatron_atesd.logs import add_log_level, is_told
 from megatron_atesd.output_folder import make_writable
 from megatron_atesd.paths import user_path
 from megatron_atesd.study.comparison import compare
@@ -61,6 +62,7 @@ def main() -> None:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    add_log_level(parser)
     add = parser.add_argument
     add("study", type=user_path, metavar="STUDY.yaml", help="what to compare, see docs/study.md")
     add("--jobs", type=int, default=1, metavar="N", help="parts at work side by side (default 1)")
@@ -100,7 +102,12 @@ def check_there(study: Study) -> None:
 
 def work(a: argparse.Namespace, study: Study, runs: list[Run]) -> None:
     """Whatever is not there yet."""
-    say = Console(markup=False, highlight=False, soft_wrap=True, stderr=a.print).print  # of --print, only commands are the output
+    console = Console(markup=False, highlight=False, soft_wrap=True, stderr=a.print)  # of --print, only commands are the output
+
+    def say(text: str) -> None:
+        if is_told():
+            console.print(text)
+
     template = a.launch or ("{python}" if study.processes == 1 else torchrun(study.processes))
     launcher = Launcher(template)
     starter = Forks() if a.launch is None and study.processes == 1 else launcher

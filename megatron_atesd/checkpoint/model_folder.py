@@ -1,6 +1,5 @@
 """What a model path may be: a Hugging Face folder, a Megatron model folder (`weights/` beside `hf/`), for export also a run directory."""
 
-import sys
 from pathlib import Path
 
 from megatron_atesd.checkpoint.base_model import adapter_record, base_folders, find_base
@@ -9,6 +8,7 @@ from megatron_atesd.checkpoint.peft_config import CONFIG as PEFT_CONFIG
 from megatron_atesd.checkpoint.reading import check_model_folder, model_state, read_folder
 from megatron_atesd.checkpoint.run_checkpoints import choose, step_folders
 from megatron_atesd.errors import CheckpointError
+from megatron_atesd.logs import tell
 from megatron_atesd.model.gpt import HiddenStateGPT
 from megatron_atesd.model.lora import add_adapters
 from megatron_atesd.model.trained import ADAPTER_PREFIX, MODEL_PREFIX, load_trained_state, trained_state
@@ -56,7 +56,7 @@ def find_model_folder(path: Path) -> Path:
             f"hf_to_megatron.py, a run.dir, or a checkpoint" + (f" ({path.parent} holds {there})" if there else "")
         )
     if place()[0] == 0:
-        print(f"using {chosen.folder} ({chosen.why})", file=sys.stderr, flush=True)
+        tell(f"using {chosen.folder} ({chosen.why})")
     return chosen.folder
 
 

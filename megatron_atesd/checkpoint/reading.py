@@ -4,7 +4,6 @@ A model folder, and each `checkpoints/step_N/`, is `weights/` (torch_dist) besid
 SHA256SUMS.
 """
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from megatron.core import dist_checkpointing
 from megatron_atesd.checkpoint.manifest import MANIFEST, check_files, read_manifest
 from megatron_atesd.checkpoint.safe_pickle import guarded
 from megatron_atesd.checkpoint.saving import FolderSave
+from megatron_atesd.data.notice import warn_once
 from megatron_atesd.errors import CheckpointError
 from megatron_atesd.model.gpt import HiddenStateGPT
 from megatron_atesd.model.trained import MODEL_PREFIX
@@ -48,14 +48,14 @@ def check_folder(folder: Path) -> None:
 
 
 def check_model_folder(folder: Path) -> None:
-    """`check_folder`, except that a Megatron folder without checksums passes with a word on stderr (older versions wrote none).
+    """`check_folder`, except that a Megatron folder without checksums passes with a warning (older versions wrote none).
 
     A Hugging Face folder never has them.
     """
     if (folder / MANIFEST).exists():
         check_folder(folder)
     elif (folder / "weights").is_dir() and place()[0] == 0:
-        print(f"{folder} has no {MANIFEST}: it is used without a check for damage", file=sys.stderr, flush=True)
+        warn_once(f"{folder} has no {MANIFEST}, so it is used without a check for damage: convert it again to have one")
 
 
 def read_plain_values(folder: Path) -> dict[str, Any]:

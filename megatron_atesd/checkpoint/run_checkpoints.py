@@ -154,7 +154,7 @@ class Saver:
             if last or self._config.on_error == "stop":
                 raise CheckpointError(f"{error}; earlier checkpoints are untouched: mend the cause and start again") from error
             self._failed += 1
-            self._say(f"warning: {error}; training goes on (checkpoint.on_error)")
+            self._say(f"warning: {error}; training goes on (checkpoint.on_error): mend it before the last save, which must not fail")
 
     def _make_room(self, update: int) -> None:
         """Away with what killed jobs left, and with newer checkpoints, which are damaged: the run began before them."""

@@ -33,6 +33,7 @@ from megatron_atesd.config.rules import refuse
 from megatron_atesd.config.schema import TrainConfig
 from megatron_atesd.config.yaml import SettingsDumper, read_settings
 from megatron_atesd.errors import ConfigError
+from megatron_atesd.logs import add_log_level
 from megatron_atesd.paths import user_path, with_home
 
 HELP_FLAGS = ("-h", "--help")
@@ -84,6 +85,7 @@ def build_parser() -> ArgumentParser:
         description="Settings come from the YAML file; --section.key value (or --section.key=value) overrides one of them.",
     )
     parser.add_argument("--config", metavar="FILE", help="YAML file with a mapping for each section below.")
+    add_log_level(parser)
     known, passed_through = all_settings(), []
     for section in section_types():
         if section in known:

@@ -441,11 +441,14 @@ class MonitorConfig:
         tensorboard: Write TensorBoard events to <run.dir>/tensorboard.
         figure_every: Draw the Beta density, or the scores of exposures, into TensorBoard every so many updates (0 = never).
         samples: Print a sample rollout every so many updates (0 = never).
+        console: What an update prints: columns = a row for a person, values = key=value for a program, auto = columns on a terminal and
+            values elsewhere. --log-level warning prints none.
     """
 
     tensorboard: bool = True
     figure_every: int = 10
     samples: int = 0
+    console: Literal["auto", "columns", "values"] = "auto"
 
 
 @dataclass(frozen=True)

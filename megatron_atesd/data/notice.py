@@ -1,14 +1,15 @@
 """What is worth saying once a job: every rank reads the same files, and the first one speaks."""
 
 import os
-import sys
 from functools import cache
+
+from megatron_atesd.logs import warn_here
 
 
 def warn(text: str) -> None:
-    """Print a warning on rank 0's stderr, also before there are process groups."""
+    """A warning, `WHAT: WHAT TO DO`, on rank 0's stderr, also before there are process groups."""
     if os.environ.get("RANK", "0") == "0":
-        print(f"warning: {text}", file=sys.stderr, flush=True)
+        warn_here(text)
 
 
 @cache

@@ -62,11 +62,13 @@ class PromptRenderer:
     def _warn(self, ordinary_stops: Sequence[int]) -> None:
         for stop in ordinary_stops:
             piece = self._tokenizer.convert_ids_to_tokens(stop)
-            warn_once(f"generation_config.json ends responses at {piece!r} (eos_token_id {stop}), a piece of ordinary text")
+            warn_once(
+                f"generation_config.json ends responses at {piece!r} (eos_token_id {stop}), ordinary text: remove it if they go on after it"
+            )
         if (ending := self._template.without_thinking_switch()) is not None:
             warn_once(
-                "the chat template has no thinking switch: prompt.student_thinking and prompt.teacher_thinking make no difference, "
-                f"every prompt ends with {ending!r}"
+                "the chat template has no thinking switch, so prompt.student_thinking and prompt.teacher_thinking make no difference, and "
+                f"every prompt ends with {ending!r}: use the model's own template if it can think"
             )
 
     def student(self, problem: Problem) -> tuple[int, ...]:

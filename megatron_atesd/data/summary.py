@@ -24,16 +24,17 @@ def report(name: str, problems: Sequence[Problem]) -> str:
     return "\n".join([*lines, f"  difficulty        {_histogram(levels)}"] if levels else lines)
 
 
-def segments_account(problems: Sequence[Problem]) -> str:
-    """A line with the segments of the references, and one that warns of those with fewer than two, of which α shows all or nothing."""
+def segments_account(problems: Sequence[Problem]) -> tuple[str, str]:
+    """How many segments references have, and a warning of those with fewer than two, of which α shows all or nothing ('' for none)."""
     counts = [len(split_reference(p).segments) for p in problems]
-    lines = [f"segments of the {len(problems)} training references: {_spread(counts)}"]
-    if few := [p.id for p, count in zip(problems, counts, strict=True) if count < 2]:
-        lines.append(
-            f"warning: {len(few)} of {len(problems)} training references have fewer than two segments (the first: problem {few[0]!r}); "
-            "of these the teacher sees all or nothing, whatever α between"
-        )
-    return "\n".join(lines)
+    few = [p.id for p, count in zip(problems, counts, strict=True) if count < 2]
+    if not few:
+        return _spread(counts), ""
+    warning = (
+        f"{len(few)} of {len(problems)} training references have fewer than two segments (the first: problem {few[0]!r}), of which the "
+        "teacher sees all or nothing, whatever α between: write each step of a solution on a line of its own, or leave it out"
+    )
+    return _spread(counts), warning
 
 
 def _spread(values: Sequence[int]) -> str:

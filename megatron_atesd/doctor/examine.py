@@ -4,7 +4,6 @@ Whatever is collective needs torch's default process group.
 """
 
 import os
-import sys
 import tempfile
 import time
 import uuid
@@ -22,6 +21,7 @@ from megatron_atesd.doctor.machine import check_this_machine, nearest_folder
 from megatron_atesd.doctor.ranks import check_ranks, own_facts
 from megatron_atesd.doctor.software import check_installation
 from megatron_atesd.errors import ConfigError
+from megatron_atesd.logs import warn_here
 from megatron_atesd.output_folder import check_writable
 from megatron_atesd.parallel.groups import from_rank_0, gathered, is_main
 from megatron_atesd.parallel.session import processes, start_minutes
@@ -42,7 +42,7 @@ def examined_processes(config: TrainConfig) -> Iterator[None]:
         if is_main():
             for finding in findings:
                 if finding.severity == "warning":
-                    print(f"warning: {finding.what}: {finding.remedy}", file=sys.stderr, flush=True)
+                    warn_here(f"{finding.what}: {finding.remedy}")
         yield
 
 

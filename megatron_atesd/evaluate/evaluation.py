@@ -2,7 +2,6 @@
 
 import json
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
@@ -20,6 +19,7 @@ from megatron_atesd.evaluate.responses import Answered, Key, ResponseReader, Res
 from megatron_atesd.evaluate.same_settings import SETTINGS
 from megatron_atesd.evaluate.sample import answer_problems
 from megatron_atesd.evaluate.watch import Watch
+from megatron_atesd.logs import tell
 from megatron_atesd.model.gpt import build_model
 from megatron_atesd.parallel.agreement import on_rank_0
 from megatron_atesd.parallel.groups import is_main, patient_barrier, tensor_parallel_first
@@ -51,7 +51,7 @@ def _begin(task: Evaluation, prepared: Prepared, reader: ResponseReader) -> dict
     """Write down what decides the responses; the tokens of each response that is there."""
     write_whole(task.out / SETTINGS, (json.dumps(prepared.decisive, indent=2, ensure_ascii=False) + "\n").encode())
     if reader.read_on():
-        print(f"{len(reader.found)} of {reader.total} responses are in {task.out} already", file=sys.stderr, flush=True)
+        tell(f"{len(reader.found)} of {reader.total} responses are in {task.out} already")
     return {key: a.tokens for key, a in reader.found.items()}
 
 

@@ -9,6 +9,7 @@ from types import TracebackType
 
 from megatron_atesd.evaluate.grading import Grader
 from megatron_atesd.evaluate.responses import Answered, Key, ResponseReader
+from megatron_atesd.logs import is_told
 from megatron_atesd.records import Problem
 
 LOOK_SECONDS = 1.0  # between two looks at the folder
@@ -67,7 +68,7 @@ class Watch:
 
     def _say(self, last: bool = False) -> None:
         now = time.monotonic()
-        if not last and now - self._said < (LOOK_SECONDS if self._terminal else LINE_SECONDS):
+        if not is_told() or (not last and now - self._said < (LOOK_SECONDS if self._terminal else LINE_SECONDS)):
             return
         self._said = now
         now_there = amount(self._reader.found.values())

@@ -21,13 +21,14 @@ def enough_to_explore(config: ExposureConfig, updates: int) -> bool:
 
 def advice(config: ExposureConfig, updates: int) -> str | None:
     """One sentence for a run of `updates` updates that is too short for its controller, None for any other."""
-    has = f"exposure.mode {config.mode} takes {decisions(config, updates)} decisions in {updates} updates"
+    count = decisions(config, updates)
+    has = f"exposure.mode {config.mode} takes {count} decision{'' if count == 1 else 's'} in {updates} updates"
     if config.mode == "learned" and updates <= LEARNED_UPDATES:
         less = f"on simulated students a constant 0.5 loses less up to {LEARNED_UPDATES} updates"
-        return f"{has}, which teach its policy little: {less}. It learns from them all the same; mode aligned need not explore"
+        return f"{has}, which teach its policy little ({less}): take more updates, or mode aligned, which need not explore"
     if config.mode == "posterior" and not enough_to_explore(config, updates):
         needed = f"{POSTERIOR_UPDATES} updates and {POSTERIOR_WINDOWS} decisions"
-        return f"{has}, too few to try exposures out (it needs {needed}): it stays near the middle unless progress clearly says otherwise"
+        return f"{has}, too few to try exposures out, so it stays near the middle: give it {needed}, or take mode aligned"
     if config.mode == "aligned" and decisions(config, updates) < ALIGNED_WINDOWS:
-        return f"{has}, too few to average its scores: it follows single noisy ones; a shorter exposure.hold gives more"
+        return f"{has}, too few to average its scores, so it follows single noisy ones: a shorter exposure.hold gives more"
     return None

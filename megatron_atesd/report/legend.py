@@ -104,6 +104,7 @@ LEGEND = (
     Metric("time/student", "speed", "seconds", "The student's pass with gradients."),
     Metric("time/probe", "speed", "seconds", "The probe after the update."),
     Metric("time/step", "speed", "seconds", "The whole update."),
+    Metric("time/between", "speed", "seconds", "Between the update before and this one: saving, and what else is no part of an update."),
     Metric("perf/tokens_per_second", "speed", "tokens per second", "Response tokens of all ranks, divided by time/step."),
     Metric("perf/padding", "speed", "share", "Computed tokens that only pad."),
     Metric("memory/peak_gib", "memory", "GiB", "Peak memory of rank 0 so far: the device's with CUDA, the process's without."),

@@ -16,10 +16,8 @@ from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
 from megatron_atesd.config import MonitorConfig
+from megatron_atesd.report.screen import Screen
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -27,16 +25,6 @@ if TYPE_CHECKING:
 
 Value = TypeVar("Value")
 SCORE = "controller/score/"  # and an α: what a controller thinks of it, higher is better
-# metric name → how the console shows it
-CONSOLE = {
-    "distill/loss": "loss {:.4f}",
-    "distill/kl": "kl {:.4f}",
-    "exposure/alpha": "α {:.2f}",
-    "probe/nll": "probe nll {:.4f}",
-    "rollout/accuracy": "accuracy {:.3f}",
-    "perf/tokens_per_second": "{:,.0f} tokens/s",
-    "time/step": "{:.2f} s",
-}
 
 
 def scores_of(metrics: Mapping[str, Value]) -> dict[float, Value]:
@@ -73,15 +61,6 @@ def _encode(record: Mapping[str, Any]) -> str:
     return json.dumps(record, sort_keys=True, allow_nan=False) + "\n"
 
 
-def console_line(update: int, total: int, metrics: Mapping[str, float], eta_s: float | None = None) -> str:
-    """The line of one update: the known metrics, in the order of `CONSOLE`, and the remaining time if given (seconds)."""
-    shown = [form.format(metrics[name]) for name, form in CONSOLE.items() if name in metrics]
-    if eta_s is not None:
-        minutes, seconds = divmod(round(eta_s), 60)
-        shown.append(f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d} left")
-    return f"update {update:>{len(str(total))}}/{total}  " + "  ".join(shown)
-
-
 class Monitor:
     """Writes a run's metrics; on ranks other than the main one every verb does nothing.
 
@@ -98,10 +77,9 @@ class Monitor:
         self._alphas: list[float] = []
         self._file: TextIO | None = None
         self._writer: SummaryWriter | None = None
-        self._console = Console(markup=False, highlight=False, soft_wrap=True)
-        self._progress: Progress | None = None
+        self._screen = Screen(total_updates, start, config.console)
         self._told: set[str] = set()
-        self._began = time.monotonic()
+        self._logged: float | None = None  # the moment of the last log()
 
     def __enter__(self) -> "Monitor":
         if not self._is_main:
@@ -115,16 +93,11 @@ class Monitor:
             from torch.utils.tensorboard import SummaryWriter
 
             self._writer = SummaryWriter(str(self._run_dir / "tensorboard"), purge_step=self._start + 1 if self._start else 0)
-        if self._console.is_terminal:
-            self._progress = _progress(self._console)
-            self._progress.add_task("training", total=self._total, completed=self._start)
-            self._progress.start()
-        self._began = time.monotonic()
+        self._screen.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self._progress is not None:
-            self._progress.stop()
+        self._screen.stop()
         if self._writer is not None:
             self._writer.close()
         if self._file is not None:
@@ -135,13 +108,14 @@ class Monitor:
         if not self._is_main:
             return
         assert self._file is not None, "log() belongs inside the with block"
+        metrics = {**metrics, **self._between(metrics)}
         record = {name: float(value) if math.isfinite(value) else None for name, value in metrics.items()}
         self._file.write(_encode(record | {"update": update}))
         self._file.flush()
         if self._writer is not None:
             for name, value in metrics.items():
                 self._writer.add_scalar(name, value, update)
-        self._show(update, metrics)
+        self._screen.update(update, metrics)
         if "exposure/alpha" in metrics:
             self._alphas.append(float(metrics["exposure/alpha"]))
         due = self._config.figure_every and update % self._config.figure_every == 0
@@ -173,22 +147,21 @@ class Monitor:
     def message(self, text: str) -> None:
         """Say something to the person who watches, above the progress bar if there is one."""
         if self._is_main:
-            self._console.print(text)
+            self._screen.message(text)
 
-    def _show(self, update: int, metrics: Mapping[str, float]) -> None:
-        if self._progress is not None:
-            self._progress.update(self._progress.task_ids[0], completed=update)
-            self._console.print(console_line(update, self._total, metrics))
-            return
-        pace = (time.monotonic() - self._began) / max(1, update - self._start)
-        self._console.print(console_line(update, self._total, metrics, eta_s=pace * (self._total - update)))
+    @property
+    def width(self) -> int | None:
+        """Columns of the terminal; None without one."""
+        return self._screen.width
+
+    def _between(self, metrics: Mapping[str, float]) -> dict[str, float]:
+        """Seconds between the updates, since the last log(); nothing before the first one of this process."""
+        before, self._logged = self._logged, time.monotonic()
+        if before is None or "time/step" not in metrics:
+            return {}
+        return {"time/between": max(0.0, self._logged - before - metrics["time/step"])}
 
     def _tell_once(self, text: str) -> None:
         if text not in self._told:
             self._told.add(text)
             self.message(text)
-
-
-def _progress(console: Console) -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=console, transient=False)

@@ -2,13 +2,13 @@
 
 import json
 import math
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor
 
 from megatron_atesd.errors import CheckpointError, TrainingError
+from megatron_atesd.logs import warn_here
 from megatron_atesd.model.finite import all_finite
 from megatron_atesd.records import Rollout
 
@@ -60,12 +60,12 @@ class Skipped:
         """Write this data-parallel rank's batch to update_<update>_rank_<rank>.jsonl, one line an example; the oldest of many files go.
 
         alphas: of each rollout. losses: mean a response token of each example, computed again; what is not finite becomes null.
-        Files that cannot be written are no reason to end the run: a line on stderr says so.
+        Files that cannot be written are no reason to end the run: a warning says so.
         """
         try:
             self._write(update, rank, alphas, rollouts, losses)
         except OSError as error:
-            print(f"warning: the batch of skipped update {update} is not kept: {error}", file=sys.stderr, flush=True)
+            warn_here(f"the batch of skipped update {update} is not kept: {error}: make room in {self.folder} if it is to be looked at")
 
     def _write(self, update: int, rank: int, alphas: Sequence[float], rollouts: Sequence[Rollout], losses: Sequence[float]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -38,11 +38,11 @@ def logprob_gap(model: HiddenStateGPT, rollouts: Sequence[Rollout], temperature:
 
 
 def gap_alarm(measured: dict[str, float], alarm: float) -> str:
-    """A line for the user when the mean gap of a token is above `alarm`, or no number; '' otherwise."""
+    """A warning when the mean gap of a token is above `alarm`, or no number; '' otherwise."""
     gap = measured.get("rollout/logprob_gap", 0.0)
     if gap <= alarm:
         return ""
     return (
-        f"warning: the engine's log-probabilities are {gap:.3g} nats a token from the training model's, above engine.gap_alarm {alarm:g}: "
-        "it samples from another model than the one that learns"
+        f"the engine's log-probabilities are {gap:.3g} nats per token from the training model's, above engine.gap_alarm {alarm:g}, so it "
+        "samples from another model than the one that learns: set engine.name training, or precision.rollout as precision.student"
     )

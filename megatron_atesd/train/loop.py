@@ -9,6 +9,7 @@ from pathlib import Path
 
 from megatron_atesd.checkpoint.run_checkpoints import Saver, check_fresh, set_aside, start_from
 from megatron_atesd.config import TrainConfig, save_config
+from megatron_atesd.data.notice import warn
 from megatron_atesd.data.summary import segments_account
 from megatron_atesd.doctor.examine import examined_processes
 from megatron_atesd.exposure.advice import advice
@@ -17,6 +18,8 @@ from megatron_atesd.parallel.groups import is_main
 from megatron_atesd.parallel.session import end_start, session_of, start_minutes
 from megatron_atesd.records import Exposure, Rollout
 from megatron_atesd.report.monitor import Monitor
+from megatron_atesd.report.phases import account
+from megatron_atesd.train.banner import banner
 from megatron_atesd.train.bias_check import check_bias, cost, save_record
 from megatron_atesd.train.checks import check_before_work
 from megatron_atesd.train.heartbeat import Heartbeat
@@ -60,11 +63,11 @@ def train(config: TrainConfig) -> None:
             Saver(checkpoints, config.checkpoint, monitor.message) as saver,
         ):
             if is_main():
-                monitor.message(segments_account(inputs.problems))
-                if warning := entry_clip_warning(config.distill):
-                    monitor.message(warning)
-            if too_short := advice(config.exposure, config.run.updates):
-                monitor.message(too_short)
+                segments, too_few = segments_account(inputs.problems)
+                monitor.message(banner(config, inputs, segments, monitor.width))
+                for warning in (too_few, entry_clip_warning(config.distill), advice(config.exposure, config.run.updates)):
+                    if warning:
+                        warn(warning)
             if gathered := run.gather():
                 monitor.message(gathered)
             sort_problems(run, monitor.message, heartbeat)
@@ -84,7 +87,7 @@ def train(config: TrainConfig) -> None:
                 monitor.log(done, metrics | saver.metrics())
                 if not alarmed and (alarm := gap_alarm(metrics, config.engine.gap_alarm)):
                     alarmed = True
-                    monitor.message(alarm)
+                    warn(alarm)
                 if config.monitor.samples and done % config.monitor.samples == 0:
                     monitor.message(describe_sample(run.renderer, rollouts[0]))
                 heartbeat.enter(f"the end of update {done}")
@@ -101,7 +104,7 @@ def train(config: TrainConfig) -> None:
                     monitor.message(f"stopped by {asked} after update {done}: step_{done} is saved; start the same command to go on{again}")
                     return
         if is_main():
-            write_summary(run_dir, config)
+            monitor.message(account(write_summary(run_dir, config)))
 
 
 def tell_bias(run: TrainingRun, monitor: Monitor, heartbeat: Heartbeat, stop: StopRequest) -> None:

@@ -16,6 +16,7 @@ from megatron_atesd.data.prompts import PromptRenderer
 from megatron_atesd.distill.step import BinResult
 from megatron_atesd.exposure.bins import bin_metric
 from megatron_atesd.records import Exposure, Rollout, TeacherContext
+from megatron_atesd.report.phases import Phases, phases_of
 from megatron_atesd.rollout.loops import is_loop
 
 
@@ -86,12 +87,12 @@ def describe_sample(renderer: PromptRenderer, rollout: Rollout) -> str:
 
 
 def entry_clip_warning(distill: DistillConfig) -> str:
-    """A line on what clip_mode entry does to the gradient; '' where no entry is cut."""
+    """A warning of what clip_mode entry does to the gradient; '' where no entry is cut."""
     if distill.clip_mode != "entry" or distill.clip == 0:
         return ""
     return (
-        f"warning: distill.clip_mode entry: vocabulary entries above distill.clip {distill.clip:g} lose the teacher's pull and keep the "
-        "push, so training can lower the token that the teacher prefers; distill.clip_mode token keeps the direction"
+        f"distill.clip_mode entry: vocabulary entries above distill.clip {distill.clip:g} lose the teacher's pull and keep the push, so "
+        "training can lower the token that the teacher prefers: set distill.clip_mode token, unless it is the papers' loss that you want"
     )
 
 
@@ -106,17 +107,19 @@ def exposure_cost(lines: Sequence[Mapping[str, Any]]) -> dict[str, float | None]
     return {"seconds": seconds, "exposure_seconds": exposure, "probe_seconds": probe, "exposure_share": share}
 
 
-def write_summary(run_dir: Path, config: TrainConfig) -> Mapping[str, Any]:
-    """summary.json of a finished run, from its metrics.jsonl: last values, decisions, total time, cost of exposure control. Returns it."""
+def write_summary(run_dir: Path, config: TrainConfig) -> Phases:
+    """summary.json of a finished run, from its metrics.jsonl: last values, decisions, where the time went. Returns the phases."""
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    phases = phases_of(lines)
     summary = {
         "updates": len(lines),
         "mode": config.exposure.mode,
         "seed": config.run.seed,
         **exposure_cost(lines),
+        "phases": phases.record(),
         "exposure_trace": [line["exposure/alpha"] for line in lines],
         "controller_updates": max((int(line.get("controller/updates") or 0) for line in lines), default=0),
         "last": lines[-1] if lines else {},
     }
     (run_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-    return summary
+    return phases

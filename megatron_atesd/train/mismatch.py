@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from megatron_atesd.distill.mismatch import STATISTICS, mismatch_sums
 from megatron_atesd.distill.step import divergence_of
 from megatron_atesd.distill.teacher import PREFIX, Teacher
 from megatron_atesd.errors import TrainingError
+from megatron_atesd.logs import tell
 from megatron_atesd.model.gpt import HiddenStateGPT, build_model
 from megatron_atesd.model.micro_batches import Pair, TokenIds
 from megatron_atesd.model.trained import has_adapters
@@ -145,4 +145,4 @@ def _described(teacher: Teacher) -> str:
 
 def _tell(what: str) -> None:
     if is_main():
-        print(what, file=sys.stderr, flush=True)
+        tell(what)

@@ -351,8 +351,9 @@ class TrainingRun:
         if not any(text.weight for text in texts):
             if is_main():
                 warn_once(
-                    f"exposure.progress {config.exposure.progress} had no gradient when an exposure was to be chosen: it stays as it is "
-                    "(with train_accuracy no response ended, or all were right, or none)"
+                    f"exposure.progress {config.exposure.progress} had no gradient when an exposure was to be chosen, so it stays as it "
+                    "is (with train_accuracy no response ended, or all were right, or none): where it lasts, take a larger data.batch or "
+                    "problems that are solved sometimes"
                 )
             return None
         self.optimization.zero_grad()

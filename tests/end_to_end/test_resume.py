@@ -1,10 +1,11 @@
 """A run that is killed, whole or a rank at a time, and started again by the same command, equals the run that nothing happened to."""
 
 import os
+import re
 import shutil
 import signal
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
@@ -55,7 +56,7 @@ METRICS = {
     *("rollout/logprob_gap", "rollout/logprob_gap_max", "rollout/response_ratio"),
     *("rollout/length", "rollout/truncated", "rollout/loops", "rollout/empty", "rollout/accuracy"),
     *("optim/lr", "optim/grad_norm", "optim/skipped"),
-    *("time/rollout", "time/check", "time/exposure", "time/teacher", "time/student", "time/probe", "time/step"),
+    *("time/rollout", "time/check", "time/exposure", "time/teacher", "time/student", "time/probe", "time/step", "time/between"),
     *("perf/tokens_per_second", "memory/peak_gib"),
 }
 
@@ -85,7 +86,7 @@ class Killed:
 
 def train_and_say(inputs: Path, run_dir: Path, *overrides: str) -> str:
     said = StringIO()
-    with redirect_stdout(said):
+    with redirect_stdout(said), redirect_stderr(said):
         train(load_config(arguments(inputs, run_dir, "--distill.clip_mode=entry", *overrides)))
     return said.getvalue()
 
@@ -278,7 +279,7 @@ def test_a_checkpoint_goes_on_at_another_layout_with_the_same_rollouts(undisturb
 
 def samples(said: str) -> list[str]:
     """The sample rollouts among console lines."""
-    return [part.split("\nupdate ")[0].strip() for part in said.split("\nproblem ")[1:]]
+    return [re.split(r"\n(?:update|phases of) ", part)[0].strip() for part in said.split("\nproblem ")[1:]]
 
 
 @pytest.mark.parametrize("layout", OTHER_LAYOUTS)

@@ -29,7 +29,7 @@ MAY_CHANGE = {
     *("data.train", "data.probe", "data.probe_size", "data.on_error"),
     *("distill.chunk", "distill.compile", "distill.teacher_offload", "exposure.bias_check"),
     *("checkpoint.every", "checkpoint.keep", "checkpoint.keep_every", "checkpoint.resume", "checkpoint.on_error", "checkpoint.background"),
-    *("monitor.tensorboard", "monitor.figure_every", "monitor.samples"),
+    *("monitor.tensorboard", "monitor.figure_every", "monitor.samples", "monitor.console"),
 }
 OWN = [f"{section}.{key}" for section, settings in BEGAN.items() for key in settings]
 

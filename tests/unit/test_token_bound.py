@@ -130,7 +130,7 @@ def test_weights_held_fixed_reproduce_the_gradient_of_the_bounded_loss() -> None
 
 def test_the_clip_by_entry_is_warned_of_in_one_line() -> None:
     warning = entry_clip_warning(DistillConfig(clip=0.05, clip_mode="entry"))
-    assert warning.startswith("warning: distill.clip_mode entry: vocabulary entries above distill.clip 0.05 lose the teacher's pull")
+    assert warning.startswith("distill.clip_mode entry: vocabulary entries above distill.clip 0.05 lose the teacher's pull")
     assert "\n" not in warning
 
 
