@@ -107,6 +107,7 @@ class Saver:
         self._folder, self._config, self._say = checkpoints, config, say
         self._running: FolderSave | None = None
         self._failed = 0
+        self.best: int | None = None  # the number of a checkpoint that is kept whatever checkpoint.keep says
 
     def __enter__(self) -> "Saver":
         return self
@@ -169,11 +170,11 @@ class Saver:
         sync(temporary)
         os.replace(temporary, self._folder / "latest")
         sync(self._folder)
-        for folder in superfluous(step_folders(self._folder), self._config.keep, self._config.keep_every):
+        for folder in superfluous(step_folders(self._folder), self._config.keep, self._config.keep_every, self.best):
             remove_folder(folder)
 
 
-def superfluous(newest_first: list[Path], keep: int, keep_every: int) -> list[Path]:
-    """All but the `keep` newest (0 = all) and those whose number is a multiple of `keep_every` (0 = none)."""
-    old = newest_first[keep:] if keep else []
+def superfluous(newest_first: list[Path], keep: int, keep_every: int, best: int | None = None) -> list[Path]:
+    """All but the `keep` newest (0 = all), those whose number is a multiple of `keep_every` (0 = none), and step_<best>."""
+    old = [folder for folder in newest_first[keep:] if step_number(folder) != best] if keep else []
     return [folder for folder in old if not keep_every or step_number(folder) % keep_every]

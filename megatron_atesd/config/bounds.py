@@ -107,4 +107,11 @@ BOUNDS: dict[str, Bound] = {
     "checkpoint.keep_every": ZERO_OR_MORE,
     "monitor.figure_every": ZERO_OR_MORE,
     "monitor.samples": ZERO_OR_MORE,
+    "eval.every": ZERO_OR_MORE,
+    "eval.samples": ONE_OR_MORE,
+    "eval.seed": SEED,
+    "eval.temperature": SAMPLING_TEMPERATURE,
+    "eval.top_k": ZERO_OR_MORE,
+    "eval.top_p": UP_TO_ONE,
+    "eval.max_new_tokens": ONE_OR_MORE,
 }

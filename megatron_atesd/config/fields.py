@@ -8,7 +8,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import docstring_parser
 
-from megatron_atesd.config.schema import PathText, TrainConfig
+from megatron_atesd.config.schema import PathText, PathTexts, TrainConfig
 
 # Settings that had another name before; the old one is still read.
 RENAMED = {"rollout.batch": "engine.batch"}
@@ -42,7 +42,7 @@ def section_settings(section: str) -> list[Setting]:
         return [Setting(section, cls, {}, _argument_help(TrainConfig)[section])]
     lines, hints, annotated = _argument_help(cls), get_type_hints(cls), get_type_hints(cls, include_extras=True)
     return [
-        Setting(f"{section}.{f.name}", hints[f.name], _default(f), lines.get(f.name, ""), annotated[f.name] == PathText)
+        Setting(f"{section}.{f.name}", hints[f.name], _default(f), lines.get(f.name, ""), annotated[f.name] in (PathText, PathTexts))
         for f in fields(cls)
     ]
 

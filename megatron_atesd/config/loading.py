@@ -147,7 +147,9 @@ def refuse_decided(names: Sequence[str], decided: Mapping[str, str]) -> None:
 def _to_config(settings: Namespace) -> TrainConfig:
     for setting in all_settings().values():
         if setting.is_path:
-            settings[setting.name] = _written_out(setting.name, settings[setting.name])
+            given = settings[setting.name]
+            written = [_written_out(setting.name, path) for path in given] if isinstance(given, list) else _written_out(setting.name, given)
+            settings[setting.name] = written
     values: dict[str, Any] = {}
     for section, cls in section_types().items():
         given = settings[section]

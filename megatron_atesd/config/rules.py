@@ -9,6 +9,7 @@ from typing import Any
 
 from megatron_atesd.config.bounds import BOUNDS
 from megatron_atesd.config.distill_rules import distill_problems
+from megatron_atesd.config.eval_rules import eval_problems
 from megatron_atesd.config.exposure_rules import exposure_problems
 from megatron_atesd.config.fields import spell
 from megatron_atesd.config.lora_rules import lora_problems
@@ -48,6 +49,7 @@ def validate(config: TrainConfig, world_size: int = 1, model: ModelShape | None 
             *method_problems(config),
             *_schedule_problems(config),
             *_checkpoint_problems(config),
+            *eval_problems(config),
         ]
         problems += [] if model is None else _shape_problems(config, model)
     refuse(problems)

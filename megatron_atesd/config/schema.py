@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 PathText = Annotated[str, "path"]  # `~` at its start is written out when settings are loaded
+PathTexts = Annotated[list[str], "path"]  # of each
 OPTIMIZER_DEFAULTS = {"lr": 5e-6, "clip_grad": 0.1, "weight_decay": 0.0}  # lr and clip_grad as in OPSD v3
 
 
@@ -452,6 +453,46 @@ class MonitorConfig:
 
 
 @dataclass(frozen=True)
+class EvalConfig:
+    """Evaluation during training, on held-out problem files.
+
+    There is one before the first update, one after every so many, and one after the last. They change nothing of the run. A problem's
+    samples have the same seeds each time, so that evaluations differ by the weights alone. Before the evaluation after update N, step_N
+    is saved. rollout.stop ends its responses too.
+
+    Args:
+        files: Problem files (JSONL); a file's name without its ending is its name in metrics and in select_on (empty = no evaluation).
+            They may share no problem with data.train or data.probe. [ours]
+        every: Updates between two evaluations (0 = only before the first update and after the last). [ours]
+        samples: K, responses to each problem. [ours]
+        seed: Seed of the samples. [ours]
+        temperature: As rollout.temperature; 0 takes the most likely token, with one sample. [ours]
+        top_k: As rollout.top_k. [ours]
+        top_p: As rollout.top_p. [ours]
+        max_new_tokens: A response is cut after so many tokens (null = rollout.max_new_tokens). [ours]
+        engine: What samples (null = engine.name). vllm needs engine.name vllm; training can be had beside it. [ours]
+        thinking: Chat-template thinking switch (null = prompt.student_thinking). [ours]
+        select: What the run's result is, decided before it begins. last = the last checkpoint. best = the checkpoint with the highest
+            Average@K on select_on: it is kept whatever checkpoint.keep says, and named in <run.dir>/best.json. Its figure on that file is
+            biased upward, as the highest of several; those on the other files are not, so they may share no problem with it. [ours]
+        select_on: Name of the file that select best goes by. [ours]
+    """
+
+    files: PathTexts = field(default_factory=list[str])
+    every: int = 50
+    samples: int = 4
+    seed: int = 1
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 0.95
+    max_new_tokens: int | None = None
+    engine: Literal["training", "vllm"] | None = None
+    thinking: bool | None = None
+    select: Literal["last", "best"] = "last"
+    select_on: str = ""
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """A whole training run.
 
@@ -476,6 +517,7 @@ class TrainConfig:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
     megatron: dict[str, Any] = field(default_factory=dict)
     optimizer: dict[str, Any] = field(default_factory=dict)
     ddp: dict[str, Any] = field(default_factory=dict)

@@ -71,9 +71,13 @@ class PromptRenderer:
                 f"every prompt ends with {ending!r}: use the model's own template if it can think"
             )
 
-    def student(self, problem: Problem) -> tuple[int, ...]:
-        """Ids of the student's prompt: problem and instruction. Raises DataError beyond prompt.max_length tokens."""
-        return self._prompt_ids(problem, self._question(problem), self._prompt.student_thinking, "student")
+    def student(self, problem: Problem, thinking: bool | None = None) -> tuple[int, ...]:
+        """Ids of the student's prompt: problem and instruction. Raises DataError beyond prompt.max_length tokens.
+
+        thinking: the template's switch, where it is not prompt.student_thinking.
+        """
+        switch = self._prompt.student_thinking if thinking is None else thinking
+        return self._prompt_ids(problem, self._question(problem), switch, "student")
 
     def teacher(self, problem: Problem, alpha: float, lender: Problem | None = None) -> TeacherContext:
         """The prompt of exposure alpha in [0, 1] and how much it reveals. Raises DataError beyond prompt.max_length tokens.

@@ -26,13 +26,17 @@ Key = tuple[int, int]  # (number of the problem, sample)
 
 @dataclass(frozen=True)
 class Answered:
-    """One response to problem number `problem`; sample -1 is the greedy one."""
+    """One response to problem number `problem`; sample -1 is the greedy one.
+
+    loop: whether it was cut while it repeated itself (`rollout.loops`); None where responses were made before this was kept.
+    """
 
     problem: int
     sample: int
     text: str
     tokens: int
     truncated: bool
+    loop: bool | None = None
 
     @property
     def key(self) -> Key:
@@ -77,15 +81,16 @@ class ResponseWriter:
 class ResponseReader:
     """All responses in a folder, however many ranks wrote them; read on as the files grow. A line that is none is passed over."""
 
-    def __init__(self, out: Path, problems: Sequence[Problem], samples: int) -> None:
-        self._out, self._problems, self._samples = out, problems, samples
+    def __init__(self, out: Path, problems: Sequence[Problem], samples: int, greedy: bool = True) -> None:
+        """greedy: whether each problem has a greedy response besides."""
+        self._out, self._problems, self._samples, self._greedy = out, problems, samples, greedy
         self._ends: dict[Path, int] = {}
         self.found: dict[Key, Answered] = {}
 
     @property
     def total(self) -> int:
-        """How many there are in the end: K samples and a greedy one a problem."""
-        return len(self._problems) * (self._samples + 1)
+        """How many there are in the end: of each problem K samples, and a greedy one if asked for."""
+        return len(self._problems) * (self._samples + self._greedy)
 
     def read_on(self) -> list[Answered]:
         """Those that were not known yet."""
@@ -121,10 +126,10 @@ class ResponseReader:
     def _response(self, line: bytes) -> Answered | None:
         try:
             values: Any = json.loads(line)
-            found = Answered(**{name: values[name] for name in Answered.__dataclass_fields__})
+            found = Answered(**{name: values[name] for name in Answered.__dataclass_fields__ if name != "loop"}, loop=values.get("loop"))
             here = self._problems[found.problem].id == values["id"] and -1 <= found.sample < self._samples and found.problem >= 0
             typed = isinstance(found.text, str) and isinstance(found.tokens, int) and isinstance(found.truncated, bool)
-            return found if here and typed else None
+            return found if here and typed and isinstance(found.loop, bool | None) else None
         except (ValueError, KeyError, IndexError, TypeError):
             return None
 

@@ -11,6 +11,7 @@ from megatron_atesd.model.micro_batches import TokenIds
 from megatron_atesd.parallel.groups import data_parallel_place
 from megatron_atesd.records import Problem
 from megatron_atesd.rollout.engine import Response, RolloutEngine
+from megatron_atesd.rollout.loops import is_loop
 from megatron_atesd.rollout.sampling import sequence_seed
 
 
@@ -24,23 +25,25 @@ def answer_problems(
     seed: int,
     there: Mapping[Key, int],
     finished: Callable[[Answered], None],
+    greedy: bool = True,
 ) -> None:
     """Generate this rank's share of the responses that are not `there` yet. Collective over the ranks of a model.
 
     prompts: ids of the student's prompt of each problem. there: tokens of each response that exists, equal on every rank.
     finished: called with each response as soon as it ends, on the ranks that the engine tells of it (RolloutEngine).
+    greedy: whether each problem gets a greedy response besides.
     A response has the same seed whichever others are there. All of a kind, greedy or sampled, are one call of the engine.
     """
     costs = expected_costs([len(prompt) for prompt in prompts], there, config.max_new_tokens)
     rank, size = data_parallel_place()
     loads = [0.0] * size
-    for sampling, kind in ((replace(config, temperature=0.0), range(-1, 0)), (config, range(samples))):
+    for sampling, kind in ((replace(config, temperature=0.0), range(-1, 0) if greedy else ()), (config, range(samples))):
         missing = [(p, s) for p in range(len(problems)) for s in kind if (p, s) not in there]
         mine = [missing[i] for i in share_out([costs[p] for p, _ in missing], loads)[rank]]
 
         def done(place: int, r: Response, mine: Sequence[Key] = mine) -> None:
             text = renderer.decode(r.ids[: r.text_end])
-            finished(Answered(*mine[place], text, len(r.ids), r.truncated))
+            finished(Answered(*mine[place], text, len(r.ids), r.truncated, r.truncated and is_loop(r.ids)))
 
         if mine:
             seeds = [sequence_seed("evaluate", seed, problems[p].id, s) for p, s in mine]

@@ -40,13 +40,23 @@ def keep_lines_until(path: Path, update: int) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     kept = [] if update == 0 else [line for line in map(_decode, path.read_text().splitlines()) if line and line["update"] <= update]
+    _replace_lines(path, kept)
+    return kept
+
+
+def amend_line(path: Path, update: int, more: Mapping[str, float | None]) -> None:
+    """Add values to the line of one update in metrics.jsonl, if there is one; the file is replaced in one step."""
+    lines = [line for line in map(_decode, path.read_text().splitlines()) if line]
+    _replace_lines(path, [{**line, **more} if line["update"] == update else line for line in lines])
+
+
+def _replace_lines(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
     partial = path.with_suffix(".partial")
     with partial.open("w") as file:
-        file.writelines(_encode(line) for line in kept)
+        file.writelines(_encode(line) for line in lines)
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)
-    return kept
 
 
 def _decode(line: str) -> dict[str, Any] | None:
@@ -59,6 +69,10 @@ def _decode(line: str) -> dict[str, Any] | None:
 
 def _encode(record: Mapping[str, Any]) -> str:
     return json.dumps(record, sort_keys=True, allow_nan=False) + "\n"
+
+
+def _record(metrics: Mapping[str, float]) -> dict[str, float | None]:
+    return {name: float(value) if math.isfinite(value) else None for name, value in metrics.items()}
 
 
 class Monitor:
@@ -109,8 +123,7 @@ class Monitor:
             return
         assert self._file is not None, "log() belongs inside the with block"
         metrics = {**metrics, **self._between(metrics)}
-        record = {name: float(value) if math.isfinite(value) else None for name, value in metrics.items()}
-        self._file.write(_encode(record | {"update": update}))
+        self._file.write(_encode(_record(metrics) | {"update": update}))
         self._file.flush()
         if self._writer is not None:
             for name, value in metrics.items():
@@ -123,6 +136,19 @@ class Monitor:
             self.figure(update, float(metrics["exposure/a"]), float(metrics["exposure/b"]), self._alphas)
         if due and (scores := scores_of(metrics)):
             self.scores(update, scores, float(metrics["exposure/alpha"]), metrics.get("controller/posterior_sd"))
+
+    def log_later(self, update: int, metrics: Mapping[str, float]) -> None:
+        """Add what was measured after the line of `update` was written, to that line and to TensorBoard; update 0 has no line."""
+        if not self._is_main:
+            return
+        assert self._file is not None, "log_later() belongs inside the with block"
+        path = self._run_dir / "metrics.jsonl"
+        self._file.close()
+        amend_line(path, update, _record(metrics))
+        self._file = path.open("a")
+        if self._writer is not None:
+            for name, value in metrics.items():
+                self._writer.add_scalar(name, value, update)
 
     def figure(self, update: int, a: float, b: float, alphas: Sequence[float]) -> None:
         """Put a picture of the policy's density Beta(a, b) and the α used so far into TensorBoard; without matplotlib, say so once."""

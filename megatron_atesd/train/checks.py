@@ -27,6 +27,7 @@ from megatron_atesd.records import Problem
 from megatron_atesd.rollout.cache_room import cache_tokens
 from megatron_atesd.rollout.vllm_check import check_vllm
 from megatron_atesd.train.difficulty import field_values
+from megatron_atesd.train.evaluation_files import EvaluationFile, read_files, with_room
 from megatron_atesd.train.optimizer import optimizer_settings
 
 
@@ -38,6 +39,7 @@ class TrainingInputs:
     megatron: TransformerConfig
     problems: Sequence[Problem]
     probe_problems: Sequence[Problem]
+    evaluation_files: Sequence[EvaluationFile] = ()
 
 
 def check_before_work(config: TrainConfig, world_size: int) -> TrainingInputs:
@@ -56,12 +58,13 @@ def check_before_work(config: TrainConfig, world_size: int) -> TrainingInputs:
     optimizer_settings(learns, config.optimizer, config.ddp, config.schedule)
     check_compiler(config.distill.compile)
     problems, probe_problems = load_data(config)
-    check_vllm(config, architecture)
+    evaluation_files = read_files(config, model, megatron, problems, probe_problems)
+    check_vllm(with_room(config), architecture)
     check_cache(config, architecture, megatron)
     if os.environ.get("RANK", "0") == "0":
         check_writable("run.dir", Path(config.run.dir) / "checkpoints")
     refuse_errors(examine_machine(config))
-    return TrainingInputs(model, megatron, problems, probe_problems)
+    return TrainingInputs(model, megatron, problems, probe_problems, evaluation_files)
 
 
 def check_whole(folder: Path) -> None:

@@ -1,6 +1,7 @@
 """The training loop. Read this first: it is the data flow of the whole project.
 
 problems → rollout → exposure → teacher and student prompts → distill step → optimizer → probe → controller → monitors → checkpoint
+→ evaluation
 """
 
 import os
@@ -22,6 +23,7 @@ from megatron_atesd.report.phases import account
 from megatron_atesd.train.banner import banner
 from megatron_atesd.train.bias_check import check_bias, cost, save_record
 from megatron_atesd.train.checks import check_before_work
+from megatron_atesd.train.evaluations import Evaluations
 from megatron_atesd.train.heartbeat import Heartbeat
 from megatron_atesd.train.logprob_gap import gap_alarm
 from megatron_atesd.train.metrics import bin_metrics, describe_sample, entry_clip_warning, peak_memory_gib, rollout_metrics, write_summary
@@ -79,7 +81,11 @@ def train(config: TrainConfig) -> None:
                 stats, _ = run.probe(Finished(0), Exposure(config.exposure.warmup_exposure, -1))
                 run.service.observe(stats)
                 run.refresh_teacher(stats)
+            evaluations = Evaluations(run, inputs.evaluation_files, monitor, saver, heartbeat)
             end_start(config.parallel)
+            if asked := evaluations.begin(start, stop):
+                monitor.message(f"stopped by {asked} amid an evaluation; start the same command to go on")
+                return
             alarmed = False
             for update in range(start, config.run.updates):
                 metrics, rollouts = train_step(run, update, heartbeat)
@@ -93,18 +99,20 @@ def train(config: TrainConfig) -> None:
                 heartbeat.enter(f"the end of update {done}")
                 asked = stop.agreed()
                 last = bool(asked) or run.skipped.too_many or done == config.run.updates
-                if last or (config.checkpoint.every and done % config.checkpoint.every == 0):
+                if last or evaluations.due(done) or (config.checkpoint.every and done % config.checkpoint.every == 0):
                     saver.save(done, run.state(done), run.hf_folder, last)
                 else:
                     saver.finish(wait=False)
                 if run.skipped.too_many:
                     raise run.skipped.error(checkpoints / f"step_{done}", config.run.updates - done)
-                if asked and done < config.run.updates:
+                if evaluations.due(done) and not asked:
+                    asked = evaluations.measure(done, stop)
+                if asked and (done < config.run.updates or evaluations.missing(done)):
                     again = "" if back in ("auto", "never") else f", with checkpoint.resume auto instead of {back}"
                     monitor.message(f"stopped by {asked} after update {done}: step_{done} is saved; start the same command to go on{again}")
                     return
         if is_main():
-            monitor.message(account(write_summary(run_dir, config)))
+            monitor.message(account(write_summary(run_dir, config, evaluations.conclude())))
 
 
 def tell_bias(run: TrainingRun, monitor: Monitor, heartbeat: Heartbeat, stop: StopRequest) -> None:

@@ -107,8 +107,11 @@ def exposure_cost(lines: Sequence[Mapping[str, Any]]) -> dict[str, float | None]
     return {"seconds": seconds, "exposure_seconds": exposure, "probe_seconds": probe, "exposure_share": share}
 
 
-def write_summary(run_dir: Path, config: TrainConfig) -> Phases:
-    """summary.json of a finished run, from its metrics.jsonl: last values, decisions, where the time went. Returns the phases."""
+def write_summary(run_dir: Path, config: TrainConfig, more: Mapping[str, Any] | None = None) -> Phases:
+    """summary.json of a finished run, from its metrics.jsonl: last values, decisions, where the time went. Returns the phases.
+
+    more: parts that others know of.
+    """
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     phases = phases_of(lines)
     summary = {
@@ -120,6 +123,7 @@ def write_summary(run_dir: Path, config: TrainConfig) -> Phases:
         "exposure_trace": [line["exposure/alpha"] for line in lines],
         "controller_updates": max((int(line.get("controller/updates") or 0) for line in lines), default=0),
         "last": lines[-1] if lines else {},
+        **(more or {}),
     }
     (run_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     return phases

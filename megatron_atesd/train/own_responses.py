@@ -30,11 +30,12 @@ def graded(rollouts: Sequence[Rollout], renderer: PromptRenderer) -> list[bool]:
 
 
 def _grade(items: Sequence[tuple[str, str]]) -> list[bool]:
-    return _grader().grade(items)
+    return job_grader().grade(items)
 
 
 @cache
-def _grader() -> Grader:
+def job_grader() -> Grader:
+    """The one Grader of this process; its processes start with the first answer that needs one, and end with the job."""
     grader = Grader(GRADING_WORKERS, GRADING_SECONDS)
     atexit.register(grader.close)
     return grader

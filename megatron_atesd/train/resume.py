@@ -21,6 +21,7 @@ from megatron_atesd.errors import CheckpointError
 from megatron_atesd.model.hf_config import read_architecture
 from megatron_atesd.model.megatron_config import MEGATRON_DEFAULTS
 from megatron_atesd.train.checks import TrainingInputs
+from megatron_atesd.train.evaluation_files import check_same_evaluations
 from megatron_atesd.train.optimizer import DDP_DEFAULTS
 
 # Settings, a * for any part of a name, and why they may change.
@@ -45,6 +46,11 @@ FREE = {
     "exposure.bias_check": "done before the first update, and leaves nothing behind",
     "checkpoint.*": "what is kept of the run",
     "monitor.*": "what is shown of the run",
+    "eval.files": "measurement; files evaluated before are compared by content",
+    **dict.fromkeys(
+        (f"eval.{name}" for name in ("samples", "seed", "temperature", "top_k", "top_p", "max_new_tokens", "engine", "thinking")),
+        "measurement; compared with how earlier evaluations were made, if there are any",
+    ),
     "megatron.recompute_*": "memory",
     "megatron.distribute_saved_activations": "memory",
     "megatron.fine_grained_activation_offloading": "memory",
@@ -97,6 +103,7 @@ def check_resumable(folder: Path, config: TrainConfig, inputs: TrainingInputs) -
     if saved["probe"] != fingerprint(inputs.probe_problems):
         raise CheckpointError(f"data.probe holds other problems than the run that {folder} continues: give the same file")
     check_same_model(folder / "hf", inputs.model)
+    check_same_evaluations(Path(config.run.dir), saved["update"], config, inputs.evaluation_files)
 
 
 def as_begun(folder: Path, config: TrainConfig) -> TrainConfig:
@@ -108,7 +115,8 @@ def as_begun(folder: Path, config: TrainConfig) -> TrainConfig:
 def check_unchanged(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
     """Raise CheckpointError, naming each, for settings that are neither what they were nor FREE; old, new: whole configurations as asdict.
 
-    A setting that one of them lacks has its default there, or what BEFORE says. run.updates is free while nothing depends on it.
+    A setting that one of them lacks has its default there, or what BEFORE says. run.updates and eval.every are free while nothing
+    depends on them.
     """
     changes = [f"{name} is {_shown(now)}, but the run began with {_shown(was)}{why}" for name, was, now, why in guarded_changes(old, new)]
     if changes:
@@ -127,6 +135,8 @@ def guarded_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[
             if was.get(key) == now.get(key) or is_free(name) or name in RENAMED:
                 continue
             if name == "run.updates" and not (why := depends_on_updates(new)):
+                continue
+            if name == "eval.every" and not (why := depends_on_evaluations(new)):
                 continue
             yield name, was.get(key), now.get(key), why
 
@@ -149,6 +159,11 @@ def depends_on_updates(config: Mapping[str, Any]) -> str:
     if mode in ("linear", "cosine", "learned", "posterior") or equal_stages:
         return f", and exposure.mode {mode} depends on it"
     return ""
+
+
+def depends_on_evaluations(config: Mapping[str, Any]) -> str:
+    """What follows how often the run is evaluated, '' when nothing does."""
+    return ", and eval.select best chooses among the evaluations" if config["eval"]["select"] == "best" else ""
 
 
 def default_settings() -> dict[str, dict[str, Any]]:

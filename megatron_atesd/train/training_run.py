@@ -36,6 +36,7 @@ from megatron_atesd.rollout.engines import build_engine
 from megatron_atesd.rollout.sampling import sequence_seed
 from megatron_atesd.train.checks import TrainingInputs
 from megatron_atesd.train.difficulty import DifficultyBins
+from megatron_atesd.train.evaluation_files import with_room
 from megatron_atesd.train.finite import Skipped, check_probe, check_weights
 from megatron_atesd.train.lengths import check_lengths
 from megatron_atesd.train.logprob_gap import logprob_gap
@@ -70,7 +71,7 @@ class TrainingRun:
         check_lengths(config, inputs, self.teacher_view, dist.get_rank(), dist.get_world_size())
         self.sampler = ProblemSampler(inputs.problems, config.data.batch, config.run.seed, *data_parallel_place())
         self.model, self.adapters = start_student(config, inputs, goes_on)
-        self.engine: RolloutEngine = build_engine(config, self.model, self.renderer, self.hf_folder)
+        self.engine: RolloutEngine = build_engine(with_room(config), self.model, self.renderer, self.hf_folder)
         distill = config.distill
         self.teacher = Teacher(
             self.model,

@@ -55,6 +55,21 @@ def test_values_that_are_not_finite_are_null(tmp_path: Path):
     assert json.loads(text, parse_constant=pytest.fail) == {"distill/loss": None, "distill/kl": None, "update": 1}
 
 
+def test_what_is_measured_later_joins_the_line_of_its_update(tmp_path: Path):
+    with Monitor(tmp_path, 10, MonitorConfig(figure_every=0), is_main=True, start=0) as monitor:
+        monitor.log_later(0, {"eval/math/average_at_k": 0.25})
+        monitor.log(1, {"a": 1.0})
+        monitor.log(2, {"a": 2.0})
+        monitor.log_later(2, {"eval/math/average_at_k": 0.5, "eval/math/ci_low": math.nan})
+        monitor.log(3, {"a": 3.0})
+    assert lines(tmp_path) == [
+        {"a": 1.0, "update": 1},
+        {"a": 2.0, "eval/math/average_at_k": 0.5, "eval/math/ci_low": None, "update": 2},
+        {"a": 3.0, "update": 3},
+    ]
+    assert [(e.step, e.value) for e in events(tmp_path).Scalars("eval/math/average_at_k")] == [(0, 0.25), (2, 0.5)]
+
+
 def test_a_resumed_file_equals_that_of_an_unbroken_run(tmp_path: Path):
     write_run(tmp_path / "broken", range(1, 6))
     write_run(tmp_path / "broken", range(4, 8))  # from the checkpoint after update 3

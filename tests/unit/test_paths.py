@@ -41,7 +41,7 @@ def as_option(name: str, value: str, folder: Path) -> TrainConfig:
 
 
 def test_these_settings_are_paths():
-    assert [name for name, setting in all_settings().items() if setting.is_path] == SETTINGS
+    assert [name for name, setting in all_settings().items() if setting.is_path] == [*SETTINGS, "eval.files"]
 
 
 @pytest.mark.parametrize("load", [in_yaml, as_option])
@@ -63,6 +63,12 @@ def test_a_home_directory_at_the_start_of_a_setting_is_written_out(
     load: Callable[[str, str, Path], TrainConfig], name: str, given: str, meant: str, tmp_path: Path, home: Path
 ):
     assert value_of(load(name, given, tmp_path), name) == meant.replace("HOME", str(home))
+
+
+def test_each_path_of_a_list_is_written_out(tmp_path: Path, home: Path):
+    (tmp_path / "settings.yaml").write_text("eval: {files: [~/a.jsonl, b.jsonl]}")
+    assert load_config(["--config", str(tmp_path / "settings.yaml")]).eval.files == [f"{home}/a.jsonl", "b.jsonl"]
+    assert load_config(['--eval.files=["~/a.jsonl"]']).eval.files == [f"{home}/a.jsonl"]
 
 
 def test_a_path_for_megatron_is_written_out_too(tmp_path: Path, home: Path):

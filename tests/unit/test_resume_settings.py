@@ -30,6 +30,8 @@ MAY_CHANGE = {
     *("distill.chunk", "distill.compile", "distill.teacher_offload", "exposure.bias_check"),
     *("checkpoint.every", "checkpoint.keep", "checkpoint.keep_every", "checkpoint.resume", "checkpoint.on_error", "checkpoint.background"),
     *("monitor.tensorboard", "monitor.figure_every", "monitor.samples", "monitor.console"),
+    *("eval.files", "eval.every", "eval.samples", "eval.seed", "eval.temperature", "eval.top_k", "eval.top_p", "eval.max_new_tokens"),
+    *("eval.engine", "eval.thinking"),
 }
 OWN = [f"{section}.{key}" for section, settings in BEGAN.items() for key in settings]
 
@@ -162,6 +164,19 @@ def test_more_updates_only_where_nothing_follows_their_number(mode: str, decay: 
     cause = f"schedule.decay {decay}" if decay != "constant" else f"exposure.mode {mode}" if follows else ""
     expected = f"run.updates is 999, but the run began with 100, and {cause} depends on it: set it back, or choose another run.dir"
     assert refusal(old, changed("run.updates", 999, old)) == (expected if cause else "")
+
+
+def test_how_often_a_run_is_evaluated_stays_where_the_best_evaluation_is_chosen() -> None:
+    old = changed("eval.select", "best")
+    assert refusal(old, changed("eval.every", 7, old)) == (
+        "eval.every is 7, but the run began with 50, and eval.select best chooses among the evaluations: "
+        "set it back, or choose another run.dir"
+    )
+
+
+@pytest.mark.parametrize(("name", "value"), [("eval.select", "best"), ("eval.select_on", "math")])
+def test_the_rule_that_selects_is_declared_before_the_run(name: str, value: str) -> None:
+    assert refusal(BEGAN, changed(name, value)).startswith(f"{name} is {value}, but the run began with ")
 
 
 def test_steps_at_given_updates_do_not_follow_the_number_of_updates() -> None:

@@ -96,6 +96,11 @@ def test_what_is_superfluous(keep: int, keep_every: int, deleted: list[int], tmp
     assert superfluous(folders, keep, keep_every) == [tmp_path / f"step_{step}" for step in deleted]
 
 
+def test_the_best_is_never_superfluous(tmp_path: Path) -> None:
+    folders = [tmp_path / f"step_{step}" for step in (4, 3, 2, 1)]
+    assert superfluous(folders, keep=1, keep_every=0, best=2) == [tmp_path / "step_3", tmp_path / "step_1"]
+
+
 def killed_at(calls: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """os.replace works `calls` times, then the process dies."""
     replace, left = os.replace, [calls]
