@@ -35,7 +35,7 @@ def chosen_answer(field: str, solution: str, warn: Warn) -> str:
     Raises DataError when there is neither a field nor a box, and when the two contradict each other.
     """
     every = [box.content.strip() for box in boxes(solution)]
-    final = ", ".join(_different([box.content.strip() for box in final_boxes(solution)]))
+    final = final_answer(solution)
     if field:
         answer = last_boxed(field) or field
         if final and not same_writing(answer, final):
@@ -47,6 +47,11 @@ def chosen_answer(field: str, solution: str, warn: Warn) -> str:
     if len(different := _different(every)) > 1:
         warn(SEVERAL, f"`{_short(final)}` of {_short(', '.join(f'`{content}`' for content in different))}")
     return final
+
+
+def final_answer(solution: str) -> str:
+    """The content of the solution's final box, or of all boxes of a final list; "" without a box."""
+    return ", ".join(_different([box.content.strip() for box in final_boxes(solution)]))
 
 
 def _different(contents: Sequence[str]) -> list[str]:

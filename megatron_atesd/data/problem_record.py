@@ -25,9 +25,9 @@ def problem_from_record(record: object, default_id: str, warn: Warn = no_warning
         raise DataError(f"expected a JSON object, found {type(record).__name__}")
     for name in ("problem", "solution"):
         _require_text(record, name)
-    answer = chosen_answer(_optional_text(record, "answer"), record["solution"], warn)
+    answer = chosen_answer(optional_text(record, "answer"), record["solution"], warn)
     metadata = {str(key): _metadata(key, value) for key, value in record.items() if key not in TEXT_FIELDS}
-    return Problem(_optional_text(record, "id") or default_id, record["problem"], record["solution"], answer, metadata)
+    return Problem(optional_text(record, "id") or default_id, record["problem"], record["solution"], answer, metadata)
 
 
 def _require_text(record: Mapping[str, Any], name: str) -> None:
@@ -39,7 +39,7 @@ def _require_text(record: Mapping[str, Any], name: str) -> None:
         raise DataError(f"`{name}` is empty")
 
 
-def _optional_text(record: Mapping[str, Any], name: str) -> str:
+def optional_text(record: Mapping[str, Any], name: str) -> str:
     """The field's text; numbers, as many public data sets have them, are written out; absent, null, NaN or blank is ''."""
     value = record.get(name)
     if is_missing(value):

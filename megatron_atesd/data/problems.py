@@ -5,9 +5,8 @@ A line that cannot be used is named as `file:line: reason`; nothing is repaired 
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,23 +20,46 @@ _LONGEST_LINE = 16 * 2**20  # bytes; hundreds of times the longest worked soluti
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
-def load_problems(path: str | Path, on_error: Literal["stop", "skip"] = "stop") -> list[Problem]:
+OnError = Literal["stop", "skip"]
+Reshape = Callable[[object], object]  # makes a decoded record one of this project; raises DataError for one that it cannot use
+
+
+def as_it_is(record: object) -> object:
+    """A `Reshape` for records that have this project's fields already."""
+    return record
+
+
+def load_problems(path: str | Path, on_error: OnError = "stop", reshape: Reshape = as_it_is) -> list[Problem]:
     """All problems of a JSONL file, in file order; a default id is `<file stem>-<line number>`.
 
     on_error: stop raises DataError at the first bad line; skip leaves bad lines out.
+    reshape: is given each decoded line before it is checked.
     Warnings about bad lines and doubtful answers go to stderr, of a torchrun job those of rank 0 only.
     Raises DataError for a missing file and for a file without a usable problem.
     """
     path = Path(path)
-    lines = ((number, partial(_decode, line)) for number, line in enumerate(_lines(path), 1) if line.strip())
+    lines = ((number, lambda line=line: reshape(_decode(line))) for number, line in _lines(path))
     problems = checked_problems(path, "line", lines, on_error)
     if not problems:
         raise DataError(f"{path}: no usable problem; expected JSON lines with `problem` and `solution`")
     return problems
 
 
+def stream_problems(path: str | Path) -> Iterator[tuple[int, Problem]]:
+    """(line number, problem) of a JSONL file, one after the other: memory holds one line. Ids are not compared, answers not doubted.
+
+    Raises DataError for a file that cannot be read, and at the first line that holds no problem.
+    """
+    path = Path(path)
+    for number, line in _lines(path):
+        try:
+            yield number, problem_from_record(_decode(line), f"{path.stem}-{number}")
+        except DataError as error:
+            raise DataError(f"{path}:{number}: {error} (mend the line, or make the file anew with tools/prepare_data.py)") from None
+
+
 def checked_problems(
-    path: Path, unit: Literal["line", "record"], records: Iterable[tuple[int, Callable[[], object]]], on_error: Literal["stop", "skip"]
+    path: Path, unit: Literal["line", "record"], records: Iterable[tuple[int, Callable[[], object]]], on_error: OnError
 ) -> list[Problem]:
     """The problems of a file whose units have a number and a function that decodes them or raises DataError. See `load_problems`."""
     problems: list[Problem] = []
@@ -68,9 +90,15 @@ def checked_problems(
     return problems
 
 
-def _lines(path: Path) -> list[bytes]:
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """The lines that hold something, with their numbers."""
     try:
-        return path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
+        with path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                text = line.removesuffix(b"\n")
+                text = text.removeprefix(b"\xef\xbb\xbf") if number == 1 else text
+                if text.strip():
+                    yield number, text
     except FileNotFoundError:
         raise DataError(f"problem file {path} does not exist: check the path, or make one with tools/prepare_data.py") from None
     except OSError as error:
@@ -109,13 +137,17 @@ def _first_of(warnings: Sequence[str]) -> str:
 
 def save_problems(problems: Sequence[Problem], path: str | Path) -> None:
     """Write problems as JSONL; `load_problems` gives them back equal, metadata included. An old file stays until all is written."""
-    path = Path(path)
+    save_text(map(_line_of, problems), Path(path))
+
+
+def save_text(pieces: Iterable[str], path: Path) -> None:
+    """Write a file of a command's --out; an old one stays until all is written. Raises DataError when it cannot be written."""
     special = path.exists() and not path.is_file()  # a device or pipe can only be written to
     written = path if special else path.with_name(path.name + ".partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with written.open("w", encoding="utf-8", newline="\n") as file:
-            file.writelines(_line_of(problem) for problem in problems)
+            file.writelines(pieces)
         if not special:
             written.replace(path)
     except OSError as error:

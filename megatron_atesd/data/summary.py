@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from decimal import Decimal
 from statistics import median
 
+from megatron_atesd.data.answers import final_answer, same_writing
 from megatron_atesd.data.reveal import split_reference
 from megatron_atesd.records import Problem
 
@@ -14,11 +15,13 @@ def report(name: str, problems: Sequence[Problem]) -> str:
     """Lines of text; lengths are in characters, segments are the m of the reveal ratio."""
     if not problems:
         return f"{name}: 0 problems"
+    segments = [len(split_reference(p).segments) for p in problems]
     lines = [
         f"{name}: {len(problems)} problems",
         f"  problem length    {_spread([len(p.problem) for p in problems])} characters",
         f"  solution length   {_spread([len(p.solution) for p in problems])} characters",
-        f"  segments          {_histogram([len(split_reference(p).segments) for p in problems])}",
+        f"  worked solutions  {sum(count > 0 for count in segments)} of {len(problems)}; {_final_boxes(problems)}",
+        f"  segments          {_histogram(segments)}",
     ]
     levels = [p.metadata["difficulty"] for p in problems if isinstance(p.metadata.get("difficulty"), int | float)]
     return "\n".join([*lines, f"  difficulty        {_histogram(levels)}"] if levels else lines)
@@ -52,3 +55,10 @@ def _histogram(values: Sequence[float], shown: int = 12) -> str:
 def _short(value: float) -> str:
     """The number in at most six digits; an integer may be too large for a float."""
     return f"{value:g}" if abs(value) <= sys.float_info.max else f"{Decimal(value):.5e}"
+
+
+def _final_boxes(problems: Sequence[Problem]) -> str:
+    finals = [(final_answer(p.solution), p.answer) for p in problems]
+    equal = sum(same_writing(final, answer) for final, answer in finals if final)
+    missing = sum(not final for final, _ in finals)
+    return f"final box: {equal} the answer, {len(finals) - equal - missing} written otherwise, {missing} missing"

@@ -1,28 +1,29 @@
-"""Problem files of others: JSON lines, a JSON array or column object, or Parquet, with the columns `problem` and `solution`."""
+"""Problem files of others: JSON lines, a JSON array or column object, or Parquet, with `problem` and `solution` or a map to them."""
 
 import importlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from megatron_atesd.data.json_values import json_value
 from megatron_atesd.data.problem_record import TEXT_FIELDS
-from megatron_atesd.data.problems import checked_problems, load_problems, normalised, refuse_half_characters
+from megatron_atesd.data.problems import OnError, Reshape, as_it_is, checked_problems, load_problems, normalised, refuse_half_characters
 from megatron_atesd.errors import DataError
 from megatron_atesd.records import Problem
 
 
-def read_problems(path: str | Path, on_error: Literal["stop", "skip"] = "stop") -> list[Problem]:
-    """Checked problems of one file, trimmed and without repeated problem texts. on_error: see `load_problems`.
+def read_problems(path: str | Path, on_error: OnError = "stop", reshape: Reshape = as_it_is) -> list[Problem]:
+    """Checked problems of one file, trimmed and without repeated problem texts. on_error, reshape: see `load_problems`.
 
     Raises DataError for a file or record that does not meet the problem contract.
     """
     path = Path(path)
     if path.suffix not in (".parquet", ".json"):
-        return _distinct(load_problems(path, on_error))
+        return _distinct(load_problems(path, on_error, reshape))
     rows = _parquet_rows(path) if path.suffix == ".parquet" else _json_rows(path)
-    problems = checked_problems(path, "record", ((number, lambda row=row: row) for number, row in enumerate(rows, 1)), on_error)
+    records = ((number, lambda row=row: reshape(row)) for number, row in enumerate(rows, 1))
+    problems = checked_problems(path, "record", records, on_error)
     if not problems:
         raise DataError(f"{path} holds no record that can be used: give a file with the columns problem and solution")
     return _distinct(problems)
