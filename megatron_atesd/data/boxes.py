@@ -12,6 +12,7 @@ _CONJUNCTION = r"(?:and|or|und|oder|et|ou)(?![A-Za-z])|[或和及与與]|また�
 _IN_A_LIST = re.compile(
     rf"(?:{_SPACE}|[$,;.&、，；{{}}]|\\\\|\\[()\[\]]|\\(?:text|mathrm|mbox|lor|land|vee|wedge)(?![A-Za-z])|{_CONJUNCTION}|{_NAME})*"
 )
+THINKING_BEGINS, THINKING_ENDS = "<think>", "</think>"
 _LONGEST_GAP = 80  # characters between two boxes of one list
 
 
@@ -41,6 +42,15 @@ def last_boxed(text: str) -> str | None:
     r"""Content of the last balanced `\boxed{…}` of `text` that holds something, or None."""
     found = boxes(text)
     return found[-1].content if found else None
+
+
+def final_boxed(response: str) -> str | None:
+    """`last_boxed` of what stands behind the thinking of a response; None without a box there, and when the thinking has not ended.
+
+    Thinking ends at the last `</think>`. A box in it is a draft: it is no answer.
+    """
+    said = response.rpartition(THINKING_ENDS)[2]
+    return None if THINKING_BEGINS in said else last_boxed(said)
 
 
 def final_boxes(text: str) -> list[Box]:

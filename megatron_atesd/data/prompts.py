@@ -10,9 +10,11 @@ The reference may be another problem's, or nobody's: then the teacher's message 
 """
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from megatron_atesd.config import PromptConfig
+from megatron_atesd.data.boxes import THINKING_BEGINS, THINKING_ENDS
 from megatron_atesd.data.chat_encoder import ChatEncoder
 from megatron_atesd.data.chat_template import ChatTemplate, added_tokens, special_tokens
 from megatron_atesd.data.notice import warn_once
@@ -101,6 +103,15 @@ class PromptRenderer:
     def answer(self, problem: Problem) -> tuple[int, ...]:
         r"""Ids of the bare `\boxed{…}` as a response, end-of-turn token included."""
         return self._response_ids(problem, split_reference(problem).answer)
+
+    @cached_property
+    def opening(self) -> str:
+        """`<think>` when the student's prompt ends with it, else "": a response that is cut before `</think>` is in its thinking.
+
+        Also "" when `decode` would leave `</think>` out.
+        """
+        begun = self._template.prompt("", self._prompt.student_thinking).rstrip().endswith(THINKING_BEGINS)
+        return THINKING_BEGINS if begun and THINKING_ENDS not in self._control else ""
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of response ids, without control tokens such as the end of turn."""

@@ -15,21 +15,25 @@ _BASED = re.compile(
 _BASES = "two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen"
 _BASE_NAMES = {name: number for number, name in enumerate(_BASES.split(), 2)}
 _CONGRUENCE = re.compile(r"(?:(?P<left>.*?)\\equiv)?(?P<right>.*?)\(?\\pmod\{(?P<modulus>.*)\}\)?")
-_CURRENCIES = {"＄": "dollar", "€": "euro", "£": "pound", "¥": "yen"}
+_CURRENCIES = {"＄": "dollar", "€": "euro", "£": "pound", "¥": "yen", "₹": "rupee"}
 
 # One name a unit, then its other spellings; a plural s is taken off first.
 _UNITS = {
     other: names.split()[0]
     for names in (
-        "cm centimeter centimetre", "m meter metre", "km kilometer kilometre", "mm millimeter millimetre", "inch in inche", "ft foot feet",
-        "yd yard", "mile mi", "g gram", "kg kilogram", "mg milligram", "lb pound", "oz ounce", "l liter litre", "ml milliliter millilitre",
-        "s second sec", "min minute", "h hour hr", "day", "week", "month", "year yr", "mph", "degree deg", "radian rad", "dollar usd",
-        "euro", "cent", "yen", "% percent pct percentage", "unit", "km/h kph kmh", "a.m am", "p.m pm", "square sq", "cubic cu",
-        "celsius c", "fahrenheit f",
+        "cm centimeter centimetre 厘米 см", "m meter metre 米 м", "km kilometer kilometre 千米 公里 км", "mm millimeter millimetre 毫米 мм",
+        "inch in inche", "ft foot feet", "yd yard", "mile mi", "g gram 克 г", "kg kilogram 千克 公斤 кг", "mg milligram", "lb pound",
+        "oz ounce", "l liter litre", "ml milliliter millilitre", "s second sec 秒", "min minute 分钟 минут", "h hour hr 小时 часов",
+        "day 天 дней", "week", "month", "year yr", "mph", "degree deg 度", "radian rad", "dollar usd", "euro", "cent", "yen",
+        "% percent pct percentage", "unit", "km/h kph kmh", "a.m am", "p.m pm", "square sq", "cubic cu", "celsius c", "fahrenheit f",
+        "cm^2 平方厘米", "m^2 平方米", "cm^3 立方厘米", "m^3 立方米", "rupee", "rouble ruble руб рублей",
+        "yuan 元", "个 個", "人", "种", "只", "岁",
     )
     for other in names.split()
 }  # fmt: skip
-_PLAIN = "|".join(sorted((f"{name}s?" for name in _UNITS if len(name) > 1 and name.isalpha()), key=len, reverse=True))
+_PLAIN = "|".join(
+    sorted((f"{name}s?" for name in _UNITS if name.isalpha() and (len(name) > 1 or not name.isascii())), key=len, reverse=True)
+)
 _POWER = r"(?:\^(?:\{-?[0-9]\}|[0-9]))?"
 _TEXT_UNIT = rf"\\text\{{[^{{}}]*\}}{_POWER}"
 _UNIT_TAIL = re.compile(
@@ -97,7 +101,7 @@ def congruence(text: str) -> Congruence | None:
 
 def quantity(text: str) -> Quantity:
     r"""Value and unit of `204\text{ cm}`, `\$5`, `90^\circ`, `50\%`, `2 \text{ million}`; what is no unit stays with the value."""
-    money = re.fullmatch(r"(-?)\s*([＄€£¥])\s*(-?.+)", re.sub("(.+)([＄€£¥])", r"\2\1", text))
+    money = re.fullmatch(r"(-?)\s*([＄€£¥₹])\s*(-?.+)", re.sub("(.+)([＄€£¥₹])", r"\2\1", text))
     if money:
         rest = quantity(money[1] + money[3])
         return Quantity(rest.value, _CURRENCIES[money[2]]) if rest.unit in ("", _CURRENCIES[money[2]]) else Quantity(text, "")

@@ -3,19 +3,23 @@ r"""How an answer is built: elements of a list, brackets, both signs of ±, side
 import re
 from typing import NamedTuple
 
+from megatron_atesd.evaluate.answer_text import flat
+
 _PIECE = re.compile(r"\\[A-Za-z]+|\\.|.", re.DOTALL)
 _OPENING = frozenset(["(", "[", "{", r"\{", r"\langle", r"\lfloor", r"\lceil"])
 _CLOSING = frozenset([")", "]", "}", r"\}", r"\rangle", r"\rfloor", r"\rceil"])
 _WORD_BETWEEN = re.compile(
     r",?\s*(?:\\text\{,? ?(?P<text>and|or),?\}|(?<![A-Za-z\\])(?P<word>and|or)(?![A-Za-z])"
-    r"|\\(?P<sign>vee|wedge|lor|land)(?![A-Za-z]))\s*"
+    r"|\\(?P<sign>vee|wedge|lor|land)(?![A-Za-z])|(?<!\w)(?P<other>или|и)(?!\w)|(?P<han>或者?|和))\s*"
 )
+_OR = re.compile(r"\\text\{\W*or\W*\}|or|\\vee|\\lor|или|或者?")
 _GROUPED = re.compile(r"[+-]?[1-9][0-9]{0,2}(?:,[0-9]{3})+(?:\.[0-9]+)?")
 _SIGNS = re.compile(r"\\(pm|mp)(?![A-Za-z])")
 RELATIONS = ("=", "<", ">", r"\le", r"\ge", r"\ne", r"\in", r"\approx")
+SET_SIGNS = re.compile(r"\\(?:cup|cap|setminus|mathbb|ne|le|ge|lor|land|emptyset)(?![A-Za-z])|[<>]")
 _NAME = re.compile(
-    r"(?:\\text\{[^{}]*\}|\\(?!frac|sqrt|sin|cos|tan|log|ln|exp|binom|pi|infty|cdot|times)[A-Za-z]+"
-    r"|[A-Za-z]|[0-9_'(){},| \[\]])+"
+    r"(?>\\text\{[^{}]*\}|\\(?!frac|sqrt|sin|cos|tan|log|ln|exp|binom|pi|infty|cdot|times)[A-Za-z]++"
+    r"|[A-Za-z]|[0-9_'(){},| \[\]])++"  # without a way back: otherwise \abc is also \a, b, c
 )
 
 
@@ -33,7 +37,7 @@ def with_words_as_signs(text: str) -> str:
 
 
 def _as_sign(found: re.Match[str]) -> str:
-    return r" \lor " if (found["text"] or found["word"] or found["sign"]) in ("or", "vee", "lor") else r" \land "
+    return r" \lor " if _OR.fullmatch(found[0].strip(", ")) else r" \land "
 
 
 def split_outside(text: str, separators: tuple[str, ...]) -> tuple[list[str], list[str]]:
@@ -101,6 +105,12 @@ def named(text: str) -> tuple[str, str]:
     if signs and set(signs) <= {"=", r"\in", r"\approx"} and is_name(parts[0]) and parts[-1]:
         return parts[0], parts[-1]
     return "", text
+
+
+def member(text: str) -> str:
+    r"""x of `x \in S`, else ""."""
+    parts, signs = split_outside(text, (r"\in",))
+    return flat(parts[0]) if signs else ""
 
 
 def is_name(text: str) -> bool:

@@ -12,21 +12,29 @@ _FUNCTION_NAMES = """
 FUNCTIONS = frozenset(_FUNCTION_NAMES.split())
 _WORD_OF_TWO = re.compile("[A-Za-z]{2,}")
 _COUNTED = re.compile("([0-9][0-9.]*) ([A-Za-z].*)")
-_MATH_MARKS = (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"), ("**", "**"))
+_MATH_MARKS = (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"), ("**", "**"), ("`", "`"))
 _DOTS = re.compile(r"\\(?:[lc]?dots|dots[bcimo])(?![A-Za-z])|\.\.\.+|…|⋯")
 
+_PARTS_OF_SIGNS = ("12", "13", "23", "14", "34", "15", "25", "35", "45", "16", "56", "18", "38", "58", "78")
 _CHARACTERS = str.maketrans(
     {
         "−": "-", "–": "-", "×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ", "∙": r"\cdot ", "÷": r"\div ", "∗": "*",
         "∞": r"\infty ", "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "±": r"\pm ", "∓": r"\mp ", "≡": r"\equiv ", "≈": r"\approx ",
         "∅": r"\emptyset ", "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ", "ℝ": r"\mathbb{R}", "ℤ": r"\mathbb{Z}",
-        "°": r"^\circ ", "√": r"\sqrt ", "′": "'", "²": "^2", "³": "^3", "⁴": "^4",
+        "°": r"^\circ ", "√": r"\sqrt ", "º": r"^\circ ", "′": "'", "⁄": "/", "٫": ".", "٬": ",",
         "π": r"\pi ", "θ": r"\theta ", "α": r"\alpha ", "β": r"\beta ", "γ": r"\gamma ", "λ": r"\lambda ", "φ": r"\phi ", "ω": r"\omega ",
-        "½": r"\frac{1}{2}", "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}", "⅓": r"\frac{1}{3}", "⅔": r"\frac{2}{3}",
+        **{sign: rf"\frac{{{parts[0]}}}{{{parts[1]}}}" for sign, parts in zip("½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞", _PARTS_OF_SIGNS, strict=True)},
         **{chr(full): chr(full - 0xFEE0) for full in range(0xFF01, 0xFF5F) if full != 0xFF04}, "、": ",",  # in Chinese and Japanese
         "\u2009": r"\,", "\u202f": r"\,", "\u00a0": r"\,", "\u2062": "",
     }
 )  # fmt: skip
+
+_RAISED = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻]+")
+_LOWERED = re.compile("[₀₁₂₃₄₅₆₇₈₉]+")
+_OTHER_DIGIT = re.compile("(?![0-9])\\d")  # of any script
+_ON_THE_LINE = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻₀₁₂₃₄₅₆₇₈₉", "0123456789+-0123456789")
+_REPEATED = re.compile(r"(?<![0-9.])([0-9]*\.[0-9]*?)([0-9]{1,6}?)\2{2,}\\dots")
+_TURNED_BRACKETS = re.compile(r"(^|\\cup\s*|\\in\s*)([\[\]])([^\[\]]*,[^\[\]]*)([\[\]])(?=\s*(?:$|\\cup))")
 
 _SEPARATOR = r"(?:\\[,;:> ]|\\thinspace ?|~|\{,\}|\{ ?\\, ?\}|\{\\ \}|,\\! ?| )"
 _DIGIT_GROUPS = re.compile(
@@ -62,6 +70,9 @@ _SPELLINGS = [
         (r"\\mid(?![A-Za-z])", "|"),
         (r"\\colon(?![A-Za-z])|\{:\}", ":"),
         (r"\{([^{}]*?)\\choose(?![A-Za-z])([^{}]*)\}", r"\\binom{\1}{\2}"),
+        (r"\{((?:[^{}]|\{[^{}]*\})*?)\\over(?![A-Za-z])((?:[^{}]|\{[^{}]*\})*)\}", r"\\frac{\1}{\2}"),
+        (r"\\text\{all real(?:s| numbers)\}", r"\\mathbb{R}"),
+        (r"(?<![A-Za-z])per cent(?![A-Za-z])", "percent"),
         (r"(?<=[0-9]) ?AM(?![A-Za-z])", " am"),
         (r"(?<=[0-9]) ?PM(?![A-Za-z])", " pm"),
         (r"\\%", "%"),
@@ -106,9 +117,24 @@ def _without_style(found: re.Match[str]) -> str:
     return f"\\text{{{words if len(words) == 1 else _WORD_OF_TWO.sub(lambda word: word[0].lower(), words)}}}"
 
 
+def _on_the_keyboard(text: str) -> str:
+    """Characters and digits of other scripts, raised and lowered ones, as LaTeX writes them."""
+    text = _RAISED.sub(lambda found: f"^{{{found[0].translate(_ON_THE_LINE)}}}", text)
+    text = _LOWERED.sub(lambda found: f"_{{{found[0].translate(_ON_THE_LINE)}}}", text)
+    return _OTHER_DIGIT.sub(lambda found: str(int(found[0])), text.translate(_CHARACTERS))
+
+
+def _as_round_brackets(found: re.Match[str]) -> str:
+    """The open ends of ]0, 1[ as in (0, 1)."""
+    return found[1] + ("(" if found[2] == "]" else "[") + found[3] + (")" if found[4] == "[" else "]")
+
+
 def normalised(answer: str) -> str:
     """`answer` in one spelling: commands, spaces, digit groups, characters that have a LaTeX command."""
-    text = plain(answer).translate(_CHARACTERS)
+    text = plain(answer)
+    if not text.isascii():
+        text = _on_the_keyboard(text)
+    text = _REPEATED.sub(r"\1\\overline{\2}", text)
     text = _DIGIT_GROUPS.sub(lambda found: re.sub("[^0-9]", "", found[0]), text)
     text = _DECIMAL_GROUPS.sub("", _DECIMAL_COMMA.sub(r"\1.", text))
     text = _STYLED.sub(_without_style, _OLD_STYLE.sub(r"\\mathrm{\1}", text))
@@ -116,6 +142,7 @@ def normalised(answer: str) -> str:
         text = pattern.sub(replacement, text)
     if r"\equiv" in text:
         text = text.replace(r"\bmod", r"\pmod")
+    text = _TURNED_BRACKETS.sub(_as_round_brackets, text)
     text = _SPOKEN_MODULUS.sub(lambda found: f"\\pmod{{{(found[1] or found[2] or '').strip(' {}')}}}", text)
     return " ".join(text.split()).removeprefix("=").lstrip()
 

@@ -41,7 +41,8 @@ def evaluate(task: Evaluation) -> dict[str, Any] | None:
         with session_of(task.settings.parallel, task.seed):
             reader = ResponseReader(task.out, prepared.problems, task.samples)
             there = on_rank_0(lambda: _begin(task, prepared, reader), f"--out {task.out} cannot be used")
-            watch = Watch(reader, grader, prepared.problems, task.grading_workers) if is_main() else None
+            opening = prepared.model.renderer.opening
+            watch = Watch(reader, grader, prepared.problems, task.grading_workers, opening) if is_main() else None
             if len(there) < reader.total:
                 _generate(task, prepared, there, watch)
             return None if watch is None else _report(task, prepared, reader.read_all(), watch, grader)

@@ -1,16 +1,15 @@
-r"""A LaTeX formula as a sympy expression, read whole or not at all.
+r"""The grammar of LaTeX formulas: each is read whole or not at all.
 
-`read_formula` raises Unread for everything that it does not know, for what is left over, and for what can be read in two ways. It builds
-sympy objects itself and never hands text to sympy, so an answer cannot reach Python's `eval`.
+`read_formula` raises Unread for everything that it does not know, for what is left over, and for what can be read in two ways. What a
+formula becomes is up to an `Algebra`: sympy's expressions in the worker (symbolic_algebra.py), exact values with bounded work in
+the evaluating process (exact_algebra.py). Neither is ever handed text, so an answer cannot reach Python's `eval`.
 """
 
 import re
-from collections.abc import Callable, Mapping
-from typing import Any, NoReturn
+from fractions import Fraction
+from typing import Generic, NoReturn
 
-import sympy
-from sympy import Expr, Integer, Rational, Symbol
-
+from megatron_atesd.evaluate.algebra import CONSTANTS, Algebra, Value
 from megatron_atesd.evaluate.answer_text import FUNCTIONS, flat
 from megatron_atesd.evaluate.exact_numbers import DECIMAL, exact_number, read_decimal
 
@@ -34,39 +33,24 @@ _ACCENTS = (
     r"\text",
     r"\widehat",
 )
-_CONSTANTS: Mapping[str, Expr] = {r"\pi": sympy.pi, r"\infty": sympy.oo, "e": sympy.E, "i": sympy.I}
-_SPECIAL: Mapping[str, Callable[..., Any]] = {
-    "ln": sympy.log,
-    "log": lambda value: sympy.log(value, 10),
-    "lg": lambda value: sympy.log(value, 10),
-    "gcd": sympy.gcd,
-    "lcm": sympy.lcm,
-    "max": sympy.Max,
-    "min": sympy.Min,
-}
 _SEVERAL = ("gcd", "lcm", "max", "min")
-_INVERSES = {name: "a" + name for name in ("sin", "cos", "tan", "cot", "sec", "csc", "sinh", "cosh", "tanh")}
+_INVERSES = ("sin", "cos", "tan", "cot", "sec", "csc", "sinh", "cosh", "tanh")
 
 
 class Unread(ValueError):  # noqa: N818 - not an error of anybody's: the text is simply compared as text
     """The text is not a formula that this module understands from end to end."""
 
 
-def read_formula(text: str) -> Expr:
+def read_formula(text: str, algebra: Algebra[Value]) -> Value:
     """The value of a normalised formula (`answer_text.normalised`); raises Unread."""
-    return _Reader(text).whole()
+    return _Reader(text, algebra).whole()
 
 
-def _function(name: str) -> Callable[..., Any]:
-    if name in _SPECIAL:
-        return _SPECIAL[name]
-    return getattr(sympy, re.sub("^arc?(?=sinh|cosh|tanh)|^arc", "a", name))
-
-
-class _Reader:
+class _Reader(Generic[Value]):
     """Recursive descent: sum → product → signed power → atom."""
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, algebra: Algebra[Value]) -> None:
+        self._algebra = algebra
         self._tokens: list[str] = []
         place, text = 0, text.strip()
         while place < len(text):
@@ -79,9 +63,15 @@ class _Reader:
         self._behind_exponent = -1  # where a product may go on with a number: 2^{3}5^{2}
         self._bars = 0  # how many |…| are open: a bar behind a value closes one if there is one
 
-    def whole(self) -> Expr:
+    def whole(self) -> Value:
         value = self._sum()
         return value if self._peek() == "" else self._fail()
+
+    def _whole(self, number: int) -> Value:
+        return self._algebra.number(Fraction(number))
+
+    def _negative(self, value: Value) -> Value:
+        return self._algebra.times(self._whole(-1), value)
 
     def _fail(self) -> NoReturn:
         raise Unread(" ".join(self._tokens))
@@ -102,25 +92,26 @@ class _Reader:
         if not self._take(token):
             self._fail()
 
-    def _sum(self) -> Expr:
+    def _sum(self) -> Value:
         value = self._product()
         while self._peek() in ("+", "-"):
-            sign = -1 if self._next() == "-" else 1
-            value = value + sign * self._product()
+            negative = self._next() == "-"
+            term = self._product()
+            value = self._algebra.plus(value, self._negative(term) if negative else term)
         return value
 
-    def _product(self) -> Expr:
+    def _product(self) -> Value:
         value, divided, numbers = self._signed_power(), False, self._is_number()
         while True:
             if self._take("*", r"\cdot", r"\times"):
-                value, divided = value * self._signed_power(), False
+                value, divided = self._algebra.times(value, self._signed_power()), False
             elif self._take("/", r"\div"):
-                value, numbers = value / self._signed_power(), numbers and self._is_number()
+                value, numbers = self._algebra.over(value, self._signed_power()), numbers and self._is_number()
                 divided = not numbers  # 3/4x is (3/4)x, but a/2x can be read in two ways
             elif self._starts_factor():
                 if divided:
                     self._fail()
-                value = value * self._power()
+                value = self._algebra.times(value, self._power())
             else:
                 return value
 
@@ -138,37 +129,37 @@ class _Reader:
             self._fail()
         return True
 
-    def _signed_power(self) -> Expr:
+    def _signed_power(self) -> Value:
         if self._take("-"):
-            return -self._signed_power()
+            return self._negative(self._signed_power())
         return self._signed_power() if self._take("+") else self._power()
 
-    def _power(self) -> Expr:
+    def _power(self) -> Value:
         base = self._atom()
         raised = False
         while True:
             if self._take("!"):
-                base = sympy.factorial2(base) if self._take("!") else sympy.factorial(base)
+                base = self._algebra.apply("factorial2" if self._take("!") else "factorial", base)
             elif self._take("%"):
-                base = base / 100
+                base = self._algebra.over(base, self._whole(100))
             elif self._peek() == "^" and self._peek(1) == r"\circ":
                 self._at += 2
-                base = base * sympy.pi / 180
+                base = self._algebra.times(base, self._algebra.over(self._algebra.constant(r"\pi"), self._whole(180)))
             elif self._peek() == "^" and not raised:
                 self._at += 1
-                base, raised = base ** self._exponent(), True
+                base, raised = self._algebra.power(base, self._exponent()), True
                 self._behind_exponent = self._at if self._peek(-1) == "}" else -1
             elif self._peek() == "^":
                 self._fail()  # a^b^c without braces
             else:
                 return base
 
-    def _exponent(self) -> Expr:
+    def _exponent(self) -> Value:
         if self._take("-"):
-            return -self._exponent()
+            return self._negative(self._exponent())
         return self._atom()
 
-    def _atom(self) -> Expr:
+    def _atom(self) -> Value:
         token = self._next()
         if token[:1].isdigit() or token[:1] == ".":
             return self._number(token)
@@ -177,16 +168,16 @@ class _Reader:
         if token == "|":
             return self._absolute()
         if token == r"\frac":
-            return self._argument() / self._argument()
+            return self._algebra.over(self._argument(), self._argument())
         if token == r"\sqrt":
             return self._root()
         if token == r"\binom":
-            return sympy.binomial(self._argument(), self._argument())
+            return self._algebra.apply("binomial", self._argument(), self._argument())
         if token[1:] in FUNCTIONS and token[0] == "\\":
             return self._applied(token[1:])
         return self._symbol(token)
 
-    def _number(self, token: str) -> Expr:
+    def _number(self, token: str) -> Value:
         r"""A number, or a mixed number such as 2\frac{1}{3}."""
         value = read_decimal(token)
         if value is None or self._peek() == "_":  # a number in another base
@@ -198,25 +189,25 @@ class _Reader:
                     value = exact_number(token + fraction) or self._fail()  # 2\frac{7}{3} is a product for some, no number for others
                     self._at += length
                     break
-        return Rational(value.numerator, value.denominator)
+        return self._algebra.number(value)
 
-    def _bracket(self, opening: str) -> Expr:
+    def _bracket(self, opening: str) -> Value:
         bars, self._bars = self._bars, 0
         value = self._sum()
         self._expect(_CLOSING[opening])
         self._bars = bars
         if opening == r"\lfloor":
-            return sympy.floor(value)
-        return sympy.ceiling(value) if opening == r"\lceil" else value
+            return self._algebra.apply("floor", value)
+        return self._algebra.apply("ceiling", value) if opening == r"\lceil" else value
 
-    def _absolute(self) -> Expr:
+    def _absolute(self) -> Value:
         self._bars += 1
         value = self._sum()
         self._expect("|")
         self._bars -= 1
-        return sympy.Abs(value)
+        return self._algebra.apply("abs", value)
 
-    def _argument(self) -> Expr:
+    def _argument(self) -> Value:
         r"""What a command takes: a group in braces, or as TeX has it one character (`\frac12`, `\sqrt3`)."""
         if self._take("{"):
             return self._bracket("{")
@@ -225,24 +216,19 @@ class _Reader:
             self._tokens[self._at : self._at + 1] = [token[0], token[1:]]
         return self._atom()
 
-    def _root(self) -> Expr:
-        degree: Expr = Integer(2)
-        if self._take("["):
-            degree = self._bracket("[")
-        value = self._clear_argument()
-        if value.is_negative and degree.is_odd:
-            return -((-value) ** (1 / degree))  # the real root; sympy's power is the complex one
-        return value ** (1 / degree)
+    def _root(self) -> Value:
+        degree = self._bracket("[") if self._take("[") else self._whole(2)
+        return self._algebra.root(self._clear_argument(), degree)
 
-    def _clear_argument(self) -> Expr:
+    def _clear_argument(self) -> Value:
         r"""An argument of which TeX takes no part: `\sqrt12` is √1·2 for TeX, and √12 for most who write it."""
         if self._peek().isdigit() and len(self._peek()) > 1:
             self._fail()
         return self._argument()
 
-    def _applied(self, name: str) -> Expr:
-        power: Expr = Integer(1)
-        base: Expr | None = None
+    def _applied(self, name: str) -> Value:
+        power = self._whole(1)
+        base: Value | None = None
         while self._peek() in ("^", "_"):
             if self._next() == "^":
                 power = self._exponent()
@@ -251,14 +237,14 @@ class _Reader:
             else:
                 self._fail()
         if name in _SEVERAL:
-            return _function(name)(*self._arguments()) ** power
-        if power == -1 and name in _INVERSES:
-            name, power = "arc" + name if not name.endswith("h") else "ar" + name, Integer(1)
+            return self._algebra.power(self._algebra.apply(name, *self._arguments()), power)
+        if name in _INVERSES and power == self._whole(-1):
+            name, power = "arc" + name if not name.endswith("h") else "ar" + name, self._whole(1)
         value = self._function_argument()
-        applied = sympy.log(value, base) if base is not None else _function(name)(value)
-        return applied**power
+        applied = self._algebra.apply(name, value) if base is None else self._algebra.apply(name, value, base)
+        return self._algebra.power(applied, power)
 
-    def _arguments(self) -> list[Expr]:
+    def _arguments(self) -> list[Value]:
         self._expect("(")
         values = [self._sum()]
         while self._take(","):
@@ -266,7 +252,7 @@ class _Reader:
         self._expect(")")
         return values
 
-    def _function_argument(self) -> Expr:
+    def _function_argument(self) -> Value:
         """`(…)` or `{…}` alone; without brackets the product up to the next sign, bracket or function, as in sin 2x cos x."""
         if self._peek() in ("(", "{", "["):
             return self._bracket(self._next())
@@ -274,26 +260,36 @@ class _Reader:
         while self._starts_factor() and self._peek() not in ("(", "[", "{", "*", "/", r"\cdot", r"\times", r"\div", "|"):
             if self._peek()[1:] in FUNCTIONS and self._peek()[0] == "\\":
                 break
-            value = value * self._power()
+            value = self._algebra.times(value, self._power())
         return value
 
-    def _symbol(self, token: str) -> Expr:
+    def _symbol(self, token: str) -> Value:
         name = token
         if token in _ACCENTS:
             name += "{" + self._literal() + "}"
             if not re.search("[A-Za-z]", name.removeprefix(token)) or (token == r"\text" and len(name) != len(r"\text{m}")):
                 self._fail()
             name = name[6] if token == r"\text" else name
-        elif not (token.isalpha() and len(token) == 1) and token not in _GREEK and token not in _CONSTANTS:
+        elif not (token.isalpha() and len(token) == 1) and token not in _GREEK and token not in CONSTANTS:
             self._fail()
         marked = ""
         while self._peek() in ("_", "'"):
             marked += "'" if self._next() == "'" else "_" + self._literal()
-        if not marked and name in _CONSTANTS:
-            return _CONSTANTS[name]
+        if not marked and name in CONSTANTS:
+            return self._algebra.constant(name)
+        if name == "C" and not marked and self._peek() == "(" and (chosen := self._chosen()):
+            return self._algebra.apply("binomial", *chosen)
         if name in ("f", "g", "F", "G") and self._peek() == "(":
             self._fail()  # a function's value, not a product
-        return Symbol(name + marked)
+        return self._algebra.symbol(name + marked)
+
+    def _chosen(self) -> list[Value]:
+        """n and k of C(n, k); nothing for C(x + 1), a product."""
+        start = self._at
+        values = self._arguments()
+        if len(values) != 2:
+            self._at = start
+        return values if len(values) == 2 else []
 
     def _literal(self) -> str:
         """A group in braces, or one token, as it is written."""

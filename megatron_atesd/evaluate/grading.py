@@ -1,10 +1,11 @@
-r"""Grade responses: the last balanced `\boxed{…}` against the gold answer, safe from hostile answers.
+r"""Grade responses: the last balanced `\boxed{…}` behind the thinking against the gold answer, safe from hostile answers.
 
     with Grader(workers=2, timeout_s=5.0) as grader:
         right = grader.grade([(response, problem.answer) for …])
 
-Numbers and equal texts are decided here. Anything else goes to a pool of small processes that hold sympy and nothing else (no torch, no
-model); one that exceeds the time limit is killed and replaced. docs/grading.md says what counts as equal.
+What exact arithmetic decides within bounded work is decided here (`equivalence.fast_verdict`). Anything else goes to a pool of small
+processes that hold sympy and nothing else (no torch, no model); one that exceeds the time limit is killed and replaced. docs/grading.md
+says what counts as equal.
 """
 
 import json
@@ -14,15 +15,16 @@ import select
 import subprocess
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Literal
 
-from megatron_atesd.data.boxes import last_boxed
+from megatron_atesd.data.boxes import final_boxed
 from megatron_atesd.errors import AtesdError, ConfigError
 from megatron_atesd.evaluate.equivalence import READY, RIGHT, WRONG, fast_verdict
 
+Pair = tuple[str, str]  # answer, gold
 Verdict = Literal["right", "wrong", "timeout", "crash"]
 _PACKAGE_ROOT = str(Path(__file__).resolve().parents[2])
 _START_SECONDS = 120.0
@@ -116,31 +118,26 @@ class Grader:
             worker.kill()
 
     def grade(self, items: Sequence[tuple[str, str]]) -> list[bool]:
-        """Whether each (response text, gold answer) is right, in order; a response without a balanced box is wrong.
+        """Whether each (response text, gold answer) is right, in order; a response without a balanced box behind its thinking is wrong.
 
         Equal (answer, gold) pairs are decided once. Raises AtesdError when a worker cannot be started.
         """
-        pairs = [(last_boxed(response) or "", gold) for response, gold in items]
-        verdicts: dict[tuple[str, str], Verdict] = {}
-        hard: list[tuple[str, str]] = []
-        for pair in dict.fromkeys(pairs):
-            quick = fast_verdict(*pair)
-            if quick is None:
-                hard.append(pair)
-            else:
-                verdicts[pair] = "right" if quick else "wrong"
-        verdicts.update(zip(hard, self._ask_all(hard), strict=True))
+        pairs = [(final_boxed(response) or "", gold) for response, gold in items]
+        verdicts: dict[Pair, Verdict] = {}
+        with ThreadPoolExecutor(len(self._workers)) as threads:  # they start with the first pair that needs one
+            asked: dict[Pair, Future[Verdict]] = {}
+            for pair in dict.fromkeys(pairs):
+                quick = fast_verdict(*pair)
+                if quick is None:
+                    asked[pair] = threads.submit(self._ask, pair)
+                else:
+                    verdicts[pair] = "right" if quick else "wrong"
+            verdicts.update((pair, future.result()) for pair, future in asked.items())
         self.timeouts += sum(verdicts[pair] == "timeout" for pair in pairs)
         self.crashes += sum(verdicts[pair] == "crash" for pair in pairs)
         return [verdicts[pair] == "right" for pair in pairs]
 
-    def _ask_all(self, pairs: Sequence[tuple[str, str]]) -> list[Verdict]:
-        if not pairs:
-            return []
-        with ThreadPoolExecutor(len(self._workers)) as threads:
-            return list(threads.map(self._ask, pairs))
-
-    def _ask(self, pair: tuple[str, str]) -> Verdict:
+    def _ask(self, pair: Pair) -> Verdict:
         worker = self._idle.get()
         try:
             return worker.ask(*pair)

@@ -46,8 +46,9 @@ def proportional(first: Expr, second: Expr, positive: bool) -> bool:
     symbols = sorted(first.free_symbols | second.free_symbols, key=str)
     for point in _points(first, second, symbols):
         here, there = first.subs(point), second.subs(point)
-        if _is_finite_real(here) and _is_finite_real(there) and here.evalf() != 0 and there.evalf() != 0:
-            if positive and (here / there).evalf() < 0:
+        digits, other = here.evalf(), there.evalf()
+        if _is_finite_real(digits) and _is_finite_real(other) and digits != 0 and other != 0:
+            if positive and digits / other < 0:
                 return False
             return same_value(first * there, second * here)
     return False
@@ -64,25 +65,33 @@ def _same_function(first: Expr, second: Expr, symbols: Sequence[Basic]) -> bool:
     compared = 0
     for point in _points(first, second, symbols):
         here, there = first.subs(point), second.subs(point)
-        if not complex_allowed and not (_is_finite_real(here) and _is_finite_real(there)):
+        digits = _digits(here), _digits(there)
+        if not complex_allowed and not all(map(_is_finite_real, digits)):
             continue
-        if not _same_number(here, there):
+        if not _agree(here, there, *digits):
             return False
         compared += 1
     return compared >= _ENOUGH_POINTS or (first - second).equals(0) is True
 
 
-def _is_finite_real(value: Expr) -> bool:
-    number = value.evalf(20)
+def _is_finite_real(number: Expr) -> bool:
     return bool(number.is_number and number.is_finite and number.is_real)
 
 
+def _digits(value: Expr) -> Expr:
+    return value.evalf(_DIGITS, maxn=4 * _DIGITS)
+
+
 def _same_number(first: Expr, second: Expr) -> bool:
+    return _agree(first, second, _digits(first), _digits(second))
+
+
+def _agree(first: Expr, second: Expr, number: Expr, other: Expr) -> bool:
+    """Whether two expressions without variables are equal; number, other: their digits."""
     difference = first - second
     if difference.is_Rational:
         return difference == 0
-    sizes = [abs(value.evalf(_DIGITS, maxn=4 * _DIGITS)) for value in (first, second)]
-    apart = abs(difference.evalf(_DIGITS, maxn=4 * _DIGITS))
-    if max(sizes) < Rational(1, 10**_DIGITS):  # perhaps a 0 in disguise, which has no leading digits
+    size = max(abs(number), abs(other))
+    if size < Rational(1, 10**_DIGITS):  # perhaps a 0 in disguise, which has no leading digits
         return difference.equals(0) is True
-    return bool(apart <= max(sizes) / 10 ** (_DIGITS - 10))
+    return bool(abs(number - other) <= size / 10 ** (_DIGITS - 10))

@@ -22,10 +22,10 @@ class Watch:
     `right`: the verdict on each response graded so far.
     """
 
-    def __init__(self, reader: ResponseReader, grader: Grader, problems: Sequence[Problem], together: int) -> None:
-        """together: answers that are graded at one time, before the next word on progress."""
+    def __init__(self, reader: ResponseReader, grader: Grader, problems: Sequence[Problem], together: int, opening: str = "") -> None:
+        """together: answers that are graded at one time, before the next word on progress. opening: `PromptRenderer.opening`."""
         self.right: dict[Key, bool] = {}
-        self._reader, self._grader, self._problems, self._together = reader, grader, problems, together
+        self._reader, self._grader, self._problems, self._together, self._opening = reader, grader, problems, together, opening
         self._pending: list[Answered] = list(reader.found.values())
         self._start, self._before = time.monotonic(), amount(self._pending)
         self._terminal, self._said, self._width = sys.stderr.isatty(), self._start, 0
@@ -63,7 +63,7 @@ class Watch:
             self._error = error
 
     def _take(self, part: Sequence[Answered]) -> None:
-        verdicts = self._grader.grade([(a.text, self._problems[a.problem].answer) for a in part])
+        verdicts = self._grader.grade([(self._opening + a.text, self._problems[a.problem].answer) for a in part])
         self.right.update({a.key: verdict for a, verdict in zip(part, verdicts, strict=True)})
 
     def _say(self, last: bool = False) -> None:

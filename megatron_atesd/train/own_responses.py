@@ -23,10 +23,12 @@ Weighted = tuple[Rollout, float]
 def graded(rollouts: Sequence[Rollout], renderer: PromptRenderer) -> list[bool]:
     """Whether each response's last boxed answer means the problem's, decided on rank 0 as evaluation does; equal rollouts everywhere.
 
-    Numbers and equal texts are decided at once. The first other answer starts two processes, about a second, which end with the job.
+    Most answers are decided at once. The first that needs sympy starts two processes, about a second, which end with the job.
     Collective.
     """
-    return from_rank_0(_grade([(renderer.decode(r.response_ids), r.problem.answer) for r in rollouts]) if is_main() else [])
+    return from_rank_0(
+        _grade([(renderer.opening + renderer.decode(r.response_ids), r.problem.answer) for r in rollouts]) if is_main() else []
+    )
 
 
 def _grade(items: Sequence[tuple[str, str]]) -> list[bool]:

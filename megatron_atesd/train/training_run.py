@@ -14,7 +14,7 @@ from megatron_atesd.checkpoint.random_states import restore_rng, rng_states
 from megatron_atesd.checkpoint.reading import read_folder
 from megatron_atesd.config import TrainConfig
 from megatron_atesd.config.signals import needs_own, probe_interval
-from megatron_atesd.data.boxes import last_boxed
+from megatron_atesd.data.boxes import final_boxed
 from megatron_atesd.data.notice import warn_once
 from megatron_atesd.data.sampler import ProblemSampler, fingerprint
 from megatron_atesd.data.teacher_view import TeacherView
@@ -145,7 +145,7 @@ class TrainingRun:
 
     def answered(self, rollout: Rollout) -> bool:
         """Whether the last boxed answer is the reference's, letter by letter (evaluation grades by meaning)."""
-        return last_boxed(self.renderer.decode(rollout.response_ids)) == rollout.problem.answer
+        return final_boxed(self.renderer.opening + self.renderer.decode(rollout.response_ids)) == rollout.problem.answer
 
     def gather(self) -> str:
         """Gather what the progress signal and the grounding need of the start model; what to tell the user of it ('' for nothing).

@@ -114,6 +114,18 @@ def test_a_template_without_a_thinking_switch_is_said_once(ending: str, capsys: 
     assert f"every prompt ends with '<|im_end|>{ending}'" in said
 
 
+@pytest.mark.parametrize(
+    ("ending", "special", "opening"),
+    [("<think>\n", [], "<think>"), ("<think></think>", [], ""), ("", [], ""), ("<think>\n", ["</think>"], "")],
+)
+def test_a_template_that_opens_the_thinking_says_so(ending: str, special: list[str], opening: str) -> None:
+    """Not where decoding leaves `</think>` out, for then nothing would ever stand behind it."""
+    plain = build_tokenizer()
+    plain.add_special_tokens({"additional_special_tokens": special})
+    plain.chat_template = "{% for m in messages %}<|im_start|>{{ m.role }}{{ m.content }}<|im_end|>{% endfor %}" + ending
+    assert PromptRenderer(plain, PROMPT).opening == opening
+
+
 def test_a_thinking_switch_that_works_needs_no_word(capsys: pytest.CaptureFixture[str]) -> None:
     warn_once.cache_clear()
     renderer()
