@@ -6,10 +6,10 @@ python tools/plot_run.py runs/a runs/b --out compare.svg  # one colour a run
 
 import argparse
 import importlib.util
-from pathlib import Path
 
 from megatron_atesd.errors import ConfigError, run_command
 from megatron_atesd.paths import user_path
+from megatron_atesd.report.run_files import names_of
 
 SUFFIXES = (".png", ".svg", ".pdf")
 
@@ -21,12 +21,6 @@ def parse_args() -> argparse.Namespace:
         "--out", type=user_path, help="picture to write: .png, .svg or .pdf (default: run.png in the run; needed for several)"
     )
     return parser.parse_args()
-
-
-def names_of(runs: list[Path]) -> dict[str, Path]:
-    """Each run by its folder's name, or by its whole path where two folders share a name."""
-    names = [run.resolve().name for run in runs]
-    return {name if names.count(name) == 1 else str(run): run for name, run in zip(names, runs, strict=True)}
 
 
 def main() -> None:

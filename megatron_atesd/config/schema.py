@@ -436,19 +436,22 @@ class CheckpointConfig:
 
 @dataclass(frozen=True)
 class MonitorConfig:
-    """Console and TensorBoard.
+    """Console, TensorBoard and report.
 
     Args:
         tensorboard: Write TensorBoard events to <run.dir>/tensorboard.
-        figure_every: Draw the Beta density, or the scores of exposures, into TensorBoard every so many updates (0 = never).
-        samples: Print a sample rollout every so many updates (0 = never).
+        figure_every: Draw the pictures of the run so far into TensorBoard every so many updates and after the last one (0 = never).
+        samples: Keep a sample rollout with the KL of each token every so many updates (0 = never), also for TensorBoard and the report;
+            where an update is a row on the console, print it too.
+        report: Write <run.dir>/report.html at the end.
         console: What an update prints: columns = a row for a person, values = key=value for a program, auto = columns on a terminal and
             values elsewhere. --log-level warning prints none.
     """
 
     tensorboard: bool = True
     figure_every: int = 10
-    samples: int = 0
+    samples: int = 10
+    report: bool = True
     console: Literal["auto", "columns", "values"] = "auto"
 
 

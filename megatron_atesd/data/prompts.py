@@ -26,6 +26,8 @@ from megatron_atesd.records import Problem, TeacherContext
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+_LONGEST_CHARACTER = 4  # bytes of UTF-8, so at most as many tokens
+
 
 class PromptRenderer:
     """Renders both roles' prompts, and references as responses, through the tokenizer's own chat template.
@@ -117,6 +119,24 @@ class PromptRenderer:
         """Text of response ids, without control tokens such as the end of turn."""
         control = set(self._control.values())
         return self._tokenizer.decode([i for i in ids if i not in control], skip_special_tokens=True)
+
+    def token_texts(self, ids: Sequence[int]) -> list[str]:
+        """Text of each response id, control tokens by their names. A character that several tokens make is the last one's."""
+        names = {number: token for token, number in self._control.items()}
+        texts: list[str] = []
+        context = told = 0  # ids from `context` to `told` are decoded again: what is between two pieces depends on both
+        for place, number in enumerate(ids):
+            if number in names:
+                texts.append(names[number])
+                context = told = place + 1
+                continue
+            before, whole = (self._tokenizer.decode(ids[context:end]) for end in (told, place + 1))
+            if whole.endswith("\ufffd") and place - told < _LONGEST_CHARACTER - 1:
+                texts.append("")
+                continue
+            texts.append(whole[len(before) :])
+            context, told = told, place + 1
+        return texts
 
     def _question(self, problem: Problem) -> str:
         return _paragraphs(problem.problem, self._prompt.instruction)

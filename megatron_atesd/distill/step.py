@@ -16,6 +16,7 @@ from megatron_atesd.distill.fused import TokenStatistics, distill_loss
 from megatron_atesd.distill.readings import Example, ResponseStates, teacher_passes
 from megatron_atesd.distill.target import TEACHER, Target
 from megatron_atesd.distill.teacher import Teacher
+from megatron_atesd.distill.token_kl import FIRSTS, PlaceResult, TokenKL, place_results, sums_by_place
 from megatron_atesd.model.gpt import HiddenStateGPT
 from megatron_atesd.model.micro_batches import MicroBatch, padding_share
 from megatron_atesd.model.modes import evaluation_mode
@@ -57,7 +58,9 @@ class BinResult:
 class StepResult:
     """Over all ranks: means a response token (the loss: a token or a sequence, as normalised; entropies and KL in nats), their count,
     the share of them, and of their summed KL, that the clip touches, the share of computed tokens that was padding, this rank's
-    seconds of both passes, and what several difficulty bins have of it."""
+    seconds of both passes, what each position bin and each of several difficulty bins has of it.
+
+    token_kl: nats of each response token of the `sampled` first examples of this data-parallel rank."""
 
     loss: float
     kl: float
@@ -71,7 +74,9 @@ class StepResult:
     padding: float
     teacher_seconds: float
     student_seconds: float
+    by_place: tuple[PlaceResult, ...] = ()
     by_bin: tuple[BinResult, ...] = ()
+    token_kl: tuple[tuple[float, ...], ...] = ()
 
     def of_bin(self, number: int) -> "StepResult":
         """The same with the KL, disagreement, confidence and tokens of one bin; of a bin without tokens those of all."""
@@ -91,13 +96,15 @@ def distill_step(
     normalize: Normalize = "token",
     loss: Loss = distill_loss,
     bins: int = 1,
+    sampled: int = 0,
 ) -> StepResult:
     """Loss and gradients of this data-parallel rank's examples; gradients end in `wrapped` (DistributedDataParallel around `model`).
 
     loss: of the last pipeline stage, given both roles' hidden states. bins: difficulty bins; with more than one the result has by_bin.
+    sampled: of so many of the examples, the first ones, it has token_kl; the same on every rank.
     Collective over all ranks. Data-parallel ranks may have different numbers of examples, also none.
     """
-    return _both_passes(wrapped, model, teacher, examples, divergence, micro_batch_tokens, normalize, loss, False, bins)
+    return _both_passes(wrapped, model, teacher, examples, divergence, micro_batch_tokens, normalize, loss, False, bins, sampled)
 
 
 def measure_step(
@@ -137,6 +144,7 @@ def _both_passes(
     loss_function: Loss,
     forward_only: bool,
     bins: int = 1,
+    sampled: int = 0,
 ) -> StepResult:
     started = time.perf_counter()
     (states,) = teacher_passes(model, teacher, [examples], micro_batch_tokens, divergence.target)
@@ -145,12 +153,13 @@ def _both_passes(
     pairs = [(e.student_prompt, e.response) for e in examples]
     student_batches = model_batches(model, pairs, micro_batch_tokens)
     binned = [e.bin for e in examples] if bins > 1 else []
-    last_stage = _student_loss(model, teacher, states, divergence, normalize, loss_function, binned, bins if bins > 1 else 0)
+    token_kl = TokenKL([len(e.response) for e in examples[:sampled]])
+    last_stage = _student_loss(model, teacher, states, divergence, normalize, loss_function, binned, bins if bins > 1 else 0, token_kl)
     sums = run_schedule(wrapped, student_batches, last_stage, forward_only)
     padded = [a + b for a, b in zip(states.padded, padding_share(student_batches, pairs), strict=True)]
-    whole = 10
-    summed = sum_over_ranks(sums, whole + (4 * bins if bins > 1 else 0))
-    (loss, count, tokens, clipped_kl, kl_sum, *totals), of_bins = summed[:whole], summed[whole:]
+    whole, places = 10, 10 + 2 * len(FIRSTS)
+    summed = sum_over_ranks(sums, places + (4 * bins if bins > 1 else 0))
+    (loss, count, tokens, clipped_kl, kl_sum, *totals), of_bins = summed[:whole], summed[places:]
     padding, slots = sum_over_ranks([torch.tensor(padded, dtype=torch.float64, device=torch.cuda.current_device())], 2)
     finished = time.perf_counter()
     kl, disagreement, confidence, teacher_entropy, student_entropy, clipped = (total / max(tokens, 1) for total in (kl_sum, *totals))
@@ -167,6 +176,8 @@ def _both_passes(
         padding=padding / slots,
         teacher_seconds=middle - started,
         student_seconds=finished - middle,
+        by_place=place_results(summed[whole:places]),
+        token_kl=token_kl.everywhere(),
         by_bin=tuple(_bin_result(*of_bins[i : i + 4]) for i in range(0, len(of_bins), 4)),
     )
 
@@ -184,10 +195,12 @@ def _student_loss(
     loss_function: Loss,
     bin_of: Sequence[int] = (),
     bins: int = 0,
+    token_kl: TokenKL | None = None,
 ) -> LastStage:
-    """What the last stage does with the student's hidden states; keeps the sums [10]: loss, its count, tokens, clipped KL, statistics.
+    """What the last stage does with the student's hidden states; keeps the sums [10]: loss, its count, tokens, clipped KL, statistics;
+    behind them those of `sums_by_place`, and, for each of `bins`, its tokens and their KL, disagreement and confidence.
 
-    bin_of: of each example. Behind them, for each of `bins`, its tokens and their KL, disagreement and confidence.
+    bin_of: of each example. token_kl: is filled in.
     """
     shard = vocabulary_shard(model)
     teacher_head_VH = teacher.head_weight() if model.post_process else torch.empty(0)
@@ -209,8 +222,10 @@ def _student_loss(
             stats.clipped_T,
         )
         sums = (loss.detach(), count, torch.tensor(len(hidden_TH)), *(statistic_T.sum() for statistic_T in statistics))
-        kept = torch.stack([s.to(loss.device, torch.float64) for s in sums])
-        return loss, count, torch.cat((kept, _sums_by_bin(batch, stats, bin_of, bins))) if bins else kept
+        if token_kl is not None:
+            token_kl.take(batch, stats.kl_T)
+        kept = [torch.stack([s.to(loss.device, torch.float64) for s in sums]), sums_by_place(batch, stats.kl_T)]
+        return loss, count, torch.cat(kept + ([_sums_by_bin(batch, stats, bin_of, bins)] if bins else []))
 
     return last_stage
 

@@ -155,7 +155,7 @@ class Controller:
         self.grounding = [*self.grounding, grounded][-keep:]
         self.fresh += 1
         (whole,) = reward.combine([learning], [grounded], self.config.grounding_weight)
-        terms = {"controller/reward": whole, "controller/learning_progress": learning}
+        terms = {"controller/alpha": decision.alpha, "controller/reward": whole, "controller/learning_progress": learning}
         return terms | ({"controller/grounding": grounded} if self.config.grounding != "off" else {})
 
     def _rewards(self) -> list[float]:

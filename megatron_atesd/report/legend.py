@@ -5,10 +5,13 @@ the same name behind `bin<number>/`.
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal
+from typing import Literal, TypeVar
 
+Value = TypeVar("Value")
+SCORE = "controller/score/"  # and an α: what a controller thinks of it, higher is better
 Group = Literal["learning", "exposure", "rollout", "evaluation", "health", "speed", "memory", "checkpoint"]
 BIN = re.compile(r"bin\d+/")
 _VALUES = {"<α>": r"[-+.e0-9]+", "<number>": r"\d+", "<file>": r"[^/]+", "<alarm>": r"[a-z_]+", "<place>": r"\d+"}
@@ -33,6 +36,12 @@ LEGEND = (
         "learning",
         "nats per token",
         "The unclipped KL from the student to the target: the teacher, unless distill.target mixes.",
+    ),
+    Metric(
+        "distill/kl_at/<place>",
+        "learning",
+        "nats per token",
+        "KL of the response tokens from number <place>, counted from 1, to before its double.",
     ),
     Metric("distill/top1_disagreement", "learning", "share", "Response tokens where target and student prefer different tokens."),
     Metric(
@@ -74,12 +83,16 @@ LEGEND = (
     ),
     Metric("controller/posterior_best", "exposure", "α", "Exposure that mode posterior believes to be best."),
     Metric("controller/posterior_sd", "exposure", "as the signal", "Mean standard deviation of what mode posterior believes."),
+    Metric("controller/alpha", "exposure", "α", "Exposure of the decision whose look-ahead has ended, to which controller/reward belongs."),
     Metric("controller/reward", "exposure", "nats per token", "Reward of the decision whose look-ahead has ended."),
     Metric("controller/learning_progress", "exposure", "nats per token", "The part of the reward that learning progress has."),
     Metric("controller/grounding", "exposure", "nats per token", "Log-probability of the grounding text under the exposed teacher."),
     Metric("controller/advantage", "exposure", "", "Advantage that the decision was learned from."),
     Metric("controller/updates", "exposure", "count", "Policy updates so far."),
     Metric("rollout/length", "rollout", "tokens", "Mean length of a response. The stop token counts."),
+    Metric("rollout/length_p10", "rollout", "tokens", "A tenth of the responses are at most this long."),
+    Metric("rollout/length_p50", "rollout", "tokens", "Median length of a response."),
+    Metric("rollout/length_p90", "rollout", "tokens", "Nine tenths of the responses are at most this long."),
     Metric("rollout/truncated", "rollout", "share", "Responses cut at rollout.max_new_tokens."),
     Metric(
         "rollout/loops",
@@ -131,10 +144,20 @@ LEGEND = (
 def describe(name: str) -> Metric | None:
     """The entry of a metric of metrics.jsonl, also of one of a difficulty bin; None for a name that nobody has described."""
     plain = BIN.sub("", name, count=1) if BIN.match(name) else name
-    return next((metric for metric in LEGEND if _pattern(metric.name).fullmatch(plain)), None)
+    return next((metric for metric in LEGEND if _compiled(metric.name).fullmatch(plain)), None)
+
+
+def pattern(name: str) -> str:
+    """A regular expression that matches the names that a name of the legend stands for."""
+    parts = re.split(f"({'|'.join(map(re.escape, _VALUES))})", name)
+    return "".join(_VALUES.get(part, re.escape(part)) for part in parts)
 
 
 @cache
-def _pattern(name: str) -> re.Pattern[str]:
-    parts = re.split(f"({'|'.join(map(re.escape, _VALUES))})", name)
-    return re.compile("".join(_VALUES.get(part, re.escape(part)) for part in parts))
+def _compiled(name: str) -> re.Pattern[str]:
+    return re.compile(pattern(name))
+
+
+def scores_of(metrics: Mapping[str, Value]) -> dict[float, Value]:
+    """The metrics that are a controller's scores, by α; {} of modes that have none."""
+    return {float(name.removeprefix(SCORE)): value for name, value in metrics.items() if name.startswith(SCORE)}

@@ -6,34 +6,23 @@
 metrics.jsonl holds one JSON object an update with sorted keys and `"update"`; a value that is not finite is null (JSON has no NaN).
 """
 
-import importlib.util
 import json
 import math
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import ModuleType, TracebackType
-from typing import TYPE_CHECKING, Any, TextIO, TypeVar
+from types import TracebackType
+from typing import Any, TextIO
 
 from megatron_atesd.config import MonitorConfig
+from megatron_atesd.report.samples import SAMPLES, Sample, record_of
 from megatron_atesd.report.screen import Screen
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-    from torch.utils.tensorboard import SummaryWriter
-
-Value = TypeVar("Value")
-SCORE = "controller/score/"  # and an α: what a controller thinks of it, higher is better
-
-
-def scores_of(metrics: Mapping[str, Value]) -> dict[float, Value]:
-    """The metrics that are a controller's scores, by α; {} of modes that have none."""
-    return {float(name.removeprefix(SCORE)): value for name, value in metrics.items() if name.startswith(SCORE)}
+from megatron_atesd.report.tensorboard import TensorBoard
 
 
 def keep_lines_until(path: Path, update: int) -> list[dict[str, Any]]:
-    """Cut metrics.jsonl back to the updates up to `update` and return them; a line torn by a killed run goes too.
+    """Cut metrics.jsonl or samples.jsonl back to the updates up to `update` and return them; a line torn by a killed run goes too.
 
     update = 0 keeps nothing: the run starts anew. The file is replaced in one step, so a crash leaves the old or the new one.
     """
@@ -88,9 +77,8 @@ class Monitor:
         self._config = config
         self._is_main = is_main
         self._start = start
-        self._alphas: list[float] = []
         self._file: TextIO | None = None
-        self._writer: SummaryWriter | None = None
+        self._board: TensorBoard | None = None
         self._screen = Screen(total_updates, start, config.console)
         self._told: set[str] = set()
         self._logged: float | None = None  # the moment of the last log()
@@ -100,42 +88,32 @@ class Monitor:
             return self
         self._run_dir.mkdir(parents=True, exist_ok=True)
         path = self._run_dir / "metrics.jsonl"
-        kept = keep_lines_until(path, self._start)
-        self._alphas = [line["exposure/alpha"] for line in kept if line.get("exposure/alpha") is not None]
+        keep_lines_until(path, self._start)
+        keep_lines_until(self._run_dir / SAMPLES, self._start)
         self._file = path.open("a")
         if self._config.tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._writer = SummaryWriter(str(self._run_dir / "tensorboard"), purge_step=self._start + 1 if self._start else 0)
+            self._board = TensorBoard(self._run_dir, self._start, self._total, self._config.figure_every, self._tell_once)
         self._screen.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._screen.stop()
-        if self._writer is not None:
-            self._writer.close()
+        if self._board is not None:
+            self._board.close()
         if self._file is not None:
             self._file.close()
 
     def log(self, update: int, metrics: Mapping[str, float]) -> None:
-        """Record the metrics of finished update number `update` (from 1) in all three sinks; draws the exposure when it is due."""
+        """Record the metrics of finished update number `update` (from 1) in all three sinks."""
         if not self._is_main:
             return
         assert self._file is not None, "log() belongs inside the with block"
         metrics = {**metrics, **self._between(metrics)}
         self._file.write(_encode(_record(metrics) | {"update": update}))
         self._file.flush()
-        if self._writer is not None:
-            for name, value in metrics.items():
-                self._writer.add_scalar(name, value, update)
+        if self._board is not None:
+            self._board.log(update, metrics)
         self._screen.update(update, metrics)
-        if "exposure/alpha" in metrics:
-            self._alphas.append(float(metrics["exposure/alpha"]))
-        due = self._config.figure_every and update % self._config.figure_every == 0
-        if due and "exposure/a" in metrics:
-            self.figure(update, float(metrics["exposure/a"]), float(metrics["exposure/b"]), self._alphas)
-        if due and (scores := scores_of(metrics)):
-            self.scores(update, scores, float(metrics["exposure/alpha"]), metrics.get("controller/posterior_sd"))
 
     def log_later(self, update: int, metrics: Mapping[str, float]) -> None:
         """Add what was measured after the line of `update` was written, to that line and to TensorBoard; update 0 has no line."""
@@ -146,34 +124,27 @@ class Monitor:
         self._file.close()
         amend_line(path, update, _record(metrics))
         self._file = path.open("a")
-        if self._writer is not None:
-            for name, value in metrics.items():
-                self._writer.add_scalar(name, value, update)
+        if self._board is not None:
+            self._board.scalars(update, metrics)
 
-    def figure(self, update: int, a: float, b: float, alphas: Sequence[float]) -> None:
-        """Put a picture of the policy's density Beta(a, b) and the α used so far into TensorBoard; without matplotlib, say so once."""
-        self._draw("exposure/policy", update, lambda pictures: pictures.beta_figure(update, a, b, alphas))
-
-    def scores(self, update: int, scores: Mapping[float, float], alpha: float, sd: float | None = None) -> None:
-        """Put a picture of the controller's scores by α, and of the α used, into TensorBoard; `sd`: of the scores, if it knows one."""
-        self._draw("exposure/scores", update, lambda pictures: pictures.scores_figure(update, scores, alpha, sd))
-
-    def _draw(self, name: str, update: int, make: Callable[[ModuleType], "Figure"]) -> None:
-        if self._writer is None:
+    def sample(self, sample: Sample) -> None:
+        """Keep a response with the KL of its tokens in samples.jsonl, and show it in TensorBoard."""
+        if not self._is_main:
             return
-        if importlib.util.find_spec("matplotlib") is None:
-            self._tell_once(
-                "no exposure pictures in TensorBoard: they need matplotlib (pip install -e '.[plots]' in this project's checkout)"
-            )
-            return
-        from megatron_atesd.report import pictures
-
-        self._writer.add_figure(name, make(pictures), update)
+        with (self._run_dir / SAMPLES).open("a") as file:
+            file.write(_encode(record_of(sample)))
+        if self._board is not None:
+            self._board.sample(sample)
 
     def message(self, text: str) -> None:
         """Say something to the person who watches, above the progress bar if there is one."""
         if self._is_main:
             self._screen.message(text)
+
+    @property
+    def for_people(self) -> bool:
+        """Whether a person reads the console, and no program."""
+        return self._screen.for_people
 
     @property
     def width(self) -> int | None:

@@ -17,7 +17,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from megatron_atesd.errors import DataError
-from megatron_atesd.report.monitor import scores_of
+from megatron_atesd.report.legend import scores_of
 from megatron_atesd.report.pictures import GRID, INK, MUTED, PALETTE, draw_series, new_figure, save, tidy
 from megatron_atesd.report.run_figures import Metrics, colours, load_metrics
 

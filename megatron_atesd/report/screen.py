@@ -31,6 +31,11 @@ class Screen:
         self._progress: Progress | None = None
 
     @property
+    def for_people(self) -> bool:
+        """Whether updates are rows, not values."""
+        return not self._values
+
+    @property
     def width(self) -> int | None:
         """Of the terminal; None without one."""
         return self._console.width if self._console.is_terminal else None

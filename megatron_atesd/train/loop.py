@@ -6,6 +6,7 @@ problems → rollout → exposure → teacher and student prompts → distill st
 
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from megatron_atesd.checkpoint.run_checkpoints import Saver, check_fresh, set_aside, start_from
@@ -18,15 +19,28 @@ from megatron_atesd.parallel.agreement import on_rank_0
 from megatron_atesd.parallel.groups import is_main
 from megatron_atesd.parallel.session import end_start, session_of, start_minutes
 from megatron_atesd.records import Exposure, Rollout
+from megatron_atesd.report.at_end import report_at_end
 from megatron_atesd.report.monitor import Monitor
 from megatron_atesd.report.phases import account
+from megatron_atesd.report.samples import Sample
 from megatron_atesd.train.banner import banner
 from megatron_atesd.train.bias_check import check_bias, cost, save_record
 from megatron_atesd.train.checks import check_before_work
 from megatron_atesd.train.evaluations import Evaluations
 from megatron_atesd.train.heartbeat import Heartbeat
 from megatron_atesd.train.logprob_gap import gap_alarm
-from megatron_atesd.train.metrics import bin_metrics, describe_sample, entry_clip_warning, peak_memory_gib, rollout_metrics, write_summary
+from megatron_atesd.train.metrics import (
+    bin_metrics,
+    describe_sample,
+    entry_clip_warning,
+    length_metrics,
+    machine,
+    peak_memory_gib,
+    place_metrics,
+    rollout_metrics,
+    sample_of,
+    write_summary,
+)
 from megatron_atesd.train.preemption import StopRequest
 from megatron_atesd.train.progress import Finished
 from megatron_atesd.train.resume import as_begun, check_resumable
@@ -58,7 +72,7 @@ def train(config: TrainConfig) -> None:
             on_rank_0(lambda: set_aside(checkpoints, start), f"{checkpoints} cannot be put in order")
         if is_main():
             run_dir.mkdir(parents=True, exist_ok=True)
-            save_config(config, run_dir / "config.yaml")
+            save_config(config, run_dir / "config.yaml", machine())
         with (
             Monitor(run_dir, config.run.updates, config.monitor, is_main(), start) as monitor,
             StopRequest() as stop,
@@ -88,13 +102,14 @@ def train(config: TrainConfig) -> None:
                 return
             alarmed = False
             for update in range(start, config.run.updates):
-                metrics, rollouts = train_step(run, update, heartbeat)
                 done = update + 1
+                shown = bool(config.monitor.samples) and done % config.monitor.samples == 0
+                metrics, rollouts = train_step(run, update, heartbeat, monitor.sample if shown else None)
                 monitor.log(done, metrics | saver.metrics())
                 if not alarmed and (alarm := gap_alarm(metrics, config.engine.gap_alarm)):
                     alarmed = True
                     warn(alarm)
-                if config.monitor.samples and done % config.monitor.samples == 0:
+                if shown and monitor.for_people:
                     monitor.message(describe_sample(run.renderer, rollouts[0]))
                 heartbeat.enter(f"the end of update {done}")
                 asked = stop.agreed()
@@ -113,6 +128,8 @@ def train(config: TrainConfig) -> None:
                     return
         if is_main():
             monitor.message(account(write_summary(run_dir, config, evaluations.conclude())))
+            if config.monitor.report:
+                report_at_end(run_dir, monitor.message)
 
 
 def tell_bias(run: TrainingRun, monitor: Monitor, heartbeat: Heartbeat, stop: StopRequest) -> None:
@@ -127,8 +144,13 @@ def tell_bias(run: TrainingRun, monitor: Monitor, heartbeat: Heartbeat, stop: St
     heartbeat.enter("the start", start_minutes(run.config.parallel))
 
 
-def train_step(run: TrainingRun, update: int, heartbeat: Heartbeat) -> tuple[dict[str, float], list[Rollout]]:
-    """One student update; returns its metrics and this data-parallel rank's rollouts."""
+def train_step(
+    run: TrainingRun, update: int, heartbeat: Heartbeat, tell: Callable[[Sample], None] | None = None
+) -> tuple[dict[str, float], list[Rollout]]:
+    """One student update; returns its metrics and this data-parallel rank's rollouts.
+
+    tell: is given the rank's first rollout with the KL of its tokens; None on all ranks or on none.
+    """
     started = time.perf_counter()
     heartbeat.enter(f"the rollout of update {update + 1}")
     problems = run.sampler.batch_at(update)
@@ -143,7 +165,7 @@ def train_step(run: TrainingRun, update: int, heartbeat: Heartbeat) -> tuple[dic
     chosen = time.perf_counter()
 
     heartbeat.enter(f"the student's step of update {update + 1}")
-    step = student_step(run, rollouts, exposure)
+    step = student_step(run, rollouts, exposure, sampled=1 if tell else 0)
     result = step.result
     run.skipped.count(step.skipped)
     if step.skipped:
@@ -181,8 +203,12 @@ def train_step(run: TrainingRun, update: int, heartbeat: Heartbeat) -> tuple[dic
         "perf/padding": result.padding,
         "memory/peak_gib": peak_memory_gib(),
     }
-    metrics |= gap | rollout_metrics(rollouts, step.contexts, run.answered) | measured
+    metrics |= gap | rollout_metrics(rollouts, step.contexts, run.answered) | length_metrics(rollouts) | place_metrics(result) | measured
     if result.by_bin:
         bins = [run.bins.of(rollout.problem) for rollout in rollouts]
         metrics |= bin_metrics(rollouts, step.contexts, run.answered, bins, result.by_bin, exposure)
+    if tell and is_main():
+        first = rollouts[0]
+        alpha, right = exposure.of(run.bins.of(first.problem)), run.answered(first)
+        tell(sample_of(run.renderer, update + 1, first, step.contexts[0], alpha, result.token_kl[0], right))
     return metrics, rollouts

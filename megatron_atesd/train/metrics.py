@@ -1,23 +1,29 @@
 """Numbers and texts about an update that are not part of the method: rollout statistics, memory, samples, the run's summary."""
 
 import json
+import platform
 import resource
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 
 from megatron_atesd.config import DistillConfig, TrainConfig
 from megatron_atesd.data.prompts import PromptRenderer
-from megatron_atesd.distill.step import BinResult
+from megatron_atesd.distill.step import BinResult, StepResult
 from megatron_atesd.exposure.bins import bin_metric
+from megatron_atesd.parallel.groups import gathered
 from megatron_atesd.records import Exposure, Rollout, TeacherContext
 from megatron_atesd.report.phases import Phases, phases_of
+from megatron_atesd.report.samples import Sample
 from megatron_atesd.rollout.loops import is_loop
+
+_SHOWN = 400  # characters of a response on the console, at either end
 
 
 def rollout_metrics(
@@ -33,6 +39,14 @@ def rollout_metrics(
     rollout = ("rollout/length", "rollout/truncated", "rollout/loops", "rollout/empty", "rollout/accuracy")
     names = (*rollout, "exposure/revealed", "exposure/segments")
     return {name: total / count for name, total in zip(names, totals, strict=True)}
+
+
+def length_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
+    """Tokens that a tenth, a half and nine tenths of all ranks' responses do not exceed. Collective."""
+    lengths = gathered([len(r.response_ids) for r in rollouts], parallel_state.get_data_parallel_group())
+    shares = (10, 50, 90)
+    found = np.percentile([length for part in lengths for length in part], shares, method="inverted_cdf")
+    return {f"rollout/length_p{share}": float(value) for share, value in zip(shares, found, strict=True)}
 
 
 def bin_metrics(
@@ -79,11 +93,33 @@ def peak_memory_gib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
+def machine() -> dict[str, str]:
+    """What a run runs on, for its config.yaml: number of processes, and rank 0's device."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {platform.machine()}"
+    return {"processes": str(dist.get_world_size()), "device": device}
+
+
 def describe_sample(renderer: PromptRenderer, rollout: Rollout) -> str:
-    """One rollout as text, for a person."""
+    """One rollout as text, for a person: of a long response its beginning and its end."""
     cut = " … (cut)" if rollout.truncated else ""
     problem, response = rollout.problem, renderer.decode(rollout.response_ids)
+    if len(response) > 2 * _SHOWN:
+        response = f"{response[:_SHOWN]}\n[… {len(response) - 2 * _SHOWN:,} characters …]\n{response[-_SHOWN:]}"
     return f"problem {problem.id}: {problem.problem}\nresponse: {response}{cut}\nanswer: {problem.answer}"
+
+
+def sample_of(
+    renderer: PromptRenderer, update: int, rollout: Rollout, context: TeacherContext, alpha: float, kl: Sequence[float], right: bool
+) -> Sample:
+    """One rollout with what the teacher saw of its problem, and the KL of each token (nats), for samples.jsonl."""
+    problem, texts = rollout.problem, renderer.token_texts(rollout.response_ids)
+    what = (update, problem.id, problem.problem, problem.answer, alpha, context.revealed, context.segments)
+    return Sample(*what, tuple(texts), tuple(kl), rollout.truncated, right)
+
+
+def place_metrics(result: StepResult) -> dict[str, float]:
+    """KL by position in the response."""
+    return {f"distill/kl_at/{place.first}": place.kl for place in result.by_place}
 
 
 def entry_clip_warning(distill: DistillConfig) -> str:

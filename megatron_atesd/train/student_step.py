@@ -24,8 +24,11 @@ class StudentStep:
         return math.isnan(self.grad_norm)
 
 
-def student_step(run: TrainingRun, rollouts: Sequence[Rollout], exposure: Exposure) -> StudentStep:
-    """Distil this data-parallel rank's rollouts from the teacher under `exposure`. Collective over all ranks."""
+def student_step(run: TrainingRun, rollouts: Sequence[Rollout], exposure: Exposure, sampled: int = 0) -> StudentStep:
+    """Distil this data-parallel rank's rollouts from the teacher under `exposure`. Collective over all ranks.
+
+    sampled: of so many rollouts, the first ones, the KL of each token is kept.
+    """
     run.optimization.zero_grad()
     contexts = run.exposed(rollouts, exposure)
     result = distill_step(
@@ -37,6 +40,7 @@ def student_step(run: TrainingRun, rollouts: Sequence[Rollout], exposure: Exposu
         run.config.parallel.micro_batch_tokens,
         run.config.distill.normalize,
         bins=run.config.exposure.bins,
+        sampled=sampled,
     )
     step = StudentStep(contexts, result, *run.optimization.step(result.loss + result.kl))
     if not step.skipped:

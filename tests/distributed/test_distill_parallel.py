@@ -69,10 +69,10 @@ def mixed(first_TV: torch.Tensor, second_TV: torch.Tensor, target: Target) -> to
 
 def plain_reference(
     student: PreTrainedModel, teacher: PreTrainedModel, normalize: str, target: Target = TEACHER
-) -> tuple[dict[str, float], list[float], dict[str, torch.Tensor]]:
+) -> tuple[dict[str, float], list[float], list[list[float]], dict[str, torch.Tensor]]:
     """The same step as anyone would write it: whole logits, autograd, one sequence at a time.
 
-    Its metrics, the mean loss of each response that is not empty, and every gradient.
+    Its metrics, the mean loss of each response that is not empty, the KL of each token of each response, and every gradient.
     """
     token_losses, sequence_means, statistics = [], [], []
     for example in (e for e in asked(target) if e.response):
@@ -99,7 +99,9 @@ def plain_reference(
     assert 0 <= means["clipped_tokens"] <= clipped_kl < 1
     metrics = {"loss": float(loss.detach()), "tokens": sum(len(example.response) for example in examples(37)), "clipped_kl": clipped_kl}
     gradients = {name: p.grad for name, p in student.named_parameters() if p.grad is not None}
-    return metrics | means, [float(mean.detach()) for mean in sequence_means], gradients
+    of_tokens = iter(statistics)
+    token_kl = [next(of_tokens)[0].tolist() if example.response else [] for example in examples(37)]
+    return metrics | means, [float(mean.detach()) for mean in sequence_means], token_kl, gradients
 
 
 def plain_statistics(teacher_TV: torch.Tensor, student_TV: torch.Tensor) -> torch.Tensor:
@@ -111,16 +113,17 @@ def plain_statistics(teacher_TV: torch.Tensor, student_TV: torch.Tensor) -> torc
     return torch.stack((divergence(teacher_TV, student_TV, "forward_kl"), differ_T, student_TV.exp().amax(-1), *entropies, clipped_T))
 
 
-def megatron_steps(layouts: Sequence[Layout], folder: Path, normalize: Normalize) -> list[tuple[StepResult, list[float]]]:
+def megatron_steps(layouts: Sequence[Layout], folder: Path, normalize: Normalize) -> list[tuple[StepResult, list[float], int]]:
     """One distill step at each layout; leaves every gradient, as a model folder of weights, in folder/<layout>.
 
-    Besides, where context ranks share them, the losses of this data-parallel rank's examples one by one, on the last pipeline stage.
+    Besides, where context ranks share them, the losses of this data-parallel rank's examples one by one, on the last pipeline stage;
+    and which example is its first one.
     """
     dist.init_process_group("gloo")
     return [megatron_step(layout, folder, normalize) for layout in layouts]
 
 
-def megatron_step(layout: Layout, folder: Path, normalize: Normalize) -> tuple[StepResult, list[float]]:
+def megatron_step(layout: Layout, folder: Path, normalize: Normalize) -> tuple[StepResult, list[float], int]:
     with parallel_session(layout.tensor, layout.pipeline, virtual_pipeline=layout.virtual, context=layout.context):
         architecture = read_architecture(folder / "student")
         sizes = (layout.tensor, layout.pipeline, layout.sequence)
@@ -136,12 +139,12 @@ def megatron_step(layout: Layout, folder: Path, normalize: Normalize) -> tuple[S
         first = sum(layout.shares[:rank])
         mine = asked(layout.target)[first : first + layout.shares[rank]]
         divergence = replace(DIVERGENCE, chunk=layout.chunk, target=layout.target)
-        result = distill_step(optimization.wrapped, model, teacher, mine, divergence, layout.tokens, normalize)
+        result = distill_step(optimization.wrapped, model, teacher, mine, divergence, layout.tokens, normalize, sampled=3)
         losses = example_losses(model, teacher, mine, divergence) if layout.context > 1 else []
         for parameter in model.parameters():
             parameter.data = parameter.main_grad.clone()  # pyright: ignore[reportAttributeAccessIssue]
         write_folder(folder / layout.name, model_state(model), folder / "student")
-        return result, losses
+        return result, losses, first
 
 
 close = partial(pytest.approx, rel=1e-4)
@@ -154,6 +157,12 @@ def gradients_by_hf_name(folder: Path, layout: Layout) -> dict[str, torch.Tensor
         loaded = read_folder(folder / layout.name, model_state(model))
         model.load_state_dict({name.removeprefix("model."): value for name, value in loaded.items()})
         return by_hf_name(model)
+
+
+def by_place(token_kl: Sequence[Sequence[float]]) -> dict[int, tuple[int, float]]:
+    """Tokens and mean KL of those numbered 1, 2 – 3, 4 – 7, 8 – 15 in their responses."""
+    bins = {first: [kl for response in token_kl for kl in response[first - 1 : 2 * first - 1]] for first in (1, 2, 4, 8)}
+    return {first: (len(values), sum(values) / len(values)) for first, values in bins.items() if values}
 
 
 LAYOUTS = {
@@ -228,7 +237,7 @@ def test_a_target_that_is_a_mix_equals_plain_pytorch(world: int, target: Target,
 def test_a_mix_of_logits_with_weight_0_is_the_teacher_bit_for_bit(tmp_path: Path) -> None:
     save_models(tmp_path, "qwen3", tied=True)
     layouts = [Layout(target=target) for target in (TEACHER, Target("mix_unaided", 0.0))]
-    plain, mix = (result for result, _ in run_distributed(megatron_steps, 1, layouts, tmp_path, "token")[0])
+    plain, mix = (result for result, *_ in run_distributed(megatron_steps, 1, layouts, tmp_path, "token")[0])
     assert (mix.loss, mix.kl, mix.teacher_entropy) == (plain.loss, plain.kl, plain.teacher_entropy)
     gradients = [gradients_by_hf_name(tmp_path, layout) for layout in layouts]
     assert all(torch.equal(gradients[1][name], gradient) for name, gradient in gradients[0].items())
@@ -241,12 +250,16 @@ def compare(
     results = run_distributed(megatron_steps, world, layouts, tmp_path, normalize)
     load = Qwen3ForCausalLM if family == "qwen3" else LlamaForCausalLM
     student, teacher = (load.from_pretrained(tmp_path / role).eval() for role in ("student", "teacher"))
-    metrics, each, expected = plain_reference(student, teacher, normalize, target)
+    metrics, each, token_kl, expected = plain_reference(student, teacher, normalize, target)
     for index, layout in enumerate(layouts):
         for rank in results:
-            result, losses = rank[index]
+            result, losses, first = rank[index]
             assert {name: getattr(result, name) for name in metrics} == pytest.approx(metrics, rel=1e-5), layout
             assert all(loss in map(close, each) or isnan(loss) for loss in losses), layout  # nan: of an empty response
+            sampled = token_kl[first : first + len(result.token_kl)]
+            assert [len(part) for part in result.token_kl] == [len(part) for part in sampled], layout
+            assert [value for part in result.token_kl for value in part] == close([value for part in sampled for value in part]), layout
+            assert {place.first: (place.tokens, close(place.kl)) for place in result.by_place} == by_place(token_kl), layout
         got = gradients_by_hf_name(tmp_path, layout)
         assert set(got) == set(expected)
         for name, gradient in expected.items():

@@ -62,8 +62,9 @@ def arguments(inputs: Path, run_dir: Path, *overrides: str) -> list[str]:
         "exposure.batch": 1,
         "checkpoint.every": 2,
         "checkpoint.keep": 0,
-        "monitor.figure_every": 3,
+        "monitor.figure_every": 0,
         "monitor.samples": 1,
+        "monitor.report": "false",
     }
     return [*configs, *(f"--{name}={value}" for name, value in settings.items()), *overrides]
 

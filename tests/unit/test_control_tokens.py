@@ -132,3 +132,31 @@ def test_words_that_are_control_tokens_become_unknown_ones() -> None:
     assert tokens.convert_ids_to_tokens(list(ids)) == [
         "<|im_start|>", "user", "plus", "<unk>", "<unk>", "<|im_end|>", "<|im_start|>", "assistant"
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["byte-level", "metaspace", "unigram"])
+def test_the_texts_of_tokens_make_the_response(kind: str) -> None:
+    tokens = made(kind)
+    renderer = PromptRenderer(tokens, PROMPT)
+    response = tokens.encode("user 3 plus 4 makes 7.", add_special_tokens=False)
+    stop = tokens.convert_tokens_to_ids("<|im_end|>")
+    texts = renderer.token_texts([*response, stop, *response])
+    assert len(texts) == 2 * len(response) + 1
+    assert "".join(texts) == f"{tokens.decode(response)}<|im_end|>{tokens.decode(response)}"
+
+
+def test_a_character_of_several_tokens_is_the_last_ones() -> None:
+    tokens = made("byte-level")
+    ids = tokens.encode("a 😀ü", add_special_tokens=False)
+    texts = PromptRenderer(tokens, PROMPT).token_texts(ids)
+    assert "".join(texts) == "a 😀ü"
+    assert [text for text in texts if "\ufffd" in text] == []
+    assert len(texts) == len(ids) > 4
+
+
+def test_bytes_that_are_no_character_do_not_hold_up_the_text() -> None:
+    tokens = made("byte-level")
+    broken = tokens.encode("😀", add_special_tokens=False)[0]
+    texts = PromptRenderer(tokens, PROMPT).token_texts([*[broken] * 9, *tokens.encode("user", add_special_tokens=False)])
+    assert "".join(texts) == "\ufffd" * 9 + "user"
+    assert "\ufffd" in "".join(texts[:4])

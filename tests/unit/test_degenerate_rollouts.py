@@ -13,12 +13,13 @@ from transformers import Qwen3ForCausalLM
 from megatron_atesd.config import load_config
 from megatron_atesd.errors import ConversionError, DataError, TrainingError
 from megatron_atesd.parallel.session import parallel_session
-from megatron_atesd.records import Problem, Rollout, TeacherContext
+from megatron_atesd.records import Exposure, Problem, Rollout, TeacherContext
+from megatron_atesd.report.samples import Sample
 from megatron_atesd.rollout.sampling import Sampler
 from megatron_atesd.train.checks import check_before_work
 from megatron_atesd.train.heartbeat import Heartbeat
 from megatron_atesd.train.loop import train_step
-from megatron_atesd.train.metrics import rollout_metrics
+from megatron_atesd.train.metrics import length_metrics, rollout_metrics
 from megatron_atesd.train.progress import Finished
 from megatron_atesd.train.training_run import TrainingRun
 from tests.support.small_run import arguments, save_inputs
@@ -85,6 +86,23 @@ def test_one_of_four_responses_ends_in_a_loop(inputs: Path) -> None:
     rollouts = [Rollout(Problem("1", "", "", ""), (), ids, truncated) for ids, truncated in responses]
     metrics = rollout_metrics(rollouts, [TeacherContext((), 0, 1)] * 4, lambda _: False)
     assert (metrics["rollout/loops"], metrics["rollout/truncated"]) == (0.25, 0.75)
+
+
+def test_lengths_are_those_that_a_share_of_the_responses_does_not_exceed(inputs: Path) -> None:
+    rollouts = [Rollout(Problem("1", "", "", ""), (), (7,) * length, False) for length in (9, 1, 3, 5, 2, 4, 7, 6, 10, 8)]
+    assert length_metrics(rollouts) == {"rollout/length_p10": 1.0, "rollout/length_p50": 5.0, "rollout/length_p90": 9.0}
+
+
+def test_a_sample_is_the_first_response_with_the_kl_of_its_tokens(inputs: Path) -> None:
+    run, told = start(inputs, "--data.batch=1"), list[Sample]()
+    run.service.observe(run.probe(Finished(0), Exposure(1.0, -1))[0])
+    with Heartbeat(run.config.parallel.timeout_minutes) as heartbeat:
+        metrics, rollouts = train_step(run, 0, heartbeat, told.append)
+    (sample,) = told
+    assert (sample.update, sample.id) == (1, rollouts[0].problem.id)
+    assert "".join(sample.tokens).startswith(run.renderer.decode(rollouts[0].response_ids))
+    assert sum(sample.kl) == pytest.approx(metrics["distill/kl"] * len(rollouts[0].response_ids))
+    assert sample.alpha == metrics["exposure/alpha"]
 
 
 @pytest.mark.parametrize(("clip", "share"), [("0", 0.0), ("1e-12", 1.0), ("100", 0.0)])

@@ -122,6 +122,14 @@ def test_a_reward_is_known_lookahead_updates_after_its_decision():
     assert known == [6, 8, 10, 12]  # decisions at 3, 5, 7, 9
 
 
+def test_a_reward_is_told_with_the_alpha_of_its_own_decision():
+    seen = drive(started(CONFIG), 0, 12)
+    decided = {proposal.decision_id: proposal.alpha for proposal in seen[::2] if proposal.decision_id >= 0}
+    told = [metrics["controller/alpha"] for metrics in seen[1::2] if "controller/reward" in metrics]
+    assert told == [decided[number] for number in range(4)]
+    assert len(set(told)) == 4
+
+
 def test_the_reward_is_that_of_the_method():
     config = replace(CONFIG, warmup_updates=0, discount=0.5, normalize_terms=False, grounding_weight=0.1)
     controller = Controller(config, updates=40, seed=1)

@@ -2,18 +2,18 @@
 
 import json
 import math
-import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from megatron_atesd.config import MonitorConfig
 from megatron_atesd.report import monitor as module
-from megatron_atesd.report import pictures
 from megatron_atesd.report.monitor import Monitor, keep_lines_until
+from megatron_atesd.report.samples import read_samples
+from tests.support.run_record import SAMPLE
 
 PLAIN = MonitorConfig(tensorboard=False)
 METRICS = {
@@ -83,6 +83,14 @@ def test_a_new_start_forgets_the_old_lines(tmp_path: Path):
     assert [line["update"] for line in lines(tmp_path)] == [1]
 
 
+def test_samples_of_a_resumed_run_are_those_of_an_unbroken_one(tmp_path: Path):
+    for start, updates in ((0, (2, 4, 6)), (4, (6,))):
+        with Monitor(tmp_path, 10, PLAIN, is_main=True, start=start) as monitor:
+            for update in updates:
+                monitor.sample(replace(SAMPLE, update=update))
+    assert [sample.update for sample in read_samples(tmp_path)] == [2, 4, 6]
+
+
 def test_a_torn_last_line_is_dropped(tmp_path: Path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"update": 1}\n{"update": 2}\n{"update": 3, "distill/lo')
@@ -102,57 +110,9 @@ def test_a_failed_truncation_leaves_the_old_file(tmp_path: Path, monkeypatch: py
 def test_other_ranks_write_and_say_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     with Monitor(tmp_path / "run", 10, MonitorConfig(), is_main=False, start=0) as monitor:
         monitor.log(1, METRICS)
-        monitor.figure(1, 2.0, 2.0, [0.5])
+        monitor.sample(SAMPLE)
         monitor.message("hello")
     assert (list(tmp_path.iterdir()), capsys.readouterr().out) == ([], "")
-
-
-def test_tensorboard_holds_every_metric(tmp_path: Path):
-    with Monitor(tmp_path, 10, MonitorConfig(), is_main=True, start=0) as monitor:
-        monitor.log(1, METRICS)
-    assert {name: events(tmp_path).Scalars(name)[0].value for name in METRICS} == pytest.approx(METRICS)
-
-
-def test_tensorboard_of_a_resumed_run_has_each_update_once(tmp_path: Path):
-    write_run(tmp_path, range(1, 6), MonitorConfig())
-    write_run(tmp_path, range(4, 8), MonitorConfig())
-    assert [event.step for event in events(tmp_path).Scalars("distill/loss")] == [1, 2, 3, 4, 5, 6, 7]
-
-
-def test_the_policy_is_drawn_when_due(tmp_path: Path):
-    with Monitor(tmp_path, 10, MonitorConfig(figure_every=2), is_main=True, start=0) as monitor:
-        for update in range(1, 6):
-            monitor.log(update, METRICS | {"exposure/a": 2.0, "exposure/b": 3.0})
-    assert [image.step for image in events(tmp_path).Images("exposure/policy")] == [2, 4]
-
-
-def test_the_scores_of_exposures_are_drawn_when_due(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    seen: list[Any] = []
-    scores_figure = pictures.scores_figure
-    monkeypatch.setattr(pictures, "scores_figure", lambda *values: seen.append(values) or scores_figure(*values))
-    scores = {"controller/score/0.25": -1.0, "controller/score/1": 0.5, "exposure/alpha": 1.0}
-    with Monitor(tmp_path, 10, MonitorConfig(figure_every=2), is_main=True, start=0) as monitor:
-        for update in (1, 2, 3):
-            monitor.log(update, METRICS | scores)
-    assert [image.step for image in events(tmp_path).Images("exposure/scores")] == [2]
-    assert seen == [(2, {0.25: -1.0, 1.0: 0.5}, 1.0, None)]
-
-
-def test_the_picture_shows_every_alpha_of_the_run_also_after_a_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    seen: list[list[float]] = []
-    monkeypatch.setattr(Monitor, "figure", lambda self, update, a, b, alphas: seen.append(list(alphas)))
-    write_run(tmp_path, range(1, 4))
-    with Monitor(tmp_path, 10, MonitorConfig(tensorboard=False, figure_every=3), is_main=True, start=2) as monitor:
-        monitor.log(3, {"exposure/alpha": 0.9, "exposure/a": 2.0, "exposure/b": 3.0})
-    assert seen == [[0.1, 0.2, 0.9]]
-
-
-def test_without_matplotlib_it_says_so_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with Monitor(tmp_path, 10, MonitorConfig(), is_main=True, start=0) as monitor:
-        monitor.figure(1, 2.0, 2.0, [])
-        monitor.figure(2, 2.0, 2.0, [])
-    assert capsys.readouterr().out.count("matplotlib") == 1
 
 
 def test_plain_output_is_one_line_an_update(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -29,7 +29,7 @@ MAY_CHANGE = {
     *("data.train", "data.probe", "data.probe_size", "data.on_error"),
     *("distill.chunk", "distill.compile", "distill.teacher_offload", "exposure.bias_check"),
     *("checkpoint.every", "checkpoint.keep", "checkpoint.keep_every", "checkpoint.resume", "checkpoint.on_error", "checkpoint.background"),
-    *("monitor.tensorboard", "monitor.figure_every", "monitor.samples", "monitor.console"),
+    *("monitor.tensorboard", "monitor.figure_every", "monitor.samples", "monitor.report", "monitor.console"),
     *("eval.files", "eval.every", "eval.samples", "eval.seed", "eval.temperature", "eval.top_k", "eval.top_p", "eval.max_new_tokens"),
     *("eval.engine", "eval.thinking"),
 }
