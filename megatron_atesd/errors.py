@@ -24,7 +24,7 @@ class CheckpointError(AtesdError):
 
 
 class TrainingError(AtesdError):
-    """Training cannot go on: its numbers are no longer finite."""
+    """Training does not go on: its numbers are no longer finite, or an alarm of health.stop_on has gone off."""
 
 
 class ConversionError(AtesdError):

@@ -1,6 +1,7 @@
 """Every setting of a run: the sections, their rules, and the way from YAML files and options to them."""
 
 from megatron_atesd.config.fields import all_settings
+from megatron_atesd.config.health import ALARMS, HealthConfig
 from megatron_atesd.config.loading import build_parser, layered_config, load_config, package_versions, save_config
 from megatron_atesd.config.megatron_sections import build_section, naming_section
 from megatron_atesd.config.rules import (
@@ -39,6 +40,7 @@ from megatron_atesd.config.schema import (
 )
 
 __all__ = [
+    "ALARMS",
     "LORA_TARGETS",
     "OPTIMIZER_DEFAULTS",
     "CheckpointConfig",
@@ -47,6 +49,7 @@ __all__ = [
     "EngineConfig",
     "EvalConfig",
     "ExposureConfig",
+    "HealthConfig",
     "LoraConfig",
     "ModelConfig",
     "ModelShape",

@@ -13,6 +13,7 @@ SHARE: Bound = ("from 0 to 1", lambda v: 0 <= v <= 1)
 INNER_SHARE: Bound = ("between 0 and 1, both excluded", lambda v: 0 < v < 1)
 UP_TO_ONE: Bound = ("greater than 0 and at most 1", lambda v: 0 < v <= 1)
 LESS_THAN_ONE: Bound = ("below 1", lambda v: v < 1)
+ABOVE_ONE: Bound = ("greater than 1", lambda v: v > 1)
 BELOW_ONE: Bound = ("0 or more and below 1", lambda v: 0 <= v < 1)
 NEGATIVE: Bound = ("below 0 (the entropy of a Beta distribution is at most 0), such as -0.1", lambda v: v < 0)
 # A tenth of it draws nothing else than the most likely token either, and far below, divided logits overflow fp32.
@@ -56,7 +57,6 @@ BOUNDS: dict[str, Bound] = {
     "engine.batch": ZERO_OR_MORE,
     "engine.cache_gib": ZERO_OR_MORE,
     "engine.checked": ZERO_OR_MORE,
-    "engine.gap_alarm": POSITIVE,
     "distill.jsd_beta": INNER_SHARE,
     "distill.clip": ZERO_OR_MORE,
     "distill.temperature": TEMPERATURE,
@@ -114,4 +114,16 @@ BOUNDS: dict[str, Bound] = {
     "eval.top_k": ZERO_OR_MORE,
     "eval.top_p": UP_TO_ONE,
     "eval.max_new_tokens": ONE_OR_MORE,
+    "health.window": ONE_OR_MORE,
+    "health.kl_collapse": POSITIVE,
+    "health.kl_explosion": ABOVE_ONE,
+    "health.entropy_collapse": INNER_SHARE,
+    "health.length_drift": ABOVE_ONE,
+    "health.truncation": BELOW_ONE,
+    "health.loops": BELOW_ONE,
+    "health.leakage": BELOW_ONE,
+    "health.exploration_loss": INNER_SHARE,
+    "health.controller_saturated": INNER_SHARE,
+    "health.controller_idle": ONE_OR_MORE,
+    "health.logprob_gap": POSITIVE,
 }

@@ -11,7 +11,7 @@ import docstring_parser
 from megatron_atesd.config.schema import PathText, PathTexts, TrainConfig
 
 # Settings that had another name before; the old one is still read.
-RENAMED = {"rollout.batch": "engine.batch"}
+RENAMED = {"rollout.batch": "engine.batch", "engine.gap_alarm": "health.logprob_gap"}
 
 
 @dataclass(frozen=True)

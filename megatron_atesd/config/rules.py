@@ -12,6 +12,7 @@ from megatron_atesd.config.distill_rules import distill_problems
 from megatron_atesd.config.eval_rules import eval_problems
 from megatron_atesd.config.exposure_rules import exposure_problems
 from megatron_atesd.config.fields import spell
+from megatron_atesd.config.health_rules import health_problems
 from megatron_atesd.config.lora_rules import lora_problems
 from megatron_atesd.config.schema import OPTIMIZER_DEFAULTS, ExposureConfig, ParallelConfig, RolloutConfig, RunConfig, TrainConfig
 from megatron_atesd.errors import ConfigError
@@ -50,6 +51,7 @@ def validate(config: TrainConfig, world_size: int = 1, model: ModelShape | None 
             *_schedule_problems(config),
             *_checkpoint_problems(config),
             *eval_problems(config),
+            *health_problems(config),
         ]
         problems += [] if model is None else _shape_problems(config, model)
     refuse(problems)

@@ -8,6 +8,8 @@ Fields marked [paper] follow arXiv 2605.11458; [ours] is a default that the pape
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
+from megatron_atesd.config.health import HealthConfig
+
 PathText = Annotated[str, "path"]  # `~` at its start is written out when settings are loaded
 PathTexts = Annotated[list[str], "path"]  # of each
 OPTIMIZER_DEFAULTS = {"lr": 5e-6, "clip_grad": 0.1, "weight_decay": 0.0}  # lr and clip_grad as in OPSD v3
@@ -212,15 +214,13 @@ class EngineConfig:
         cache_gib: Memory for keys and values on one rank, GiB (0 = as much as the responses take; vllm: a share of what is free).
             A cache that is too small for engine.batch makes the batch smaller.
         checked: Responses of a data-parallel rank whose log-probabilities are compared with the training model's, each update
-            (rollout/logprob_gap; 0 = none).
-        gap_alarm: Warn when the mean gap of a token's log-probability is above it, nats.
+            (rollout/logprob_gap; 0 = none). health.logprob_gap says which gap is too wide.
     """
 
     name: Literal["training", "vllm"] = "training"
     batch: int = 0
     cache_gib: float = 0.0
     checked: int = 4
-    gap_alarm: float = 0.05
 
 
 @dataclass(frozen=True)
@@ -521,6 +521,7 @@ class TrainConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
+    health: HealthConfig = field(default_factory=HealthConfig)
     megatron: dict[str, Any] = field(default_factory=dict)
     optimizer: dict[str, Any] = field(default_factory=dict)
     ddp: dict[str, Any] = field(default_factory=dict)

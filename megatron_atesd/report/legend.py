@@ -101,6 +101,18 @@ LEGEND = (
         "Responses cut amid a loop: a tail of 16 tokens or more that is three times the same, or oftener.",
     ),
     Metric("rollout/empty", "rollout", "share", "Responses that are nothing but their stop token."),
+    Metric(
+        "rollout/leakage",
+        "rollout",
+        "share",
+        "Responses that speak of a solution or an answer that they were given, in words that the prompt has not. English and Chinese.",
+    ),
+    Metric(
+        "rollout/exploration",
+        "rollout",
+        "words per 1,000 tokens",
+        "Words of checking, doubting and trying otherwise (wait, however, let me check, …). English and Chinese.",
+    ),
     Metric("rollout/accuracy", "rollout", "share", "Responses whose boxed answer equals the reference's letter by letter."),
     Metric(
         "rollout/logprob_gap",
@@ -120,6 +132,7 @@ LEGEND = (
     Metric("eval/<file>/truncated", "evaluation", "share", "Responses cut at eval.max_new_tokens."),
     Metric("eval/<file>/loops", "evaluation", "share", "Responses cut amid a loop, as rollout/loops."),
     Metric("eval/<file>/length", "evaluation", "tokens", "Mean length of a response. The stop token counts."),
+    Metric("health/<alarm>", "health", "0 or 1", "1 while the condition of this alarm holds, see docs/health.md."),
     Metric("time/rollout", "speed", "seconds", "Generating the update's responses."),
     Metric("time/check", "speed", "seconds", "Comparing the engine's log-probabilities with the training model's."),
     Metric("time/exposure", "speed", "seconds", "Choosing the exposure."),

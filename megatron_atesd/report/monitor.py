@@ -21,14 +21,21 @@ from megatron_atesd.report.screen import Screen
 from megatron_atesd.report.tensorboard import TensorBoard
 
 
+def lines_until(path: Path, update: int) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl, or another file with one object an update, up to `update`, without one torn by a killed run."""
+    if update == 0 or not path.exists():
+        return []
+    return [line for line in map(_decode, path.read_text().splitlines()) if line and line["update"] <= update]
+
+
 def keep_lines_until(path: Path, update: int) -> list[dict[str, Any]]:
-    """Cut metrics.jsonl or samples.jsonl back to the updates up to `update` and return them; a line torn by a killed run goes too.
+    """Cut metrics.jsonl, or another file with one object an update, back to its `lines_until` and return them.
 
     update = 0 keeps nothing: the run starts anew. The file is replaced in one step, so a crash leaves the old or the new one.
     """
     if not path.exists():
         return []
-    kept = [] if update == 0 else [line for line in map(_decode, path.read_text().splitlines()) if line and line["update"] <= update]
+    kept = lines_until(path, update)
     _replace_lines(path, kept)
     return kept
 

@@ -35,14 +35,3 @@ def logprob_gap(model: HiddenStateGPT, rollouts: Sequence[Rollout], temperature:
         return {}
     ratio = math.exp(min(response, 700.0))  # beyond, a float has no number for it
     return {"rollout/logprob_gap": total / tokens, "rollout/logprob_gap_max": token, "rollout/response_ratio": ratio}
-
-
-def gap_alarm(measured: dict[str, float], alarm: float) -> str:
-    """A warning when the mean gap of a token is above `alarm`, or no number; '' otherwise."""
-    gap = measured.get("rollout/logprob_gap", 0.0)
-    if gap <= alarm:
-        return ""
-    return (
-        f"the engine's log-probabilities are {gap:.3g} nats per token from the training model's, above engine.gap_alarm {alarm:g}, so it "
-        "samples from another model than the one that learns: set engine.name training, or precision.rollout as precision.student"
-    )

@@ -25,10 +25,10 @@ from megatron_atesd.report.phases import account
 from megatron_atesd.report.samples import Sample
 from megatron_atesd.train.banner import banner
 from megatron_atesd.train.bias_check import check_bias, cost, save_record
-from megatron_atesd.train.checks import check_before_work
+from megatron_atesd.train.checks import TrainingInputs, check_before_work
 from megatron_atesd.train.evaluations import Evaluations
+from megatron_atesd.train.health import Health
 from megatron_atesd.train.heartbeat import Heartbeat
-from megatron_atesd.train.logprob_gap import gap_alarm
 from megatron_atesd.train.metrics import (
     bin_metrics,
     describe_sample,
@@ -66,6 +66,7 @@ def train(config: TrainConfig) -> None:
         if chosen.folder is not None:
             check_resumable(chosen.folder, config, inputs)
             config = as_begun(chosen.folder, config)
+        health = Health(config, chosen.folder)
         run = TrainingRun(config, inputs, goes_on=chosen.folder is not None)
         start = 0 if chosen.folder is None else run.load(chosen.folder)
         if (back := config.checkpoint.resume) not in ("auto", "never"):
@@ -79,47 +80,38 @@ def train(config: TrainConfig) -> None:
             Saver(checkpoints, config.checkpoint, monitor.message) as saver,
         ):
             if is_main():
-                segments, too_few = segments_account(inputs.problems)
-                monitor.message(banner(config, inputs, segments, monitor.width))
-                for warning in (too_few, entry_clip_warning(config.distill), advice(config.exposure, config.run.updates)):
-                    if warning:
-                        warn(warning)
+                tell_start(config, inputs, monitor)
             if gathered := run.gather():
                 monitor.message(gathered)
             sort_problems(run, monitor.message, heartbeat)
             if chosen.folder is not None:
                 monitor.message(f"resumed from {chosen.folder} after {start} updates ({chosen.why})")
             else:
-                if config.exposure.bias_check:
-                    tell_bias(run, monitor, heartbeat, stop)
-                stats, _ = run.probe(Finished(0), Exposure(config.exposure.warmup_exposure, -1))
-                run.service.observe(stats)
-                run.refresh_teacher(stats)
+                first_measurements(run, monitor, heartbeat, stop)
             evaluations = Evaluations(run, inputs.evaluation_files, monitor, saver, heartbeat)
             end_start(config.parallel)
             if asked := evaluations.begin(start, stop):
                 monitor.message(f"stopped by {asked} amid an evaluation; start the same command to go on")
                 return
-            alarmed = False
             for update in range(start, config.run.updates):
                 done = update + 1
                 shown = bool(config.monitor.samples) and done % config.monitor.samples == 0
                 metrics, rollouts = train_step(run, update, heartbeat, monitor.sample if shown else None)
-                monitor.log(done, metrics | saver.metrics())
-                if not alarmed and (alarm := gap_alarm(metrics, config.engine.gap_alarm)):
-                    alarmed = True
-                    warn(alarm)
+                monitor.log(done, metrics | health.after(done, metrics) | saver.metrics())
+                health.tell(monitor.message)
                 if shown and monitor.for_people:
                     monitor.message(describe_sample(run.renderer, rollouts[0]))
                 heartbeat.enter(f"the end of update {done}")
                 asked = stop.agreed()
-                last = bool(asked) or run.skipped.too_many or done == config.run.updates
+                last = bool(asked) or run.skipped.too_many or health.ends() or done == config.run.updates
                 if last or evaluations.due(done) or (config.checkpoint.every and done % config.checkpoint.every == 0):
                     saver.save(done, run.state(done), run.hf_folder, last)
                 else:
                     saver.finish(wait=False)
                 if run.skipped.too_many:
                     raise run.skipped.error(checkpoints / f"step_{done}", config.run.updates - done)
+                if health.ends() and done < config.run.updates:
+                    raise health.error(checkpoints / f"step_{done}")
                 if evaluations.due(done) and not asked:
                     asked = evaluations.measure(done, stop)
                 if asked and (done < config.run.updates or evaluations.missing(done)):
@@ -130,6 +122,24 @@ def train(config: TrainConfig) -> None:
             monitor.message(account(write_summary(run_dir, config, evaluations.conclude())))
             if config.monitor.report:
                 report_at_end(run_dir, monitor.message)
+
+
+def tell_start(config: TrainConfig, inputs: TrainingInputs, monitor: Monitor) -> None:
+    """What is going to be done, and what is doubtful about it."""
+    segments, too_few = segments_account(inputs.problems)
+    monitor.message(banner(config, inputs, segments, monitor.width))
+    for warning in (too_few, entry_clip_warning(config.distill), advice(config.exposure, config.run.updates)):
+        if warning:
+            warn(warning)
+
+
+def first_measurements(run: TrainingRun, monitor: Monitor, heartbeat: Heartbeat, stop: StopRequest) -> None:
+    """What is measured of the start model, before the first update."""
+    if run.config.exposure.bias_check:
+        tell_bias(run, monitor, heartbeat, stop)
+    stats, _ = run.probe(Finished(0), Exposure(run.config.exposure.warmup_exposure, -1))
+    run.service.observe(stats)
+    run.refresh_teacher(stats)
 
 
 def tell_bias(run: TrainingRun, monitor: Monitor, heartbeat: Heartbeat, stop: StopRequest) -> None:
@@ -203,7 +213,8 @@ def train_step(
         "perf/padding": result.padding,
         "memory/peak_gib": peak_memory_gib(),
     }
-    metrics |= gap | rollout_metrics(rollouts, step.contexts, run.answered) | length_metrics(rollouts) | place_metrics(result) | measured
+    metrics |= gap | rollout_metrics(rollouts, step.contexts, run.answered, run.renderer.decode)
+    metrics |= length_metrics(rollouts) | place_metrics(result) | measured
     if result.by_bin:
         bins = [run.bins.of(rollout.problem) for rollout in rollouts]
         metrics |= bin_metrics(rollouts, step.contexts, run.answered, bins, result.by_bin, exposure)

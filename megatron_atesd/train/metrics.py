@@ -22,23 +22,31 @@ from megatron_atesd.records import Exposure, Rollout, TeacherContext
 from megatron_atesd.report.phases import Phases, phases_of
 from megatron_atesd.report.samples import Sample
 from megatron_atesd.rollout.loops import is_loop
+from megatron_atesd.rollout.wording import exploration_words, speaks_of_a_given_solution
 
 _SHOWN = 400  # characters of a response on the console, at either end
 
 
 def rollout_metrics(
-    rollouts: Sequence[Rollout], contexts: Sequence[TeacherContext], answered: Callable[[Rollout], bool]
+    rollouts: Sequence[Rollout],
+    contexts: Sequence[TeacherContext],
+    answered: Callable[[Rollout], bool],
+    decode: Callable[[Sequence[int]], str],
 ) -> dict[str, float]:
     """Means over all ranks' rollouts: tokens (the stop token is one), share cut at the limit, share cut amid a loop, share that stopped
-    at once, share that `answered` holds for; of their problems' reference segments those that the teacher sees, and all. Collective."""
-    pairs = zip(rollouts, contexts, strict=True)
-    rows = [(len(r.response_ids), r.truncated, ends_in_loop(r), is_empty(r), answered(r), c.revealed, c.segments, 1) for r, c in pairs]
+    at once, share that `answered` holds for, share that speaks of a solution it was given; of their problems' reference segments those
+    that the teacher sees, and all; and exploration words in 1,000 tokens. decode: text of ids. Collective."""
+    rows = []
+    for r, c in zip(rollouts, contexts, strict=True):
+        shape = (len(r.response_ids), r.truncated, ends_in_loop(r), is_empty(r), answered(r))
+        rows.append((*shape, *worded(r, decode), c.revealed, c.segments, 1))
     sums = torch.tensor(rows, dtype=torch.float64, device=torch.cuda.current_device()).sum(dim=0)
     dist.all_reduce(sums, group=parallel_state.get_data_parallel_group())
     *totals, count = sums.tolist()
-    rollout = ("rollout/length", "rollout/truncated", "rollout/loops", "rollout/empty", "rollout/accuracy")
-    names = (*rollout, "exposure/revealed", "exposure/segments")
-    return {name: total / count for name, total in zip(names, totals, strict=True)}
+    rollout = ("rollout/length", "rollout/truncated", "rollout/loops", "rollout/empty", "rollout/accuracy", "rollout/leakage")
+    names = (*rollout, "rollout/exploration", "exposure/revealed", "exposure/segments")
+    means = {name: total / count for name, total in zip(names, totals, strict=True)}
+    return means | {"rollout/exploration": 1000 * means["rollout/exploration"] / means["rollout/length"]}
 
 
 def length_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
@@ -78,6 +86,12 @@ def bin_metrics(
 def ends_in_loop(rollout: Rollout) -> bool:
     """Whether the response repeats itself up to the limit at which it was cut."""
     return rollout.truncated and is_loop(rollout.response_ids)
+
+
+def worded(rollout: Rollout, decode: Callable[[Sequence[int]], str]) -> tuple[bool, int]:
+    """Whether the response speaks of a solution that it was given, beyond what its prompt says; its exploration words."""
+    response = decode(rollout.response_ids)
+    return speaks_of_a_given_solution(response, lambda: decode(rollout.prompt_ids)), exploration_words(response)
 
 
 def is_empty(rollout: Rollout) -> bool:

@@ -84,7 +84,7 @@ def test_one_of_four_responses_ends_in_a_loop(inputs: Path) -> None:
     """One stops after its repetition, one is cut amid other text, one is too short."""
     responses = [((7,) * 20, True), ((7,) * 20, False), (tuple(range(20)), True), ((7,) * 15, True)]
     rollouts = [Rollout(Problem("1", "", "", ""), (), ids, truncated) for ids, truncated in responses]
-    metrics = rollout_metrics(rollouts, [TeacherContext((), 0, 1)] * 4, lambda _: False)
+    metrics = rollout_metrics(rollouts, [TeacherContext((), 0, 1)] * 4, lambda _: False, lambda _: "")
     assert (metrics["rollout/loops"], metrics["rollout/truncated"]) == (0.25, 0.75)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from megatron_atesd.checkpoint.reading import write_folder
-from megatron_atesd.config import TrainConfig, load_config
+from megatron_atesd.config import ALARMS, TrainConfig, load_config
 from megatron_atesd.errors import CheckpointError
 from megatron_atesd.parallel.session import parallel_session
 from megatron_atesd.train.checks import TrainingInputs, check_before_work
@@ -23,7 +23,7 @@ BEGAN = asdict(TrainConfig())
 MAY_CHANGE = {
     *("run.dir", "run.max_skipped", "model.path", "model.attention"),
     "lora.start",
-    *("engine.batch", "engine.cache_gib", "engine.checked", "engine.gap_alarm"),
+    *("engine.batch", "engine.cache_gib", "engine.checked"),
     *("parallel.tensor", "parallel.pipeline", "parallel.virtual_pipeline", "parallel.sequence", "parallel.context", "parallel.packed"),
     *("parallel.micro_batch_tokens", "parallel.timeout_minutes", "parallel.start_timeout_minutes"),
     *("data.train", "data.probe", "data.probe_size", "data.on_error"),
@@ -32,6 +32,7 @@ MAY_CHANGE = {
     *("monitor.tensorboard", "monitor.figure_every", "monitor.samples", "monitor.report", "monitor.console"),
     *("eval.files", "eval.every", "eval.samples", "eval.seed", "eval.temperature", "eval.top_k", "eval.top_p", "eval.max_new_tokens"),
     *("eval.engine", "eval.thinking"),
+    *(f"health.{name}" for name in ("window", "stop_on", *ALARMS)),
 }
 OWN = [f"{section}.{key}" for section, settings in BEGAN.items() for key in settings]
 
