@@ -13,10 +13,11 @@ from typing import Any
 
 from rich.console import Console
 
-from megatron_atesd.data.boxes import last_boxed
+from megatron_atesd.data.boxes import final_boxed
 from megatron_atesd.data.problems import load_problems
 from megatron_atesd.errors import run_command
-from megatron_atesd.evaluate.average import paired_difference, table
+from megatron_atesd.evaluate.average import paired_difference
+from megatron_atesd.evaluate.tables import table
 from megatron_atesd.paths import user_path
 from megatron_atesd.records import Problem
 
@@ -66,7 +67,7 @@ def sample_text(problem: Problem, responses: dict[str, str]) -> str:
 
 def style(responses: Sequence[dict[str, Any]]) -> str:
     """How responses look, whether right or wrong: share with a boxed answer, share cut at the limit, mean length."""
-    boxed = mean(last_boxed(r["text"]) is not None for r in responses)
+    boxed = mean(final_boxed(r["text"]) is not None for r in responses)
     cut, tokens = mean(r["truncated"] for r in responses), mean(r["tokens"] for r in responses)
     return f"{boxed:.0%} of {len(responses)} responses have a boxed answer, {cut:.0%} are cut at the limit, {tokens:.0f} tokens on average"
 

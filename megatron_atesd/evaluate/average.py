@@ -1,17 +1,17 @@
-"""Average@K and pass@j with their 95 % intervals, from a matrix of right and wrong answers. Pure numpy.
+"""Average@K, pass@j and the other figures of an evaluation with their 95 % intervals, from what is known of each sample. Pure numpy.
 
 `correct_NK`: N problems, K samples a problem, true where the sample's answer is right. Shares are in [0, 1].
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from math import comb
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from rich.table import Table
 
 from megatron_atesd.errors import DataError
+from megatron_atesd.evaluate.response_figures import Sampled, response_figures
 from megatron_atesd.evaluate.uncertainty import mean_difference, mean_interval
 from megatron_atesd.records import Problem
 
@@ -34,11 +34,6 @@ def pass_values(correct_NK: ArrayLike, draws: int) -> NDArray[np.float64]:
         raise DataError(f"pass@{draws} needs between 1 and K = {samples} draws: take more samples or fewer draws")
     table = np.array([1.0 - comb(samples - right, draws) / comb(samples, draws) for right in range(samples + 1)])
     return table[correct.sum(axis=1)]
-
-
-def pass_draws(samples: int) -> list[int]:
-    """The j of pass@j that are reported for K samples: 1, 2, 4, … and K itself."""
-    return sorted({*(1 << power for power in range(samples.bit_length())), samples})
 
 
 def interval(correct_NK: ArrayLike) -> tuple[float, float]:
@@ -68,16 +63,19 @@ def summarize(
     correct_NK: ArrayLike,
     greedy_N: ArrayLike | None = None,
     difficulty: Sequence[str] | None = None,
+    sampled: Sampled | None = None,
 ) -> dict[str, Any]:
     """All figures of one evaluation, JSON-ready.
 
     greedy_N: whether the greedy answer of each problem is right, if there is one. difficulty: a label a problem.
+    sampled: what else is known of the samples.
 
-        {"problems": N, "samples": K, "average_at_k": share, "ci95": [low, high], "greedy": share, "greedy_ci95": [low, high],
-         "pass_at": {"1": share, …}, "pass_at_ci95": {"1": [low, high], …},
-         "by_difficulty": {label: {"problems", "average_at_k", "ci95", "greedy", "greedy_ci95"}, …}}
+        {"problems": N, "average_at_k": share, "ci95": [low, high], "greedy": share, "greedy_ci95": [low, high],
+         "pass_at": {"1": share, …, "K": share}, "pass_at_ci95": {"1": [low, high], …}, and those of `response_figures`,
+         "samples": K, "by_difficulty": {label: {the same, but samples and by_difficulty}, …}}
 
-    All intervals are those of `uncertainty.mean_interval`; greedy and greedy_ci95 are null without greedy answers.
+    All intervals are those of `uncertainty.mean_interval`; greedy and greedy_ci95 are null without greedy answers. Without `sampled` the
+    figures of `response_figures` are absent.
     Labels that are all numbers are sorted as numbers. Raises DataError for an empty matrix and for lengths that do not match.
     """
     correct = _matrix(correct_NK)
@@ -85,38 +83,28 @@ def summarize(
     for name, values in (("greedy", greedy), ("difficulty", difficulty)):
         if values is not None and len(values) != len(correct):
             raise DataError(f"{len(values)} {name} values for {len(correct)} problems: one a problem is needed")
-    passed = {str(draws): pass_values(correct, draws) for draws in pass_draws(correct.shape[1])}
+
+    def figures(rows: NDArray[np.bool_]) -> dict[str, Any]:
+        of_responses = {} if sampled is None else response_figures(correct[rows], sampled.rows(rows))
+        return _figures(correct[rows], None if greedy is None else greedy[rows]) | of_responses
+
     return {
-        **_figures(correct, greedy),
+        **figures(np.ones(len(correct), dtype=bool)),
         "samples": correct.shape[1],
-        "pass_at": {draws: float(values.mean()) for draws, values in passed.items()},
-        "pass_at_ci95": {draws: [float(end) for end in mean_interval(values)] for draws, values in passed.items()},
-        "by_difficulty": {
-            label: _figures(correct[rows], None if greedy is None else greedy[rows]) for label, rows in _bins(difficulty or ())
-        },
+        "by_difficulty": {label: figures(rows) for label, rows in _bins(difficulty or ())},
     }
 
 
-def table(summaries: Mapping[str, Mapping[str, Any]], title: str | None = None) -> Table:
-    """A rich table of several `summarize` results in percent: one row an evaluation, then one a difficulty of it."""
-    result = Table(title=title)
-    for column in ("", "problems", "Average@K", "95 %", "greedy", "pass@K"):
-        result.add_column(column, justify="left" if column == "" else "right")
-    for name, summary in summaries.items():
-        best = list(summary["pass_at"].values())[-1]
-        result.add_row(name, *_cells(summary), _percent(best))
-        for label, part in summary["by_difficulty"].items():
-            result.add_row(f"  {label}", *_cells(part), "", style="dim")
-    return result
-
-
 def _figures(correct: NDArray[np.bool_], greedy: NDArray[np.bool_] | None) -> dict[str, Any]:
+    passed = {str(draws): pass_values(correct, draws) for draws in range(1, correct.shape[1] + 1)}
     return {
         "problems": len(correct),
         "average_at_k": average_at_k(correct),
         "ci95": list(interval(correct)),
         "greedy": None if greedy is None else float(greedy.mean()),
         "greedy_ci95": None if greedy is None else list(interval(greedy[:, None])),
+        "pass_at": {draws: float(values.mean()) for draws, values in passed.items()},
+        "pass_at_ci95": {draws: [float(end) for end in mean_interval(values)] for draws, values in passed.items()},
     }
 
 
@@ -135,15 +123,6 @@ def _is_number(text: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _cells(figures: Mapping[str, Any]) -> tuple[str, str, str, str]:
-    low, high = figures["ci95"]
-    return str(figures["problems"]), _percent(figures["average_at_k"]), f"{100 * low:.1f} – {100 * high:.1f}", _percent(figures["greedy"])
-
-
-def _percent(share: float | None) -> str:
-    return "–" if share is None else f"{100 * share:.1f}"
 
 
 def _matrix(correct_NK: ArrayLike) -> NDArray[np.bool_]:

@@ -7,14 +7,14 @@ from contextlib import nullcontext
 from dataclasses import asdict, replace
 from typing import Any, Literal
 
-import numpy as np
 import torch.distributed as dist
 
 from megatron_atesd.checkpoint.model_folder import load_model_weights
 from megatron_atesd.config import RolloutConfig, TrainConfig, naming_section
-from megatron_atesd.evaluate.average import difficulty_of, summarize
+from megatron_atesd.evaluate.figures import figures_of
 from megatron_atesd.evaluate.grading import Grader
 from megatron_atesd.evaluate.prepare import Evaluation, Prepared, prepare
+from megatron_atesd.evaluate.protocol import protocol_record
 from megatron_atesd.evaluate.responses import Answered, Key, ResponseReader, ResponseWriter, finish, write_whole
 from megatron_atesd.evaluate.same_settings import SETTINGS
 from megatron_atesd.evaluate.sample import answer_problems
@@ -76,21 +76,17 @@ def _generate(task: Evaluation, prepared: Prepared, there: Mapping[Key, int], wa
 
 
 def _report(task: Evaluation, prepared: Prepared, answered: Sequence[Answered], watch: Watch, grader: Grader) -> dict[str, Any]:
-    problems = prepared.problems
+    problems, settings = prepared.problems, task.settings
     right = watch.verdicts(answered)
     faults = {"grading_timeouts": grader.timeouts, "grading_crashes": grader.crashes}
-    table = np.array(right).reshape(len(problems), task.samples + 1)  # column 0 is the greedy response
-    sampled = [a for a in answered if a.sample >= 0]
-    graded = all("difficulty" in p.metadata for p in problems)
-    summary = summarize(table[:, 1:], table[:, 0], difficulty_of(problems, "difficulty") if graded else None)
+    summary = figures_of(problems, answered, right, grader.same, prepared.model.renderer.opening)
     summary |= faults | {
-        "mean_tokens": float(np.mean([a.tokens for a in sampled])),
-        "truncated": float(np.mean([a.truncated for a in sampled])),
+        "protocol": protocol_record(task.protocol, task.samples, settings.prompt.student_thinking, settings.rollout),
         "model": str(prepared.model.folder),
         "data": str(task.data),
         "seed": task.seed,
-        "rollout": asdict(task.settings.rollout),
-        "engine": task.settings.engine.name,
+        "rollout": asdict(settings.rollout),
+        "engine": settings.engine.name,
     }
     finish(task.out, answered, right, problems, summary)
     return summary

@@ -123,6 +123,18 @@ class Grader:
         Equal (answer, gold) pairs are decided once. Raises AtesdError when a worker cannot be started.
         """
         pairs = [(final_boxed(response) or "", gold) for response, gold in items]
+        verdicts = self._verdicts(pairs)
+        self.timeouts += sum(verdicts[pair] == "timeout" for pair in pairs)
+        self.crashes += sum(verdicts[pair] == "crash" for pair in pairs)
+        return [verdicts[pair] == "right" for pair in pairs]
+
+    def same(self, pairs: Sequence[Pair]) -> list[bool]:
+        """Whether the two answers of each pair mean the same, in order. Pairs that take too long do not, and are not counted as faults."""
+        verdicts = self._verdicts(pairs)
+        return [verdicts[pair] == "right" for pair in pairs]
+
+    def _verdicts(self, pairs: Sequence[Pair]) -> dict[Pair, Verdict]:
+        """On each (answer, gold answer), decided once."""
         verdicts: dict[Pair, Verdict] = {}
         with ThreadPoolExecutor(len(self._workers)) as threads:  # they start with the first pair that needs one
             asked: dict[Pair, Future[Verdict]] = {}
@@ -133,9 +145,7 @@ class Grader:
                 else:
                     verdicts[pair] = "right" if quick else "wrong"
             verdicts.update((pair, future.result()) for pair, future in asked.items())
-        self.timeouts += sum(verdicts[pair] == "timeout" for pair in pairs)
-        self.crashes += sum(verdicts[pair] == "crash" for pair in pairs)
-        return [verdicts[pair] == "right" for pair in pairs]
+        return verdicts
 
     def _ask(self, pair: Pair) -> Verdict:
         worker = self._idle.get()

@@ -37,7 +37,10 @@ from megatron_atesd.rollout.vllm_check import check_vllm
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What to evaluate. `settings` gives prompt, sampling, parallel layout, dtype and precision.rollout; its exposure plays no part."""
+    """What to evaluate. `settings` gives prompt, sampling, parallel layout, dtype and precision.rollout; its exposure plays no part.
+
+    protocol: name of the one that the result says it follows, see `protocol.PROTOCOLS`; it decides no response.
+    """
 
     model: Path
     data: Path
@@ -47,6 +50,7 @@ class Evaluation:
     grading_workers: int
     grading_seconds: float
     settings: TrainConfig
+    protocol: str | None = None
 
 
 @dataclass(frozen=True)

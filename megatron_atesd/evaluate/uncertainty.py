@@ -3,9 +3,11 @@
 Problems are the sample; the answers drawn for one problem belong together, and say less than as many answers to different problems.
 """
 
+from collections.abc import Mapping, Sequence
+from functools import cache
 from math import atan, cos, pi, sin, sqrt
 from statistics import NormalDist
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -16,6 +18,14 @@ _TAILS = 0.05  # outside an interval of 95 %
 _Z = 1.959964  # of a standard normal variable, 95 % lie within
 _DOUBT = 3.0  # chosen by simulation, see tests/unit/test_uncertainty.py
 _EQUAL = 1e-9  # differences of shares that differ by less are the same
+_MISSED = 0.2  # share of comparisons in which a difference as large as `detectable_difference` is not found
+
+
+class Spread(NamedTuple):
+    """A variance that was estimated with so many degrees of freedom."""
+
+    variance: float
+    freedom: int
 
 
 def wilson_interval(share: ArrayLike, count: ArrayLike, z: float = _Z) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -45,10 +55,11 @@ def mean_interval(values_N: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.
     return wilson_interval(mean, values.shape[-1] * (weight + _DOUBT) / (weight * effect + _DOUBT))
 
 
-def mean_difference(first_N: ArrayLike, second_N: ArrayLike, comparisons: int = 1) -> dict[str, Any]:
+def mean_difference(first_N: ArrayLike, second_N: ArrayLike, comparisons: int = 1, seeds: Sequence[Spread] = ()) -> dict[str, Any]:
     """Mean of the first run's values minus the second's, each in [0, 1], of the same problems in the same order, JSON-ready.
 
     comparisons: so many are made together. ci95 and p_value are corrected for it (Bonferroni): with 95 % all their intervals hold.
+    seeds: the `seed_spread` of each side whose values are means over runs; interval and test then cover other seeds as well.
     Keys: difference, ci95 [low, high], p_value, by the paired t test (Student 1908) of the N differences, N − 1 degrees of freedom.
     ci95: where the mean difference over all problems like these lies; 0 is outside if and only if p_value is below 0.05.
     p_value: two-sided; were that mean 0, a difference at least this large in either direction would be found with this probability.
@@ -56,19 +67,66 @@ def mean_difference(first_N: ArrayLike, second_N: ArrayLike, comparisons: int = 
     and ci95 allows for a share of problems on which anything may happen, as many as Wilson's interval does when N showed none.
     Raises DataError when the numbers of problems differ.
     """
-    first, second = np.asarray(first_N, dtype=np.float64), np.asarray(second_N, dtype=np.float64)
-    if len(first) != len(second):
-        raise DataError(f"paired comparison of {len(first)} with {len(second)} problems: both runs must be graded on the same problems")
-    differences, count, doubt = first - second, len(first), _TAILS / comparisons
-    mean = float(differences.mean())
-    if np.ptp(differences) < _EQUAL:
+    differences, spread = _paired(first_N, second_N, seeds)
+    mean, count, doubt = float(differences.mean()), len(differences), _TAILS / comparisons
+    if spread is None:
         others = float(wilson_interval(0.0, count, NormalDist().inv_cdf(1 - doubt / 2))[1])
         reach, p_value = ((1 - others) * mean, others), 1.0 if abs(mean) < _EQUAL else 2.0 ** (1 - count)
     else:
-        error = float(differences.std(ddof=1)) / sqrt(count)
-        reach, p_value = (mean, t_quantile(count - 1, doubt) * error), t_tails(abs(mean) / error, count - 1)
+        error = sqrt(spread.variance)
+        reach, p_value = (mean, t_quantile(spread.freedom, doubt) * error), t_tails(abs(mean) / error, spread.freedom)
     low, high = max(-1.0, reach[0] - reach[1]), min(1.0, reach[0] + reach[1])
     return {"difference": mean, "ci95": [low, high], "p_value": min(1.0, comparisons * p_value)}
+
+
+def detectable_difference(first_N: ArrayLike, second_N: ArrayLike, comparisons: int = 1, seeds: Sequence[Spread] = ()) -> float | None:
+    """The true difference that such a `mean_difference` finds, with p_value below 0.05, in 80 % of cases; None without any spread."""
+    _, spread = _paired(first_N, second_N, seeds)
+    if spread is None:
+        return None
+    return (t_quantile(spread.freedom, _TAILS / comparisons) + t_quantile(spread.freedom, 2 * _MISSED)) * sqrt(spread.variance)
+
+
+def _paired(first_N: ArrayLike, second_N: ArrayLike, seeds: Sequence[Spread]) -> tuple[NDArray[np.float64], Spread | None]:
+    """The differences, [N], and the variance of their mean; None where they are all equal and so are the seeds.
+
+    Variances over problems and over seeds are added. Each holds what problem and seed do together, so the sum is rather too large. Its
+    degrees of freedom are those of Satterthwaite (1946), rounded down.
+    """
+    first, second = np.asarray(first_N, dtype=np.float64), np.asarray(second_N, dtype=np.float64)
+    if len(first) != len(second):
+        raise DataError(f"paired comparison of {len(first)} with {len(second)} problems: both runs must be graded on the same problems")
+    differences, count = first - second, len(first)
+    of_problems = [] if np.ptp(differences) < _EQUAL else [Spread(float(differences.var(ddof=1)) / count, count - 1)]
+    parts = [part for part in (*of_problems, *seeds) if part.variance > _EQUAL**2]
+    if not parts:
+        return differences, None
+    variance = sum(part.variance for part in parts)
+    freedom = variance**2 / sum(part.variance**2 / part.freedom for part in parts)
+    return differences, Spread(variance, int(freedom + _EQUAL))
+
+
+def seed_spread(means_S: ArrayLike) -> Spread:
+    """Of the mean over S ≥ 2 runs with different seeds, from each run's mean."""
+    means = np.asarray(means_S, dtype=np.float64)
+    return Spread(float(means.var(ddof=1)) / len(means), len(means) - 1)
+
+
+def seed_interval(means_S: ArrayLike) -> tuple[float, float]:
+    """95 % interval of the mean over all seeds, on these very problems, from each of S ≥ 2 runs' mean share; Student's t."""
+    spread, mean = seed_spread(means_S), float(np.asarray(means_S, dtype=np.float64).mean())
+    reach = t_quantile(spread.freedom) * sqrt(spread.variance)
+    return max(0.0, mean - reach), min(1.0, mean + reach)
+
+
+def holm(p_values: Mapping[str, float]) -> dict[str, float]:
+    """p values corrected for each other (Holm 1979): with 95 % none below 0.05 is of a comparison without a difference."""
+    corrected: dict[str, float] = {}
+    highest = 0.0
+    for place, name in enumerate(sorted(p_values, key=lambda name: p_values[name])):
+        highest = max(highest, min(1.0, (len(p_values) - place) * p_values[name]))
+        corrected[name] = highest
+    return {name: corrected[name] for name in p_values}
 
 
 def mean_a_token(sums_N: ArrayLike, tokens_N: ArrayLike) -> tuple[float, float]:
@@ -106,6 +164,7 @@ def t_tails(t: float, freedom: int) -> float:
     return max(0.0, 1.0 - inside)
 
 
+@cache
 def t_quantile(freedom: int, tails: float = _TAILS) -> float:
     """The t beyond which the share `tails` of Student's distribution lies, half of it on either side."""
     low, high = 0.0, 1.0

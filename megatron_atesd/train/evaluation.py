@@ -11,19 +11,16 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch.distributed as dist
 
 from megatron_atesd.checkpoint.run_checkpoints import set_aside
-from megatron_atesd.data.boxes import last_boxed
-from megatron_atesd.evaluate.average import difficulty_of, summarize
+from megatron_atesd.evaluate.figures import figures_of
 from megatron_atesd.evaluate.responses import Answered, Key, ResponseReader, ResponseWriter, finish, write_whole
 from megatron_atesd.evaluate.same_settings import SETTINGS, Decisive
 from megatron_atesd.evaluate.sample import answer_problems
 from megatron_atesd.parallel.agreement import on_rank_0
 from megatron_atesd.parallel.context import context_place
 from megatron_atesd.parallel.groups import data_parallel_place, is_main, patient_barrier, tensor_parallel_first
-from megatron_atesd.records import Problem
 from megatron_atesd.rollout.engine import RolloutEngine
 from megatron_atesd.rollout.engines import build_engine
 from megatron_atesd.train.evaluation_files import EvaluationFile, decisive, evaluation_folder, evaluation_settings
@@ -36,10 +33,11 @@ RESULT = "evaluation.json"
 
 @dataclass(frozen=True)
 class Graded:
-    """All responses, by problem and sample, the verdict on each, and how often grading gave up."""
+    """All responses, by problem and sample, the verdict on each, what follows from them, and how often grading gave up."""
 
     answered: Sequence[Answered]
     right: Sequence[bool]
+    figures: Figures
     faults: Mapping[str, int]
 
 
@@ -62,7 +60,7 @@ class Evaluator:
         if len(there) < reader.total:
             self._generate(file, out, there)
             self._wait()
-        graded = _graded(file, reader.read_all()) if is_main() else None
+        graded = _graded(file, reader.read_all(), self._run.renderer.opening) if is_main() else None
         self._wait()  # for as long as grading takes
         return on_rank_0(lambda: self._write(file, step, graded), f"{out} cannot be written")
 
@@ -103,8 +101,9 @@ class Evaluator:
     def _write(self, file: EvaluationFile, step: int, graded: Graded | None) -> Figures:
         assert graded is not None, "rank 0 has graded"
         figures = {
-            **figures_of(file.problems, graded.answered, graded.right),
+            **graded.figures,
             **graded.faults,
+            "protocol": None,
             "model": str(self._model_folder(step)),
             "data": str(file.path),
             "seed": self._config.seed,
@@ -122,23 +121,12 @@ class Evaluator:
         return self._dir / "checkpoints" / f"step_{step}" if step else Path(self._run.config.model.path)
 
 
-def _graded(file: EvaluationFile, answered: Sequence[Answered]) -> Graded:
+def _graded(file: EvaluationFile, answered: Sequence[Answered], opening: str) -> Graded:
     grader = job_grader()
     timeouts, crashes = grader.timeouts, grader.crashes
-    right = grader.grade([(a.text, file.problems[a.problem].answer) for a in answered])
-    return Graded(answered, right, {"grading_timeouts": grader.timeouts - timeouts, "grading_crashes": grader.crashes - crashes})
-
-
-def figures_of(problems: Sequence[Problem], answered: Sequence[Answered], right: Sequence[bool]) -> dict[str, Any]:
-    """Average@K and pass@j, and what the responses look like: shares with an answer, cut, and cut amid a loop, and mean tokens."""
-    labelled = all("difficulty" in problem.metadata for problem in problems)
-    correct_NK = np.array(right).reshape(len(problems), -1)
-    return summarize(correct_NK, None, difficulty_of(problems, "difficulty") if labelled else None) | {
-        "with_answer": float(np.mean([last_boxed(a.text) is not None for a in answered])),
-        "truncated": float(np.mean([a.truncated for a in answered])),
-        "loops": float(np.mean([bool(a.loop) for a in answered])),
-        "mean_tokens": float(np.mean([a.tokens for a in answered])),
-    }
+    right = grader.grade([(opening + a.text, file.problems[a.problem].answer) for a in answered])
+    figures = figures_of(file.problems, answered, right, grader.same, opening)
+    return Graded(answered, right, figures, {"grading_timeouts": grader.timeouts - timeouts, "grading_crashes": grader.crashes - crashes})
 
 
 def metrics_of(figures: Figures) -> dict[str, float]:

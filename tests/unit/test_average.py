@@ -10,6 +10,7 @@ from rich.console import Console
 
 from megatron_atesd.errors import DataError
 from megatron_atesd.evaluate import average
+from megatron_atesd.evaluate.tables import table
 from megatron_atesd.evaluate.uncertainty import mean_difference, mean_interval
 from megatron_atesd.records import Problem
 
@@ -38,11 +39,6 @@ def test_pass_at_refuses_draws_that_were_not_taken(draws: int):
         average.pass_at(MATRIX, draws)
 
 
-@pytest.mark.parametrize(("samples", "draws"), [(1, [1]), (4, [1, 2, 4]), (12, [1, 2, 4, 8, 12])])
-def test_pass_draws_are_powers_of_two_and_k(samples: int, draws: list[int]):
-    assert average.pass_draws(samples) == draws
-
-
 def test_the_interval_is_that_of_the_problems_shares():
     assert average.interval(MATRIX) == pytest.approx(mean_interval([1, 1 / 4, 0]))
 
@@ -60,7 +56,7 @@ def test_paired_runs_need_the_same_problems():
 def test_summary_by_hand():
     summary = average.summarize(MATRIX, greedy_N=[1, 1, 0], difficulty=["10", "9", "10"])
     assert (summary["problems"], summary["samples"], summary["greedy"]) == (3, 4, pytest.approx(2 / 3))
-    assert summary["pass_at"] == {"1": pytest.approx(5 / 12), "2": pytest.approx(0.5), "4": pytest.approx(2 / 3)}
+    assert summary["pass_at"] == {str(j): pytest.approx(share) for j, share in {1: 5 / 12, 2: 0.5, 3: 7 / 12, 4: 2 / 3}.items()}
     assert list(summary["by_difficulty"]) == ["9", "10"]  # as numbers
     nine, ten = summary["by_difficulty"]["9"], summary["by_difficulty"]["10"]
     assert (nine["problems"], nine["average_at_k"], nine["greedy"]) == (1, 0.25, 1.0)
@@ -75,8 +71,10 @@ def test_every_interval_of_a_summary_is_of_one_kind():
     assert summary["pass_at_ci95"] == {
         "1": pytest.approx(mean_interval([1, 1 / 4, 0])),
         "2": pytest.approx(mean_interval([1, 1 / 2, 0])),
+        "3": pytest.approx(mean_interval([1, 3 / 4, 0])),
         "4": pytest.approx(mean_interval([1, 1, 0])),
     }
+    assert ten["pass_at_ci95"]["3"] == pytest.approx(mean_interval([1, 0]))
     assert (ten["ci95"], ten["greedy_ci95"]) == (pytest.approx(mean_interval([1, 0])), pytest.approx(mean_interval([1, 0])))
 
 
@@ -114,10 +112,10 @@ def test_a_problem_without_difficulty_is_named():
 
 def test_the_table_shows_percent_by_run_and_difficulty():
     console = Console(width=100, record=True, file=io.StringIO())
-    console.print(average.table({"base": average.summarize(MATRIX, None, ["1", "2", "2"])}))
+    console.print(table({"base": average.summarize(MATRIX, None, ["1", "2", "2"])}))
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in console.export_text().splitlines() if "│" in line]
     assert [row[:3] + row[4:] for row in rows] == [
-        ["base", "3", "41.7", "–", "66.7"],
-        ["1", "1", "100.0", "–", ""],
-        ["2", "2", "12.5", "–", ""],
+        ["base", "3", "41.7", "–", "66.7", "–"],
+        ["1", "1", "100.0", "–", "100.0", "–"],
+        ["2", "2", "12.5", "–", "50.0", "–"],
     ]

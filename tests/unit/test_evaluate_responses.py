@@ -5,6 +5,7 @@ import os
 import random
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,7 +21,7 @@ from tests.support.patience import PATIENCE
 
 PROBLEMS: Any = [SimpleNamespace(id=f"p{i}", answer=str(i)) for i in range(4)]
 SAMPLES = 2
-ALL = [Answered(p, s, f"ü \\boxed{{{p if s else 9}}}\n", 3 + s, s > 0) for p in range(4) for s in range(-1, SAMPLES)]
+ALL = [Answered(p, s, f"ü \\boxed{{{p if s else 9}}}\n", 3 + s, s > 0, s > 0 and p > 1) for p in range(4) for s in range(-1, SAMPLES)]
 
 
 def reader(out: Path) -> ResponseReader:
@@ -75,6 +76,7 @@ def test_a_line_still_in_the_writing_is_read_when_it_is_whole(tmp_path: Path) ->
         {"text": None},
         {"tokens": "3"},
         {"truncated": 0},
+        {"loop": 1},
     ],
 )
 def test_a_line_of_something_else_is_passed_over(tmp_path: Path, change: dict[str, Any]) -> None:
@@ -84,6 +86,14 @@ def test_a_line_of_something_else_is_passed_over(tmp_path: Path, change: dict[st
     assert reader(tmp_path).read_on() == []
     path.write_text(json.dumps(line) + "\n")
     assert reader(tmp_path).read_on() == [ALL[4]]
+
+
+def test_a_line_from_before_loops_were_kept_is_read(tmp_path: Path) -> None:
+    path = written(tmp_path, 0, ALL[4])
+    line = json.loads(path.read_bytes())
+    del line["loop"]
+    path.write_text(json.dumps(line) + "\n")
+    assert reader(tmp_path).read_on() == [replace(ALL[4], loop=None)]
 
 
 def test_of_two_lines_for_one_response_the_first_counts(tmp_path: Path) -> None:

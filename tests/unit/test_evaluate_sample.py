@@ -60,6 +60,14 @@ def test_the_ranks_together_make_what_is_missing_once_and_with_its_own_seed(rank
     assert all(a.text == str(sequence_seed("evaluate", 5, f"p{a.problem}", a.sample) % 97) for a in made)
 
 
+def test_only_a_cut_response_that_repeats_itself_is_a_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    again, mixed = (1, 2, 3) * 20, tuple(range(60))
+    made = [Response(ids, cut, (0.0,) * 60, 60) for ids, cut in ((again, True), (again, False), (mixed, True))]
+    monkeypatch.setattr(Engine, "generate", lambda self, prompts, seeds, sampling, finished: [*map(finished, range(3), made)])
+    there = {(p, s): 60 for p in range(6) for s in range(-1, 3) if p or s < 0}  # but those of the first problem
+    assert [a.loop for a in answered(there, 0, 1, monkeypatch)[1]] == [True, False, False]
+
+
 def test_a_rank_without_a_share_asks_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     there = {(p, s): 4 for p in range(6) for s in range(-1, 3)}
     assert not answered(there, 0, 1, monkeypatch)[0].calls

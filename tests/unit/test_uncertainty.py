@@ -1,7 +1,7 @@
 """Intervals and the paired test: known values, and how often they are right on simulated evaluations.
 
-Simulated problems differ in difficulty: the rate at which a problem is solved is Beta distributed with mean `p` and concentration a + b,
-from nearly all or nothing (0.3) to nearly equal (10). What an interval must contain is p, the mean over all problems.
+Simulated problems differ in difficulty: the rate at which a problem is solved is Beta distributed with mean `p`, from nearly all or
+nothing to nearly equal, or there are two kinds of problems (`benchmarks.intervals`). What an interval must contain is the mean over all.
 """
 
 import mpmath
@@ -9,45 +9,54 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from benchmarks.intervals import coverage, difficulties
 from megatron_atesd.errors import DataError
 from megatron_atesd.evaluate.uncertainty import (
+    holm,
     mean_a_token,
     mean_difference,
     mean_interval,
     rise_p_value,
+    seed_interval,
     t_quantile,
     t_tails,
     wilson_interval,
 )
 
-SPREADS = (0.3, 1.0, 3.0, 10.0)
 Shares = NDArray[np.floating]
+FEW_OF_A_KIND = {  # a few problems that are quite unlike all others: when none of them was drawn, nothing tells of them
+    (12, 30, 0.1, "0.02 or 0.9"): 0.90,
+    (12, 30, 0.95, "0.2 or 0.98"): 0.84,
+    (12, 90, 0.95, "0.2 or 0.98"): 0.92,
+}
 
 
 def rates(rng: np.random.Generator, shape: tuple[int, int], p: float, spread: float) -> Shares:
     return rng.beta(p * spread, (1 - p) * spread, size=shape)
 
 
-def coverage(rng: np.random.Generator, solved: Shares, samples: int, truth: float) -> float:
-    low, high = mean_interval(rng.binomial(samples, solved) / samples)
-    return float(np.mean((low <= truth) & (truth <= high)))
-
-
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.95])
 @pytest.mark.parametrize("problems", [30, 90, 210])
 @pytest.mark.parametrize("samples", [4, 12])
 def test_the_interval_covers_95_percent_whatever_the_spread_of_difficulty(samples: int, problems: int, p: float):
-    rng = np.random.default_rng(samples * problems)
-    found = {spread: coverage(rng, rates(rng, (4000, problems), p, spread), samples, p) for spread in SPREADS}
-    most = 0.975 if (problems, p) == (30, 0.95) else 0.97  # few outcomes are possible, and Wilson's interval itself steps over 0.97
-    assert all(0.93 <= share <= most for share in found.values()), found
+    most = 0.98 if problems == 30 else 0.97  # few outcomes are possible, and Wilson's interval itself steps over 0.97
+    for name, draw in difficulties(p).items():
+        _, found = coverage(draw, ["average"], (problems, samples), 4000, seed=samples * problems)["average"]
+        assert FEW_OF_A_KIND.get((samples, problems, p, name), 0.93) <= found <= most, (name, found)
 
 
-@pytest.mark.parametrize("p", [0.1, 0.95])
-def test_it_covers_when_difficulty_is_not_beta_distributed(p: float):
-    rng = np.random.default_rng(0)
-    some = 0.4 * (rng.random((4000, 30)) < 0.1 / 0.4) if p == 0.1 else 1 - 0.4 * (rng.random((4000, 30)) < 0.05 / 0.4)
-    assert 0.93 <= coverage(rng, some, 12, p) <= 0.975
+@pytest.mark.parametrize("samples", [4, 12])
+def test_other_figures_are_covered_too_where_they_are_not_near_0_or_1(samples: int):
+    for p in (0.1, 0.5):
+        for name in ("Beta, a + b = 1", "Beta, a + b = 3"):
+            found = coverage(difficulties(p)[name], ["pass2", f"pass{samples}", "majority"], (90, samples), 4000, seed=1)
+            assert all(0.93 <= share <= 0.97 for _, share in found.values()), (p, name, found)
+
+
+def test_the_truth_of_a_simulation_is_that_of_many_problems():
+    draw = difficulties(0.5)["0.1 or 0.9"]
+    for figure, expected in {"average": 0.5, "pass2": 0.5 * (1 - 0.9**2) + 0.5 * (1 - 0.1**2), "majority": 0.5}.items():
+        assert coverage(draw, [figure], (5, 4), 2, seed=1)[figure][0] == pytest.approx(expected, abs=0.003), figure
 
 
 def test_the_interval_of_greedy_answers_is_wilsons():
@@ -193,3 +202,14 @@ def test_a_rise_and_a_fall_are_each_others_complement():
 def test_equal_rises_are_judged_by_their_sign(rise: float, p_value: float):
     tokens = np.array([4.0, 5.0, 6.0, 7.0, 8.0])
     assert rise_p_value(rise * tokens, tokens) == p_value
+
+
+def test_holms_correction_by_hand():
+    assert holm({"a": 0.04, "b": 0.01, "c": 0.03, "d": 0.9}) == pytest.approx({"a": 0.09, "b": 0.04, "c": 0.09, "d": 0.9})
+    assert holm({"a": 0.7, "b": 0.6}) == {"a": 1.0, "b": 1.0}
+    assert holm({}) == {}
+
+
+def test_an_interval_over_seeds_by_hand():
+    assert seed_interval([0.5, 0.6, 0.4]) == pytest.approx((0.5 - 4.302653 * 0.1 / np.sqrt(3), 0.5 + 4.302653 * 0.1 / np.sqrt(3)), abs=1e-6)
+    assert seed_interval([0.99, 0.9, 1.0])[1] == 1.0
