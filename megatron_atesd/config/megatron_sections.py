@@ -102,7 +102,7 @@ UNSUPPORTED: dict[str, dict[str, Any]] = {
 }
 
 # Numbers that megatron.core takes as they are and that torch refuses later.
-_PASSED_BOUNDS: dict[str, Bound] = {
+PASSED_BOUNDS: dict[str, Bound] = {
     "megatron.hidden_dropout": BELOW_ONE,
     "megatron.attention_dropout": BELOW_ONE,
     "megatron.init_method_std": ZERO_OR_MORE,
@@ -142,7 +142,7 @@ def build_section(
         only = UNSUPPORTED.get(name, {})
         if key in only and value != only[key]:
             raise ConfigError(f"{name}.{key} is {spell(value)}, but this project works with {spell(only[key])} only; remove it from {name}")
-        rule, holds = _PASSED_BOUNDS.get(f"{name}.{key}", ("", lambda _: True))
+        rule, holds = PASSED_BOUNDS.get(f"{name}.{key}", ("", lambda _: True))
         if value is not None and not holds(value):
             raise ConfigError(f"{name}.{key} is {spell(value)}, must be {rule}")
     with naming_section(name, user):

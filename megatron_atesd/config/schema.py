@@ -290,7 +290,7 @@ class ExposureConfig:
         levels: α of each stage of mode step. [ours]
         step_at: Numbers of updates after which mode step goes on to its next level (empty = stages of equal length). The window that
             holds then is finished first. [ours]
-        target_kl: Unclipped KL to the teacher, nats a response token, that mode target_kl aims at. [ours]
+        target_kl: Unclipped KL to the teacher, nats per response token, that mode target_kl aims at. [ours]
         target_rate: What α gains in a window of mode target_kl with a KL of 0; in general it gains target_rate · (1 − KL / target_kl).
             [ours]
         reference: Whose reference the teacher sees: own = the problem's; shuffled = another problem's of the same file, its answer
@@ -298,7 +298,7 @@ class ExposureConfig:
             bare question as the teacher is asked it. [ours]
         bins: Difficulty bins of the problems, each with an α, a controller and a progress of its own; 1 = one α for all [paper]. For modes
             fixed, learned, aligned, posterior and target_kl. [ours]
-        difficulty: By what problems are sorted into bins: nll = the start model's mean NLL a token of the reference; pass_rate = share of
+        difficulty: By what problems are sorted into bins: nll = the start model's mean NLL per token of the reference; pass_rate = share of
             its responses that are wrong, of difficulty_samples to each training problem; field = a number in the problem file. [ours]
         difficulty_samples: Responses of the start model to each training problem, for pass_rate (to probe problems: probe_samples). [ours]
         difficulty_field: Name of that number; higher is harder. [ours]

@@ -99,7 +99,7 @@ def logprob_gap(history: History, config: TrainConfig, threshold: float) -> Find
     if not gap > threshold:
         return None
     wrong = "it samples from another model than the one that learns"
-    return Finding(gap, f"the engine's log-probabilities are {gap:.3g} nats a token from the training model's: {wrong}")
+    return Finding(gap, f"the engine's log-probabilities are {gap:.3g} nats per token from the training model's: {wrong}")
 
 
 @dataclass(frozen=True)
