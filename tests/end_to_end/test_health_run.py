@@ -140,7 +140,7 @@ def test_a_learning_rate_that_ruins_the_student_sets_off_its_alarms(tmp_path: Pa
     loop.train(load_config(arguments(save_inputs(tmp_path), tmp_path / "run", *QUIET, *HOT)))
     said = {line["alarm"] for line in recorded(tmp_path / "run")}
     assert said >= {"kl_explosion", "entropy_collapse", "length_drift"}
-    printed = capsys.rea.errerr().out
+    printed = capsys.readouterr().err
     assert [name for name in said if f"warning: health.{name} " not in printed] == []
 
 
