@@ -79,7 +79,8 @@ LEGEND = (
         "exposure",
         "nats per token",
         "What the controller thinks of this α. Higher is better. aligned: by how much the loss at this α falls on a small step along the "
-        "progress gradient. posterior: what this α is believed to add to progress, in the signal's units.",
+        "progress gradient. posterior: what this α is believed to add to progress, in the signal's units "
+        "(before two measurements in σ of their noise).",
     ),
     Metric("controller/posterior_best", "exposure", "α", "Exposure that mode posterior believes to be best."),
     Metric("controller/posterior_sd", "exposure", "as the signal", "Mean standard deviation of what mode posterior believes."),

@@ -59,9 +59,14 @@ def test_training_reached_the_exported_folder(work: Path):
     assert before.read_bytes() != after.read_bytes()
 
 
-@pytest.mark.parametrize("when", ["before", "after"])
-def test_the_last_lines_tell_both_evaluations(work: Path, when: str):
-    found = json.loads((work / when / "evaluation.json").read_text())
-    (line,) = [line for line in (work / "said.txt").read_text().splitlines() if line.startswith(f"{when}: sampled")]
-    assert f"sampled {found['average_at_k']:.1%}" in line
-    assert found["problems"] == 16
+def test_the_comparison_is_of_both_evaluations(work: Path):
+    arms = json.loads((work / "compare.json").read_text())["arms"]
+    found = {when: json.loads((work / when / "evaluation.json").read_text()) for when in ("before", "after")}
+    assert {when: (arm["average_at_k"], arm["mean_tokens"]) for when, arm in arms.items()} == {
+        when: (figures["average_at_k"], figures["mean_tokens"]) for when, figures in found.items()
+    }
+
+
+def test_the_last_lines_say_what_the_difference_is_worth(work: Path):
+    sentence = json.loads((work / "compare.json").read_text())["differences"]["after"]["sentence"]
+    assert sentence in (work / "said.txt").read_text()
