@@ -1,7 +1,6 @@
 """A run that is killed, whole or a rank at a time, and started again by the same command, equals the run that nothing happened to."""
 
 import os
-import re
 import shutil
 import signal
 from collections.abc import Iterator, Sequence
@@ -17,11 +16,13 @@ from megatron.core import parallel_state
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from megatron_atesd.config import load_config
+from megatron_atesd.config.health import ALARMS
 from megatron_atesd.errors import CheckpointError
 from megatron_atesd.faults.state import checkpoint_state, differences, metrics, reproducible
 from megatron_atesd.faults.torchrun import family, kill, ranks, torchrun
 from megatron_atesd.parallel.agreement import agreed
 from megatron_atesd.records import Problem, Rollout
+from megatron_atesd.report.samples import read_samples
 from megatron_atesd.train.loop import train
 from megatron_atesd.train.training_run import TrainingRun
 from tests.support.launch import run_distributed
@@ -58,6 +59,8 @@ METRICS = {
     *("probe/nll", "probe/progress", "student/confidence", "student/entropy", "distill/teacher_entropy", "perf/padding"),
     *("rollout/logprob_gap", "rollout/logprob_gap_max", "rollout/response_ratio"),
     *("rollout/length", "rollout/truncated", "rollout/loops", "rollout/empty", "rollout/accuracy"),
+    *("rollout/leakage", "rollout/exploration"),
+    *(f"health/{alarm}" for alarm in ALARMS),
     *("optim/lr", "optim/grad_norm", "optim/skipped"),
     *("time/rollout", "time/check", "time/exposure", "time/teacher", "time/student", "time/probe", "time/step", "time/between"),
     *("perf/tokens_per_second", "memory/peak_gib"),
@@ -271,18 +274,19 @@ def test_tensorboard_has_every_metric(undisturbed: Undisturbed) -> None:
 
 @pytest.mark.parametrize("layout", OTHER_LAYOUTS)
 def test_a_checkpoint_goes_on_at_another_layout_with_the_same_rollouts(undisturbed: Undisturbed, layout: str) -> None:
-    """The first rollout of each update, problem and response, as the console shows it."""
+    """The first rollout of each update, problem and response."""
     (other_dir, other_said), done = undisturbed.others[layout], OTHER_LAYOUTS[layout][1]
     assert f"after {done} updates" in other_said
-    assert samples(other_said) == samples(undisturbed.said)[done:]
+    assert len(samples(other_dir, done)) == UPDATES - done
+    assert samples(other_dir, done) == samples(undisturbed.run_dir, done)
     names = ("rollout/length", "rollout/truncated", "rollout/accuracy", "exposure/alpha")
     new, old = metrics(other_dir)[done], metrics(undisturbed.run_dir)[done]
     assert [new[name] for name in names] == pytest.approx([old[name] for name in names], rel=1e-6)
 
 
-def samples(said: str) -> list[str]:
-    """The sample rollouts among console lines."""
-    return [re.split(r"\n(?:update|phases of) ", part)[0].strip() for part in said.split("\nproblem ")[1:]]
+def samples(run_dir: Path, done: int) -> list[tuple[str, tuple[str, ...]]]:
+    """Problem and response of the sample of each update after `done`."""
+    return [(sample.id, sample.tokens) for sample in read_samples(run_dir) if sample.update > done]
 
 
 @pytest.mark.parametrize("layout", OTHER_LAYOUTS)
