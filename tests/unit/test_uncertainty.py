@@ -40,8 +40,8 @@ def rates(rng: np.random.Generator, shape: tuple[int, int], p: float, spread: fl
 @pytest.mark.parametrize("samples", [4, 12])
 def test_the_interval_covers_95_percent_whatever_the_spread_of_difficulty(samples: int, problems: int, p: float):
     most = 0.98 if problems == 30 else 0.97  # few outcomes are possible, and Wilson's interval itself steps over 0.97
-    for name, draw in difficulties(p).items():
-        _, found = coverage(draw, ["average"], (problems, samples), 4000, seed=samples * problems)["average"]
+    for name, difficulty in difficulties(p).items():
+        _, found = coverage(difficulty, ["average"], (problems, samples), 4000, seed=samples * problems)["average"]
         assert FEW_OF_A_KIND.get((samples, problems, p, name), 0.93) <= found <= most, (name, found)
 
 
@@ -53,10 +53,13 @@ def test_other_figures_are_covered_too_where_they_are_not_near_0_or_1(samples: i
             assert all(0.93 <= share <= 0.97 for _, share in found.values()), (p, name, found)
 
 
-def test_the_truth_of_a_simulation_is_that_of_many_problems():
-    draw = difficulties(0.5)["0.1 or 0.9"]
-    for figure, expected in {"average": 0.5, "pass2": 0.5 * (1 - 0.9**2) + 0.5 * (1 - 0.1**2), "majority": 0.5}.items():
-        assert coverage(draw, [figure], (5, 4), 2, seed=1)[figure][0] == pytest.approx(expected, abs=0.003), figure
+@pytest.mark.parametrize("name", ["Beta, a + b = 3", "0.1 or 0.9"])
+def test_the_truth_of_a_simulation_is_that_of_many_problems(name: str):
+    difficulty = difficulties(0.5)[name]
+    solved = difficulty.draw(np.random.default_rng(0), (400_000,))
+    for figure, expected in {"average": np.mean(solved), "pass2": np.mean(1 - (1 - solved) ** 2)}.items():
+        assert coverage(difficulty, [figure], (5, 4), 2, seed=1)[figure][0] == pytest.approx(expected, abs=0.003), figure
+    assert coverage(difficulty, ["majority"], (5, 4), 2, seed=1)["majority"][0] == pytest.approx(0.5)
 
 
 def test_the_interval_of_greedy_answers_is_wilsons():
