@@ -8,7 +8,13 @@ from megatron_atesd.report.page_parts import code, number, table
 from megatron_atesd.report.run_data import RunData
 
 # key of evaluation.json → column; shares are shown in percent
-EVALUATION_SHARES = {"greedy": "greedy", "majority": "majority", "answered": "answered", "truncated": "cut", "loops": "in a loop"}
+EVALUATION_SHARES = {
+    "greedy": "greedy",
+    "majority_at_k": "majority",
+    "with_answer": "answered",
+    "truncated": "cut",
+    "loops": "in a loop",
+}
 
 
 def evaluation(runs: Mapping[str, RunData], others: Mapping[str, dict[str, Any]]) -> str:

@@ -8,16 +8,20 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from megatron_atesd.evaluate.average import summarize
+from megatron_atesd.evaluate.response_figures import Sampled
 from megatron_atesd.report import page
 from megatron_atesd.report.at_end import report_at_end
+from megatron_atesd.report.page_evaluation import EVALUATION_SHARES
 from megatron_atesd.report.run_data import duration, load_run
 from megatron_atesd.report.run_files import changed_settings, evaluations, key_settings, read_settings_of
 from tests.support.run_record import save_run
 
 ROOT = Path(__file__).resolve().parents[2]
-EVALUATION = {"problems": 30, "samples": 12, "average_at_k": 0.5, "ci95": [0.4, 0.6], "greedy": None, "majority": 0.75}
+EVALUATION = {"problems": 30, "samples": 12, "average_at_k": 0.5, "ci95": [0.4, 0.6], "greedy": None, "majority_at_k": 0.75}
 
 
 class Outline(HTMLParser):
@@ -63,7 +67,7 @@ def outline(tmp_path_factory: pytest.TempPathFactory) -> Outline:
     learned = save_run(folder / "<b>learned", more={"health/kl_collapse": 1.0})
     evaluate(learned / "eval" / "aime24" / "step_4")
     runs = {"<b>learned": learned, "a $x$ run": save_run(folder / "fixed", mode="fixed", more={"health/kl_collapse": 0.0})}
-    page.write_report(runs, folder / "out" / "both.html", [evaluate(folder / "base", majority="much")])
+    page.write_report(runs, folder / "out" / "both.html", [evaluate(folder / "base", majority_at_k="much")])
     return Outline((folder / "out" / "both.html").read_text())
 
 
@@ -90,6 +94,11 @@ def test_what_a_run_says_is_text(outline: Outline):
 def test_evaluations_are_told_with_what_they_have(outline: Outline):
     assert "<b>learned/eval/aime24/step_4301250.0 (40.0 – 60.0)75.0" in outline.text
     assert "base301250.0 (40.0 – 60.0)–" in outline.text
+
+
+def test_every_share_of_a_real_evaluation_has_its_column():
+    sampled = Sampled(np.ones((2, 2), bool), np.zeros((2, 2), bool), np.zeros((2, 2), bool), np.ones((2, 2), np.int64), np.ones(2))
+    assert set(summarize(np.ones((2, 2)), np.ones(2), None, sampled)) >= set(EVALUATION_SHARES)
 
 
 def test_alarms_are_told_with_their_updates(outline: Outline):
