@@ -92,8 +92,9 @@ def key_settings(settings: Mapping[str, Any]) -> dict[str, bool | int | float | 
 
 
 def evaluations(run: Path) -> dict[str, dict[str, Any]]:
-    """evaluation.json of every folder below RUN, by the folder's path, steps in order."""
-    folders = sorted((str(path.parent.relative_to(run)) for path in run.rglob("evaluation.json")), key=_by_number)
+    """evaluation.json of every folder below RUN, by the folder's path, steps in order; none of a course that the run has left."""
+    found = (path.parent.relative_to(run) for path in run.rglob("evaluation.json"))
+    folders = sorted((str(folder) for folder in found if ".aside" not in folder.name), key=_by_number)
     return {name: found for name in folders if (found := read_object(run / name / "evaluation.json"))}
 
 

@@ -115,6 +115,7 @@ def test_only_settings_that_differ_come_first(tmp_path: Path):
 def test_evaluations_are_in_order_of_their_updates(tmp_path: Path):
     for step in (100, 20, 3):
         evaluate(tmp_path / "eval" / "aime" / f"step_{step}")
+    evaluate(tmp_path / "eval" / "aime" / "step_30.aside.2")  # the run has gone on from an earlier step
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "evaluation.json").write_text("[1")
     assert list(evaluations(tmp_path)) == [f"eval/aime/step_{step}" for step in (3, 20, 100)]
