@@ -33,7 +33,7 @@ def read_finished(folder: Path) -> Finished:
     """Raises DataError, with the folder, for one that holds no finished evaluation."""
     try:
         summary = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
-        lines = [json.loads(line) for line in (folder / RESPONSES).read_text(encoding="utf-8").splitlines()]
+        lines = [json.loads(line) for line in (folder / RESPONSES).read_bytes().splitlines()]  # a text may hold U+2028
         settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8")) if (folder / SETTINGS).exists() else {}
     except (FileNotFoundError, NotADirectoryError) as error:
         missing = Path(str(error.filename)).name

@@ -223,7 +223,7 @@ def save(folder: Path, run: Finished) -> Path:
     """As an evaluation leaves it, greedy responses included."""
     folder.mkdir()
     problems: Any = [SimpleNamespace(id=name) for name in run.ids]
-    answered = [Answered(p, s, "", 1, False, False) for p in range(len(problems)) for s in range(-1, 4)]
+    answered = [Answered(p, s, "a line\u2028and\x85more", 1, False, False) for p in range(len(problems)) for s in range(-1, 4)]
     right = [bool(s >= 0 and run.correct_NK[p, s]) for p in range(len(problems)) for s in range(-1, 4)]
     finish(folder, answered, right, problems, run.summary)
     (folder / "settings.json").write_text(json.dumps(run.settings))
