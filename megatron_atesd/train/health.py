@@ -17,8 +17,8 @@ class Health:
     def __init__(self, config: TrainConfig, checkpoint: Path | None) -> None:
         """checkpoint: what the run goes on from. The watch then knows what metrics.jsonl tells of the updates until there.
 
-        Raises TrainingError on all ranks when an alarm of health.stop_on held there and the settings still have the run end for it: a job
-        that is started again and again does no work. Collective.
+        Raises TrainingError on all ranks when an alarm of health.stop_on held there, before the last update, and the settings still have
+        the run end for it: a job that is started again and again does no work. Collective.
         """
         self.config = config
         self.path = Path(config.run.dir) / "health.jsonl"
@@ -31,7 +31,7 @@ class Health:
                 self.watch.observe(line["update"], line)
             keep_lines_until(self.path, start)
         self._agree()
-        if self.ending is not None and checkpoint is not None:
+        if self.ending is not None and checkpoint is not None and self.ending.update < config.run.updates:
             raise self.error(checkpoint)
 
     def after(self, update: int, metrics: Mapping[str, float]) -> dict[str, float]:

@@ -148,4 +148,8 @@ def test_an_alarm_after_the_last_update_ends_nothing(tmp_path: Path) -> None:
     settings = (*QUIET, *HOT, "--run.updates=2", "--health.stop_on=[kl_explosion]")
     loop.train(load_config(arguments(save_inputs(tmp_path), tmp_path / "run", *settings)))
     assert (2, "kl_explosion") in [(line["update"], line["alarm"]) for line in recorded(tmp_path / "run")]
-    assert (tmp_path / "run" / "summary.json").is_file()
+    summary = tmp_path / "run" / "summary.json"
+    assert summary.is_file()
+    summary.unlink()
+    loop.train(load_config(arguments(tmp_path, tmp_path / "run", *settings)))  # also when it is started again
+    assert summary.is_file()
