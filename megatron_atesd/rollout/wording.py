@@ -7,21 +7,24 @@ import re
 from collections.abc import Callable
 
 _TEXT = r"(?:final |correct )?(?:solution|answer)s?\b(?! (?:choice|option|set|format|sheet))"
+_NOT_OF_A_PART = r"(?! (?:of|to)\b(?! (?:this|the) (?:problem|question)))"  # the solution of an equation, the answer to part (a)
+_WORKED = r"(?:答案|解答|解法|解析(?![几式延法函]))"  # not 解析几何, analytic geometry, nor 解析式, a formula
 # What nobody says who was shown no solution. Of a student's own work, "the solution" alone is an ordinary word.
 LEAKAGE = re.compile(
     "|".join(
         (
             rf"\b(?:reference|provided|supplied|ground[- ]truth) {_TEXT}",
-            rf"\b(?:the|this|that|your) (?:given|verified) {_TEXT}",
-            rf"\b(?:according to|as (?:shown|given|stated|explained|described) (?:in|by)) the {_TEXT}",
+            rf"\b(?:the|this|that|your) given {_TEXT}{_NOT_OF_A_PART}",
+            r"\b(?:the|this|that|your) verified solution\b",  # "the verified answer" is one that its writer has checked
+            rf"\b(?:according to|as (?:shown|given|stated|explained|described) (?:in|by)) the {_TEXT}{_NOT_OF_A_PART}",
             r"\b(?:solution|answer) (?:(?:that )?(?:i|we) (?:was|were|am|are)) (?:given|provided|supplied|shown)\b",
             r"\b(?:solution|answer) (?:that (?:is|was) )?(?:given|provided|supplied|shown) (?:above|here|to (?:me|us))\b",
             r"\b(?:as|in|by|from|per|to|with|following) the (?:solution|answer) (?:above|below)\b",
             r"\bthe (?:solution|answer) above (?:shows?|says|states|gives)\b",
-            r"参考(?:答案|解答|解法|解析|过程)",
+            rf"参考(?:{_WORKED}|过程)",
             r"标准答案",
-            r"(?:给定|给出|提供|所给)的?(?:参考)?(?:答案|解答|解法|解析)",
-            r"(?:根据|按照|如)(?:上述|上面的?|前面的?)?(?:答案|解答|解法|解析)",
+            rf"(?:给定|给出|提供|所给)的?(?:参考)?{_WORKED}",
+            rf"(?:根据|按照|如)(?:上述|上面的?|前面的?)?{_WORKED}",
         )
     ),
     re.IGNORECASE,
