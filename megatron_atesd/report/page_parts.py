@@ -10,7 +10,7 @@ import numpy as np
 
 from megatron_atesd.report.legend import describe
 from megatron_atesd.report.pictures import PALETTE
-from megatron_atesd.report.run_data import PHASES, RunData, duration
+from megatron_atesd.report.run_data import PHASES, SAMPLES_SHOWN, RunData, duration
 from megatron_atesd.report.run_figures import colours
 from megatron_atesd.report.run_files import changed_settings
 from megatron_atesd.report.samples import LEVELS, Sample, heat_strip, mean_kl, outcome, spread
@@ -27,7 +27,6 @@ GLANCE = (
     "perf/tokens_per_second",
     "memory/peak_gib",
 )
-SAMPLES_SHOWN = 6
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], kind: str = "") -> str:

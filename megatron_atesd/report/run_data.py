@@ -10,12 +10,13 @@ from megatron_atesd.report.run_figures import Metrics, load_metrics
 from megatron_atesd.report.run_files import evaluations, read_settings_of
 from megatron_atesd.report.samples import Sample, read_samples
 
+SAMPLES_SHOWN = 6
 PHASES = ("rollout", "check", "exposure", "teacher", "student", "probe")
 
 
 @dataclass(frozen=True)
 class RunData:
-    """settings: by dotted name, `versions.*` with them. evaluations: by folder."""
+    """settings: by dotted name, `versions.*` with them. samples: SAMPLES_SHOWN at most. evaluations: by folder."""
 
     folder: Path
     metrics: Metrics
@@ -59,7 +60,7 @@ class RunData:
 
 def load_run(folder: Path) -> RunData:
     """Everything of a run directory. Raises DataError when its metrics cannot be read."""
-    return RunData(folder, load_metrics(folder), read_settings_of(folder), read_samples(folder), evaluations(folder))
+    return RunData(folder, load_metrics(folder), read_settings_of(folder), read_samples(folder, SAMPLES_SHOWN), evaluations(folder))
 
 
 def duration(seconds: float) -> str:

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 SAMPLES = "samples.jsonl"
 LEVELS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)  # nats; a mark means the same in every sample and run
@@ -39,14 +41,22 @@ def record_of(sample: Sample) -> dict[str, Any]:
     return asdict(sample) | {"kl": [value if math.isfinite(value) else None for value in sample.kl]}
 
 
-def read_samples(run_dir: Path) -> list[Sample]:
-    """The samples of a run, oldest first; [] where it has none. Lines that hold no sample are left out."""
+def read_samples(run_dir: Path, most: int) -> list[Sample]:
+    """Samples of a run, oldest first, its `spread` of `most`; [] where it has none. Lines that hold no sample are left out.
+
+    A long response is a megabyte, and a long run has a thousand: no others are in memory.
+    """
     path = run_dir / SAMPLES
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
-    return [sample for line in lines if (sample := _sample(line)) is not None]
+    if not path.is_file():
+        return []
+    with path.open("rb") as file:
+        count = sum(1 for _ in file)
+        chosen = set(spread(range(count), most))
+        file.seek(0)
+        return [sample for place, line in enumerate(file) if place in chosen and (sample := _sample(line)) is not None]
 
 
-def _sample(line: str) -> Sample | None:
+def _sample(line: bytes) -> Sample | None:
     try:
         record = json.loads(line)
         values = {field.name: record[field.name] for field in fields(Sample)}
@@ -117,7 +127,7 @@ def _told(sample: Sample, place: int) -> str:
     return f"<code>{_plain(sample.tokens[place].strip() or '⎵')}</code> {sample.kl[place]:.3g}"
 
 
-def spread(samples: Sequence[Sample], count: int) -> list[Sample]:
+def spread(samples: Sequence[T], count: int) -> list[T]:
     """At most `count` samples, spread over the run: the first, the last, and some between."""
     if len(samples) <= count:
         return list(samples)

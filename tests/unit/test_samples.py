@@ -1,17 +1,20 @@
 """Sample responses: read back as they were written, marked by their KL, and never trusted as HTML."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from megatron_atesd.report import samples
 from megatron_atesd.report.heat_figure import COLUMNS, heat_figure
-from megatron_atesd.report.samples import Sample, heat_strip, level, read_samples, spread
+from megatron_atesd.report.samples import Sample, heat_strip, level, read_samples, record_of, spread
 from tests.support.run_record import SAMPLE, save_run
 
 
 def test_a_sample_is_read_back_as_it_was(tmp_path: Path):
-    (read,) = read_samples(save_run(tmp_path / "run"))
+    (read,) = read_samples(save_run(tmp_path / "run"), 6)
     np.testing.assert_array_equal(read.kl, SAMPLE.kl)
     assert [getattr(read, name) for name in ("id", "problem", "tokens", "alpha", "right")] == [
         getattr(SAMPLE, name) for name in ("id", "problem", "tokens", "alpha", "right")
@@ -22,7 +25,16 @@ def test_a_sample_is_read_back_as_it_was(tmp_path: Path):
 def test_a_line_without_a_sample_is_left_out(tmp_path: Path, line: str):
     path = save_run(tmp_path / "run") / "samples.jsonl"
     path.write_text(f"{line}\n{path.read_text()}")
-    assert [sample.update for sample in read_samples(path.parent)] == [3]
+    assert [sample.update for sample in read_samples(path.parent, 6)] == [3]
+
+
+def test_of_a_long_run_only_the_samples_that_are_shown_are_parsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path, parsed = tmp_path / "samples.jsonl", list[bytes]()
+    path.write_text("".join(json.dumps(record_of(replace(SAMPLE, update=update))) + "\n" for update in range(10)))
+    parse = samples._sample
+    monkeypatch.setattr(samples, "_sample", lambda line: parsed.append(line) or parse(line))
+    assert [sample.update for sample in read_samples(tmp_path, 4)] == [0, 3, 6, 9]
+    assert len(parsed) == 4
 
 
 @pytest.mark.parametrize(("kl", "expected"), [(0.0, 0), (0.009, 0), (0.01, 1), (0.3, 4), (99.0, 6), (float("nan"), 0)])
