@@ -9,7 +9,7 @@ from megatron_atesd.evaluate.finished import Finished
 
 Arms = Mapping[str, Sequence[Finished]]
 FEWEST_SEEDS = 3  # that tell how far seeds spread
-_OWN = ("--model", "what is in --model", "--seed", "the problems in --data")  # what may or must differ, or is refused
+_OWN = ("--model", "what is in --model", "lora.start", "--seed", "the problems in --data")  # what may or must differ, or is refused
 
 
 def check_same_problems(arms: Arms) -> None:
