@@ -286,7 +286,7 @@ def test_a_checkpoint_goes_on_at_another_layout_with_the_same_rollouts(undisturb
 
 def samples(run_dir: Path, done: int) -> list[tuple[str, tuple[str, ...]]]:
     """Problem and response of the sample of each update after `done`."""
-    return [(sample.id, sample.tokens) for sample in read_samples(run_dir) if sample.update > done]
+    return [(sample.id, sample.tokens) for sample in read_samples(run_dir, UPDATES) if sample.update > done]
 
 
 @pytest.mark.parametrize("layout", OTHER_LAYOUTS)
