@@ -169,7 +169,9 @@ def test_what_cannot_be_compared_is_refused_by_name(other: Finished, says: str) 
 
 
 def test_sampling_that_differs_is_told() -> None:
-    found = compare({"base": [BASE], "other": [run("other", [1, 1, 1, 1, 1, 1], **{"--temperature": 0.6, "--seed": 9, "lora.start": "adapters"})]})
+    found = compare(
+        {"base": [BASE], "other": [run("other", [1, 1, 1, 1, 1, 1], **{"--temperature": 0.6, "--seed": 9, "lora.start": "adapters"})]}
+    )
     assert found["warnings"] == [
         "other (other) was sampled otherwise than base (base): --temperature is 0.6, there 1.0; a difference may come from that"
     ]
