@@ -10,7 +10,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
@@ -21,23 +21,21 @@ from megatron_atesd.report.screen import Screen
 from megatron_atesd.report.tensorboard import TensorBoard
 
 
-def lines_until(path: Path, update: int) -> list[dict[str, Any]]:
+def lines_until(path: Path, update: int) -> Iterator[dict[str, Any]]:
     """The lines of metrics.jsonl, or another file with one object an update, up to `update`, without one torn by a killed run."""
     if update == 0 or not path.exists():
-        return []
-    return [line for line in map(_decode, path.read_text().splitlines()) if line and line["update"] <= update]
+        return
+    with path.open() as file:
+        yield from (line for line in map(_decode, file) if line and line["update"] <= update)
 
 
-def keep_lines_until(path: Path, update: int) -> list[dict[str, Any]]:
-    """Cut metrics.jsonl, or another file with one object an update, back to its `lines_until` and return them.
+def keep_lines_until(path: Path, update: int) -> None:
+    """Cut metrics.jsonl, or another file with one object an update, back to its `lines_until`.
 
     update = 0 keeps nothing: the run starts anew. The file is replaced in one step, so a crash leaves the old or the new one.
     """
-    if not path.exists():
-        return []
-    kept = lines_until(path, update)
-    _replace_lines(path, kept)
-    return kept
+    if path.exists():
+        _replace_lines(path, lines_until(path, update))
 
 
 def amend_line(path: Path, update: int, more: Mapping[str, float | None]) -> None:
@@ -46,7 +44,7 @@ def amend_line(path: Path, update: int, more: Mapping[str, float | None]) -> Non
     _replace_lines(path, [{**line, **more} if line["update"] == update else line for line in lines])
 
 
-def _replace_lines(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
+def _replace_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
     partial = path.with_suffix(".partial")
     with partial.open("w") as file:
         file.writelines(_encode(line) for line in lines)

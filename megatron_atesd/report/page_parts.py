@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from megatron_atesd.report.legend import describe
+from megatron_atesd.report.phases import REMEDIES, REST
 from megatron_atesd.report.pictures import PALETTE
-from megatron_atesd.report.run_data import PHASES, SAMPLES_SHOWN, RunData, duration
+from megatron_atesd.report.run_data import SAMPLES_SHOWN, RunData, duration
 from megatron_atesd.report.run_figures import colours
 from megatron_atesd.report.run_files import changed_settings
 from megatron_atesd.report.samples import LEVELS, Sample, heat_strip, mean_kl, outcome, spread
@@ -106,20 +107,18 @@ def health(runs: Mapping[str, RunData]) -> str:
 
 
 def time_shares(runs: Mapping[str, RunData]) -> str:
-    """A bar a run: what part of its seconds each phase took."""
-    shades = dict(zip(PHASES, PALETTE, strict=False)) | {"other": "var(--muted)"}
+    """A bar a run: what part of its seconds each phase took, evaluations and saving with them."""
+    shades = dict(zip(REMEDIES, PALETTE, strict=False)) | {REST: "var(--muted)"}
     bars = []
     for run, data in runs.items():
-        whole, parts = data.seconds("step"), {phase: data.seconds(phase) for phase in PHASES}
-        parts["other"] = max(0.0, whole - sum(parts.values()))
+        phases = data.phases()
         pieces = [
-            f'<i style="width:{100 * part / whole:.2f}%;background:{shades[phase]}" title="{phase}: {duration(part)}"></i>'
-            for phase, part in parts.items()
-            if whole > 0
+            f'<i style="width:{100 * phases.share(phase):.2f}%;background:{shades[phase]}" title="{phase}: {duration(seconds)}"></i>'
+            for phase, seconds in phases.seconds.items()
         ]
-        told = ", ".join(f"{phase} {100 * part / whole:.0f} %" for phase, part in parts.items() if whole > 0 and part / whole >= 0.005)
+        told = ", ".join(f"{phase} {100 * phases.share(phase):.0f} %" for phase in phases.seconds if phases.share(phase) >= 0.005)
         title = f"<h3>{names(runs)[run]}</h3>" if len(runs) > 1 else ""
-        bars.append(f'{title}<div class="bar">{"".join(pieces)}</div><p>{duration(whole)}: {told}</p>')
+        bars.append(f'{title}<div class="bar">{"".join(pieces)}</div><p>{duration(phases.total)}: {told}</p>')
     key = "".join(f'<span class="key"><span class="dot" style="background:{shades[phase]}"></span>{phase}</span>' for phase in shades)
     return "".join(bars) + f"<p>{key}</p>"
 

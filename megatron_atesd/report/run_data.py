@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
+from megatron_atesd.report.phases import Phases, phases_of
 from megatron_atesd.report.run_figures import Metrics, load_metrics
 from megatron_atesd.report.run_files import evaluations, read_settings_of
 from megatron_atesd.report.samples import Sample, read_samples
 
 SAMPLES_SHOWN = 6
-PHASES = ("rollout", "check", "exposure", "teacher", "student", "probe")
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,11 @@ class RunData:
         part = max(1, len(values) // 10)
         return float(values[:part].mean()), float(values[-part:].mean())
 
-    def seconds(self, phase: str) -> float:
-        """Of all updates, spent in one of PHASES or in `step`, which is everything."""
-        return float(np.nansum(self.metrics.get(f"time/{phase}", np.zeros(1))))
+    def phases(self) -> Phases:
+        """Where the time went, as at the end of the training."""
+        known = [name for name in self.metrics if name.startswith(("time/", "perf/", "memory/"))]
+        rows = np.column_stack([self.metrics[name] for name in known]) if known else np.zeros((0, 0))
+        return phases_of([{name: value for name, value in zip(known, row, strict=True) if np.isfinite(value)} for row in rows.tolist()])
 
     def headline(self) -> str:
         """What ran, in one line."""
@@ -44,7 +46,7 @@ class RunData:
         if get("model.path"):
             weights = f"LoRA rank {get('lora.rank')}" if get("lora.rank") else "all weights"
             parts.append(f"model {Path(str(get('model.path'))).name} ({get('model.dtype')}, {weights})")
-        parts += [self.layout(), f"{duration(self.seconds('step'))} in updates", f"seed {get('run.seed', '?')}"]
+        parts += [self.layout(), f"{duration(self.phases().total)}", f"seed {get('run.seed', '?')}"]
         return " · ".join(part for part in parts if part)
 
     def layout(self) -> str:

@@ -94,7 +94,7 @@ def test_samples_of_a_resumed_run_are_those_of_an_unbroken_one(tmp_path: Path):
 def test_a_torn_last_line_is_dropped(tmp_path: Path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"update": 1}\n{"update": 2}\n{"update": 3, "distill/lo')
-    assert keep_lines_until(path, 3) == [{"update": 1}, {"update": 2}]
+    keep_lines_until(path, 3)
     assert path.read_text() == '{"update": 1}\n{"update": 2}\n'
 
 

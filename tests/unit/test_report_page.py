@@ -16,6 +16,7 @@ from megatron_atesd.evaluate.response_figures import Sampled
 from megatron_atesd.report import page
 from megatron_atesd.report.at_end import report_at_end
 from megatron_atesd.report.page_evaluation import EVALUATION_SHARES
+from megatron_atesd.report.page_parts import time_shares
 from megatron_atesd.report.run_data import duration, load_run
 from megatron_atesd.report.run_files import changed_settings, evaluations, key_settings, read_settings_of
 from tests.support.run_record import save_run
@@ -186,3 +187,9 @@ def test_the_command_writes_the_page_into_the_run(tmp_path: Path):
 def test_the_command_refuses_in_one_line(arguments: tuple[str, ...], reason: str):
     done = report(*arguments)
     assert (done.returncode, done.stderr.count("\n"), reason in done.stderr) == (2, 1, True)
+
+
+def test_evaluations_have_their_share_of_the_time(tmp_path: Path):
+    lines = [{"update": 1, "time/step": 2.0, "time/rollout": 1.0, "time/eval": 3.0}, {"update": 2, "time/step": 2.0, "time/between": 3.0}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert "7 s: rollout 14 %, eval 43 %, saving and other 43 %" in time_shares({"run": load_run(tmp_path)})
