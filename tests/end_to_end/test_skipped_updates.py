@@ -31,10 +31,10 @@ def nan_on_rank_1(updates: Collection[int]) -> Iterator[None]:
     now = 0
     train_step = loop.train_step
 
-    def counting_step(run: Any, update: int, heartbeat: Any) -> Any:
+    def counting_step(run: Any, update: int, heartbeat: Any, tell: Any) -> Any:
         nonlocal now
         now = update + 1
-        return train_step(run, update, heartbeat)
+        return train_step(run, update, heartbeat, tell)
 
     def loss_or_nan(*args: Any) -> Any:
         loss, statistics = distill_loss(*args)

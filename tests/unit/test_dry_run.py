@@ -48,7 +48,7 @@ def test_its_process_never_sees_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_every_recipe_has_a_dry_run():
     found = {str(path.relative_to(EXAMPLES).with_suffix("")) for path in recipes.RECIPES}
-    assert found - {"quickstart/paper"} == set(RECIPES)
+    assert found - {"quickstart/paper", "getting_started"} == set(RECIPES)  # for models as small as one likes
 
 
 WALKED = [name for name in RECIPES if not name.startswith(("opsd", "aligned"))]  # these have the same model and layout
