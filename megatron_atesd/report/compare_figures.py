@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping
 
+import numpy as np
+
 from megatron_atesd.report.history_figures import SIZE, Drawing
 from megatron_atesd.report.legend import describe
 from megatron_atesd.report.pictures import INK, draw_series, new_figure, tidy
@@ -34,13 +36,13 @@ CURVES = {
     ),
     "optim/grad_norm": ("Norm of the gradient", True, "Before clipping. A jump is an unusual batch, a climb is a run that comes apart."),
 }
-_SMOOTHED_SHARE, _EVALUATIONS = 10, 4
+_SMOOTHED_SHARE, _EVALUATIONS, _SCORE = 10, 4, "/average_at_k"
 
 
 def compare_figures(runs: Mapping[str, Metrics]) -> dict[str, Drawing]:
     """A picture for each curve that a run has, by metric; those of an evaluation during training first."""
     names = sorted({name for run in runs.values() for name in run})
-    during = [name for name in names if name.startswith("eval/") and (entry := describe(name)) and entry.unit == "share"]
+    during = [name for name in names if name.startswith("eval/") and name.endswith(_SCORE)]
     chosen = [*during[:_EVALUATIONS], *(name for name in CURVES if name in names)]
     return {name: curve(runs, name) for name in chosen}
 
@@ -49,12 +51,20 @@ def curve(runs: Mapping[str, Metrics], name: str) -> Drawing:
     """One metric over updates, of each run that has it."""
     entry = describe(name)
     title, noisy, caption = CURVES.get(name, (name, False, entry.meaning if entry else ""))
+    ends = [name.removesuffix(_SCORE) + end for end in ("/ci_low", "/ci_high")] if name.endswith(_SCORE) else []
+    if ends:
+        title = f"Average@K on {name.removeprefix('eval/').removesuffix(_SCORE)}"
+        caption += " The band is its 95 % interval over problems. The evaluation before the first update is in the table above."
     figure = new_figure(*SIZE)
     axes = figure.subplots()
     shown = {run: metrics for run, metrics in runs.items() if name in metrics}
     windows = {run: max(1, len(metrics["update"]) // _SMOOTHED_SHARE) if noisy else 1 for run, metrics in shown.items()}
     for run, metrics in shown.items():
         draw_series(axes, metrics["update"], metrics[name], colours(runs)[run], run, windows[run])
+        if ends and all(end in metrics for end in ends):
+            there = ~np.isnan(metrics[name])
+            low, high = (metrics[end][there] for end in ends)
+            axes.fill_between(metrics["update"][there], low, high, color=colours(runs)[run], alpha=0.15, linewidth=0)
     tidy(axes, title, "update", entry.unit if entry else "")
     if name == "exposure/alpha":
         axes.set_ylim(-0.04, 1.04)

@@ -90,6 +90,22 @@ def test_curves_have_one_colour_a_run(tmp_path: Path, learned: Metrics):
     assert [line.get_color() for line in drawn["probe/nll"].figure.axes[0].lines] == list(PALETTE[:2])
 
 
+def test_an_evaluation_during_training_is_one_picture_with_its_interval():
+    nan = np.nan
+    values = {
+        "average_at_k": [nan, 0.5, nan, 0.6],
+        "ci_low": [nan, 0.4, nan, 0.5],
+        "ci_high": [nan, 0.6, nan, 0.8],
+        "answered": [nan, 1, nan, 1],
+    }
+    metrics = {"update": np.arange(1.0, 5.0)} | {f"eval/a/{name}": np.array(column) for name, column in values.items()}
+    drawn = compare_figures({"run": metrics})
+    assert list(drawn) == ["eval/a/average_at_k"]
+    axes = drawn["eval/a/average_at_k"].figure.axes[0]
+    band = np.asarray(axes.collections[0].get_paths()[0].vertices)
+    assert (band[:, 0].min(), band[:, 0].max(), band[:, 1].min(), band[:, 1].max()) == (2, 4, 0.4, 0.8)
+
+
 def test_a_picture_in_a_page_has_text_and_the_colours_of_the_page(learned: Metrics):
     svg = inline_svg(history_figures.lengths(learned, "a<b").figure, "lengths")
     assert svg.startswith("<svg")
