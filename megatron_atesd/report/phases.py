@@ -16,7 +16,8 @@ REMEDIES = {
     "student": "a larger parallel.micro_batch_tokens or distill.chunk fills the device, where memory is free (tools/plan.py)",
     "probe": "a larger exposure.probe_every measures less often, a smaller data.probe_size fewer problems",
     "eval": "a larger eval.every evaluates less often, a smaller eval.samples takes fewer responses",
-    REST: "a larger checkpoint.every saves less often, and checkpoint.background saves while training goes on",
+    REST: "a larger checkpoint.every or eval.every saves less often, checkpoint.background saves while training goes on, and a larger "
+    "monitor.figure_every draws fewer pictures",
 }
 
 
