@@ -30,6 +30,8 @@ from megatron_atesd.evaluate.protocol import PROTOCOLS, protocol_text
 from megatron_atesd.logs import add_log_level
 from megatron_atesd.paths import user_path
 
+WIDTH = 140  # of the tables where the output is no terminal
+
 
 def main() -> None:
     a, rest = parse()
@@ -45,7 +47,8 @@ def main() -> None:
     summary = evaluate(task)
     if summary is not None:
         shown = {a.model.name: summary}
-        Console().print(table(shown), response_table(shown), sep="\n")
+        console = Console() if Console().is_terminal else Console(width=WIDTH)
+        console.print(table(shown), response_table(shown), sep="\n")
         print(pass_line(summary), protocol_text(summary["protocol"]), sep="\n")
         print(f"written to {a.out / 'evaluation.json'} and responses.jsonl")
 
