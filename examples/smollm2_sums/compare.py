@@ -46,7 +46,7 @@ def main() -> None:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in path.read_bytes().splitlines()]
 
 
 def pairs(names: Sequence[str]) -> list[tuple[str, str]]:
