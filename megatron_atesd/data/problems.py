@@ -78,7 +78,8 @@ def checked_problems(
         except DataError as error:
             reasons.append(f"{place}: {error}")
             if on_error == "stop":
-                raise DataError(f"{reasons[-1]} (mend the {unit}, or set data.on_error to skip)") from None
+                skip = "`--on-error skip` of tools/prepare_data.py, or `data.on_error skip` of a training, leaves bad ones out"
+                raise DataError(f"{reasons[-1]} (mend the {unit}; {skip})") from None
             continue
         for what, values in doubts:
             warnings.setdefault(what, []).append(f"{place}: {what}: {values}")

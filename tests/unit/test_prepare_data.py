@@ -67,10 +67,11 @@ def test_references_that_a_source_does_not_have_are_refused(
     assert not (tmp_path / "new").exists()
 
 
-def test_jsonl_trims_and_drops_repeats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_jsonl_trims_and_drops_repeats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [{"problem": " 1+1? ", "solution": "\\boxed{2}\n"}, {"problem": "1+1?", "solution": "again \\boxed{2}"}]
     (tmp_path / "raw.jsonl").write_text("\n".join(map(json.dumps, rows)))
     assert run("jsonl", tmp_path / "raw.jsonl", "--out", tmp_path / "clean.jsonl", monkeypatch=monkeypatch) == 0
+    assert "raw.jsonl: 1 of 2 problems left out, whose text an earlier one has" in capsys.readouterr().err
     [problem] = load_problems(tmp_path / "clean.jsonl")
     assert (problem.id, problem.problem, problem.solution) == ("raw-1", "1+1?", "\\boxed{2}")
 
@@ -220,3 +221,11 @@ def test_gsm_symbolic_without_its_library_says_what_to_install(monkeypatch: pyte
     monkeypatch.setitem(sys.modules, "reasoning_gym", None)
     with pytest.raises(DataError, match=r"pip install -e '\.\[data\]'"):
         gsm_symbolic_splits({"train": 1}, seed=1)
+
+
+def test_a_refusal_names_the_option_that_this_command_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "raw.jsonl").write_text('{"problem": "1+1?", "solution": "two"}')
+    assert run("jsonl", tmp_path / "raw.jsonl", "--out", tmp_path / "clean.jsonl", monkeypatch=monkeypatch) == 2
+    assert "--on-error skip" in capsys.readouterr().err

@@ -2,7 +2,7 @@
 
 import importlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from megatron_atesd.data.json_values import json_value
 from megatron_atesd.data.problem_record import TEXT_FIELDS
 from megatron_atesd.data.problems import OnError, Reshape, as_it_is, checked_problems, load_problems, normalised, refuse_half_characters
 from megatron_atesd.errors import DataError
+from megatron_atesd.logs import tell
 from megatron_atesd.records import Problem
 
 
@@ -20,13 +21,13 @@ def read_problems(path: str | Path, on_error: OnError = "stop", reshape: Reshape
     """
     path = Path(path)
     if path.suffix not in (".parquet", ".json"):
-        return _distinct(load_problems(path, on_error, reshape))
+        return _distinct(path, load_problems(path, on_error, reshape))
     rows = _parquet_rows(path) if path.suffix == ".parquet" else _json_rows(path)
     records = ((number, lambda row=row: reshape(row)) for number, row in enumerate(rows, 1))
     problems = checked_problems(path, "record", records, on_error)
     if not problems:
         raise DataError(f"{path} holds no record that can be used: give a file with the columns problem and solution")
-    return _distinct(problems)
+    return _distinct(path, problems)
 
 
 def _json_rows(path: Path) -> list[Any]:
@@ -74,9 +75,11 @@ def _parquet_column(path: Path, name: str, column: Any) -> list[Any]:
         raise DataError(f"{path}: column `{name}` cannot be read ({error}): leave the column out, or write it as text") from None
 
 
-def _distinct(problems: Iterable[Problem]) -> list[Problem]:
+def _distinct(path: Path, problems: Sequence[Problem]) -> list[Problem]:
     """The first of each problem text, with the white space around problem and solution removed."""
     first: dict[str, Problem] = {}
     for p in problems:
         first.setdefault(normalised(p.problem), Problem(p.id, p.problem.strip(), p.solution.strip(), p.answer, p.metadata))
+    if len(first) < len(problems):
+        tell(f"{path}: {len(problems) - len(first)} of {len(problems)} problems left out, whose text an earlier one has")
     return list(first.values())
