@@ -1,6 +1,7 @@
 """Downloads: what is kept is whole, packages are never imported, and each refusal says what to do."""
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -185,13 +186,20 @@ def error_named(name: str, base: type[Exception], text: str) -> Exception:
     ],
 )
 def test_what_the_hub_refuses_is_one_line_with_a_remedy(
-    tmp_path: Path, error: Exception, remedy: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    error: Exception,
+    remedy: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     def load(*words: object, **named: object) -> None:
+        logging.getLogger("huggingface_hub.utils").warning("Retrying in 1s")
         raise error
 
     fake_datasets(monkeypatch, load)
     said = refusal("prepare_data", ["hub", "a/b", "--out", tmp_path / "out.jsonl", "--cache", tmp_path / "cache"], tmp_path, capsys)
+    assert not caplog.records
     assert said.startswith("a/b cannot be had from the hub (")
     assert remedy in said
     assert " ".join(str(error).split()) in said

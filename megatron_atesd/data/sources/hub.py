@@ -1,6 +1,7 @@
 """One split of a data set of the Hugging Face hub, through `datasets`, whose variables (HF_HOME, HF_TOKEN, …) and cache hold."""
 
 import importlib
+import logging
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -37,10 +38,15 @@ class HubSplit:
             datasets = importlib.import_module("datasets")
         except ImportError:
             raise DataError("data sets of the hub need the library datasets: pip install -e '.[data]' in this project's checkout") from None
+        logger = logging.getLogger("huggingface_hub")
+        level = logger.level
+        logger.setLevel(logging.ERROR)  # without a network it tells of each of its tries
         try:
             rows = datasets.load_dataset(self.name, self.config or None, split=self.split, revision=self.revision or None)
         except Exception as error:  # of datasets and of the libraries below it, which promise no common class
             raise DataError(self._refusal(error)) from None
+        finally:
+            logger.setLevel(level)
         commit = _COMMIT.search(" ".join(rows.info.download_checksums or {}))
         words = [self.name, f"commit {commit[1]}" if commit else self.revision, self.config, self.split]
         return ", ".join(filter(None, words)), rows
