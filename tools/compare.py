@@ -17,6 +17,7 @@ from typing import Any
 from rich.console import Console
 
 from megatron_atesd.errors import ConfigError, run_command
+from megatron_atesd.logs import add_log_level
 from megatron_atesd.paths import user_path
 
 WIDTH = 140  # of the table where the output is no terminal
@@ -70,6 +71,7 @@ def arms_of(words: list[str]) -> dict[str, list[Path]]:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    add_log_level(parser)
     parser.add_argument("arms", nargs="+", metavar="ARM", help="DIR, or NAME=DIR[,DIR…] of runs with different seeds; the baseline first")
     parser.add_argument("--out", type=user_path, metavar="FILE", help="also write everything to this JSON file")
     return parser.parse_args()

@@ -8,6 +8,7 @@ import argparse
 import importlib.util
 
 from megatron_atesd.errors import ConfigError, run_command
+from megatron_atesd.logs import add_log_level
 from megatron_atesd.paths import user_path
 from megatron_atesd.report.run_files import names_of
 
@@ -16,6 +17,7 @@ SUFFIXES = (".png", ".svg", ".pdf")
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_log_level(parser)
     parser.add_argument("runs", nargs="+", type=user_path, metavar="RUN", help="run directory (with metrics.jsonl)")
     parser.add_argument(
         "--out", type=user_path, help="picture to write: .png, .svg or .pdf (default: run.png in the run; needed for several)"

@@ -28,6 +28,7 @@ from megatron_atesd.data.sources.hub import HubSplit
 from megatron_atesd.data.sources.jsonl import read_problems
 from megatron_atesd.data.summary import report
 from megatron_atesd.errors import run_command
+from megatron_atesd.logs import add_log_level
 from megatron_atesd.paths import user_path
 from megatron_atesd.records import Problem
 
@@ -62,6 +63,7 @@ def one_or_more(text: str) -> int:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_log_level(parser)
     sources = parser.add_subparsers(dest="source", required=True)
 
     def add(name: str, command: Command, help: str) -> argparse.ArgumentParser:

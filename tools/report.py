@@ -10,12 +10,14 @@ import importlib.util
 from pathlib import Path
 
 from megatron_atesd.errors import ConfigError, run_command
+from megatron_atesd.logs import add_log_level
 from megatron_atesd.paths import user_path
 from megatron_atesd.report.run_files import names_of
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_log_level(parser)
     parser.add_argument("runs", nargs="+", type=user_path, metavar="RUN", help="run directory (with metrics.jsonl)")
     parser.add_argument("--out", type=user_path, help="page to write, .html (default: report.html in the run; needed for several)")
     parser.add_argument(

@@ -1,4 +1,4 @@
-r"""Whether two final answers mean the same: numbers and equal texts here, everything else in a worker process.
+r"""Whether two final answers mean the same: what exact arithmetic decides here, everything else in a worker process.
 
 `slow_verdict` may take any time and any memory on a hostile answer. It runs only in the worker process that `grading.py` starts:
 
@@ -18,14 +18,14 @@ from megatron_atesd.evaluate.exact_numbers import exact_number
 from megatron_atesd.evaluate.exact_values import Work
 from megatron_atesd.evaluate.same_answer import Comparison
 
-_STEPS, _STEPS_A_PART = 3000, 30  # at most 100 parts, or 3000 products of two terms: below a tenth of a second
+_STEPS, _STEPS_A_PART = 3000, 30  # at most 100 parts, or 3000 products of two terms: some tenths of a second at most
 MAX_ANSWER = 300  # characters; a longer answer is not an answer, and parsing time grows with it
 READY, RIGHT, WRONG = b"R", b"1", b"0"
 _INTEGER = re.compile("[+-]?[0-9]+")
 
 
 def fast_verdict(answer: str, gold: str) -> bool | None:
-    r"""The verdict that needs no formula, or None when a worker has to decide.
+    r"""The verdict of exact arithmetic within bounded work, or None when a worker has to decide.
 
     Equal texts are right, whatever their length; an empty answer and one of more than 300 characters are wrong. Two numbers are compared
     exactly: `1,000` is 1000 and `0.\overline{7}` is 7/9.

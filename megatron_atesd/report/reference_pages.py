@@ -9,7 +9,7 @@ import html
 import re
 from collections.abc import Iterable, Sequence
 from functools import cache
-from typing import get_args
+from typing import get_args, get_origin
 
 import docstring_parser
 
@@ -90,7 +90,9 @@ def _section(section: str) -> str:
 
 
 def _kind(setting: Setting) -> str:
-    return "a path" if setting.is_path else describe(setting.hint)
+    if not setting.is_path:
+        return describe(setting.hint)
+    return "a list of paths" if get_origin(setting.hint) is list else "a path"
 
 
 def _range(name: str) -> str:

@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch.distributed as dist
 
@@ -21,6 +20,7 @@ from megatron_atesd.evaluate.sample import answer_problems
 from megatron_atesd.parallel.agreement import on_rank_0
 from megatron_atesd.parallel.context import context_place
 from megatron_atesd.parallel.groups import data_parallel_place, is_main, patient_barrier, tensor_parallel_first
+from megatron_atesd.report.run_files import read_object
 from megatron_atesd.rollout.engine import RolloutEngine
 from megatron_atesd.rollout.engines import build_engine
 from megatron_atesd.train.evaluation_files import EvaluationFile, decisive, evaluation_folder, evaluation_settings
@@ -66,7 +66,7 @@ class Evaluator:
 
     def holds(self, folder: Path, file: EvaluationFile, step: int) -> bool:
         """Whether `folder`, if it is there, holds responses that would be made the same now, wherever the model has been moved to."""
-        made, wanted = read_json(folder / SETTINGS) or {}, json.loads(json.dumps(self._decisive(file, step)))
+        made, wanted = read_object(folder / SETTINGS), json.loads(json.dumps(self._decisive(file, step)))
         return not folder.exists() or {**made, "--model": ""} == {**wanted, "--model": ""}
 
     def _open(self, file: EvaluationFile, step: int, reader: ResponseReader) -> dict[Key, int]:
@@ -142,12 +142,3 @@ def metrics_of(figures: Figures) -> dict[str, float]:
         "loops": figures["loops"],
         "length": figures["mean_tokens"],
     }
-
-
-def read_json(path: Path) -> dict[str, Any] | None:
-    """A JSON mapping, None where there is none."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return values if isinstance(values, dict) else None

@@ -17,7 +17,8 @@ from megatron_atesd.checkpoint.run_checkpoints import Saver, set_aside, step_fol
 from megatron_atesd.evaluate.responses import write_whole
 from megatron_atesd.parallel.agreement import on_rank_0
 from megatron_atesd.report.monitor import Monitor
-from megatron_atesd.train.evaluation import RESULT, Evaluator, metrics_of, read_json
+from megatron_atesd.report.run_files import read_object
+from megatron_atesd.train.evaluation import RESULT, Evaluator, metrics_of
 from megatron_atesd.train.evaluation_files import EvaluationFile, evaluation_folder
 from megatron_atesd.train.heartbeat import Heartbeat
 from megatron_atesd.train.preemption import StopRequest
@@ -96,7 +97,7 @@ class Evaluations:
             if start == 0 and not self._evaluator.holds(evaluation_folder(self._dir, file, 0), file, 0):
                 set_aside(folder, -1)  # of another run, that has begun here and left no checkpoint
             for there in step_folders(folder):
-                if (figures := read_json(there / RESULT)) is not None:
+                if figures := read_object(there / RESULT):
                     results.setdefault(step_number(there), {})[file.name] = figures
         return results
 

@@ -36,9 +36,9 @@ from megatron_atesd.train.metrics import (
     length_metrics,
     machine,
     peak_memory_gib,
-    place_metrics,
     rollout_metrics,
     sample_of,
+    step_metrics,
     write_summary,
 )
 from megatron_atesd.train.preemption import StopRequest
@@ -69,7 +69,7 @@ def train(config: TrainConfig) -> None:
         health = Health(config, chosen.folder)
         run = TrainingRun(config, inputs, goes_on=chosen.folder is not None)
         start = 0 if chosen.folder is None else run.load(chosen.folder)
-        if (back := config.checkpoint.resume) not in ("auto", "never"):
+        if config.checkpoint.resume not in ("auto", "never"):
             on_rank_0(lambda: set_aside(checkpoints, start), f"{checkpoints} cannot be put in order")
         if is_main():
             run_dir.mkdir(parents=True, exist_ok=True)
@@ -90,38 +90,66 @@ def train(config: TrainConfig) -> None:
                 first_measurements(run, monitor, heartbeat, stop)
             evaluations = Evaluations(run, inputs.evaluation_files, monitor, saver, heartbeat)
             end_start(config.parallel)
-            if asked := evaluations.begin(start, stop):
-                monitor.message(f"stopped by {asked} amid an evaluation; start the same command to go on")
+            if not make_updates(run, start, monitor, stop, saver, health, evaluations, heartbeat):
                 return
-            for update in range(start, config.run.updates):
-                done = update + 1
-                shown = bool(config.monitor.samples) and done % config.monitor.samples == 0
-                metrics, rollouts = train_step(run, update, heartbeat, monitor.sample if shown else None)
-                monitor.log(done, metrics | health.after(done, metrics) | saver.metrics())
-                health.tell(monitor.message)
-                if shown and monitor.for_people:
-                    monitor.message(describe_sample(run.renderer, rollouts[0]))
-                heartbeat.enter(f"the end of update {done}")
-                asked = stop.agreed()
-                last = bool(asked) or run.skipped.too_many or health.ends() or done == config.run.updates
-                if last or evaluations.due(done) or (config.checkpoint.every and done % config.checkpoint.every == 0):
-                    saver.save(done, run.state(done), run.hf_folder, last)
-                else:
-                    saver.finish(wait=False)
-                if run.skipped.too_many:
-                    raise run.skipped.error(checkpoints / f"step_{done}", config.run.updates - done)
-                if health.ends() and done < config.run.updates:
-                    raise health.error(checkpoints / f"step_{done}")
-                if evaluations.due(done) and not asked:
-                    asked = evaluations.measure(done, stop)
-                if asked and (done < config.run.updates or evaluations.missing(done)):
-                    again = "" if back in ("auto", "never") else f", with checkpoint.resume auto instead of {back}"
-                    monitor.message(f"stopped by {asked} after update {done}: step_{done} is saved; start the same command to go on{again}")
-                    return
         if is_main():
             monitor.message(account(write_summary(run_dir, config, evaluations.conclude())))
-            if config.monitor.report:
-                report_at_end(run_dir, monitor.message)
+            draw_report(config, monitor)
+
+
+def make_updates(
+    run: TrainingRun,
+    start: int,
+    monitor: Monitor,
+    stop: StopRequest,
+    saver: Saver,
+    health: Health,
+    evaluations: Evaluations,
+    heartbeat: Heartbeat,
+) -> bool:
+    """Every update after the first `start`, with what is told, saved and evaluated of it; whether the run came to its end.
+
+    It does not where it was asked to stop. Raises TrainingError, with a checkpoint saved, for too many skipped updates in a row and for an
+    alarm of health.stop_on. Collective.
+    """
+    config, checkpoints = run.config, Path(run.config.run.dir) / "checkpoints"
+    if asked := evaluations.begin(start, stop):
+        monitor.message(f"stopped by {asked} amid an evaluation; start the same command to go on")
+        return False
+    for update in range(start, config.run.updates):
+        done = update + 1
+        shown = bool(config.monitor.samples) and done % config.monitor.samples == 0
+        metrics, rollouts = train_step(run, update, heartbeat, monitor.sample if shown else None)
+        monitor.log(done, metrics | health.after(done, metrics) | saver.metrics())
+        health.tell(monitor.message)
+        if shown and monitor.for_people:
+            monitor.message(describe_sample(run.renderer, rollouts[0]))
+        heartbeat.enter(f"the end of update {done}")
+        asked = stop.agreed()
+        last = bool(asked) or run.skipped.too_many or health.ends() or done == config.run.updates
+        if last or evaluations.due(done) or (config.checkpoint.every and done % config.checkpoint.every == 0):
+            saver.save(done, run.state(done), run.hf_folder, last)
+        else:
+            saver.finish(wait=False)
+        if run.skipped.too_many:
+            raise run.skipped.error(checkpoints / f"step_{done}", config.run.updates - done)
+        if health.ends() and done < config.run.updates:
+            on_rank_0(lambda: draw_report(config, monitor), "the report cannot be written")  # the others wait: one that ends kills it
+            raise health.error(checkpoints / f"step_{done}")
+        if evaluations.due(done) and not asked:
+            asked = evaluations.measure(done, stop)
+        if asked and (done < config.run.updates or evaluations.missing(done)):
+            back = config.checkpoint.resume
+            again = "" if back in ("auto", "never") else f", with checkpoint.resume auto instead of {back}"
+            monitor.message(f"stopped by {asked} after update {done}: step_{done} is saved; start the same command to go on{again}")
+            return False
+    return True
+
+
+def draw_report(config: TrainConfig, monitor: Monitor) -> None:
+    """<run.dir>/report.html of the updates so far, unless monitor.report is false."""
+    if config.monitor.report:
+        report_at_end(Path(config.run.dir), monitor.message)
 
 
 def tell_start(config: TrainConfig, inputs: TrainingInputs, monitor: Monitor) -> None:
@@ -190,14 +218,6 @@ def train_step(
         measured |= run.service.observe(stats) | run.refresh_teacher(stats)
     finished = time.perf_counter()
     metrics = {
-        "distill/loss": result.loss,
-        "distill/kl": result.kl,
-        "distill/top1_disagreement": result.disagreement,
-        "distill/clipped_tokens": result.clipped_tokens,
-        "distill/clipped_kl": result.clipped_kl,
-        "distill/teacher_entropy": result.teacher_entropy,
-        "student/entropy": result.student_entropy,
-        "student/confidence": result.confidence,
         "exposure/alpha": exposure.alpha,
         "optim/lr": step.lr,
         "optim/grad_norm": step.grad_norm,
@@ -210,11 +230,10 @@ def train_step(
         "time/probe": finished - stepped,
         "time/step": finished - started,
         "perf/tokens_per_second": result.tokens / (finished - started),
-        "perf/padding": result.padding,
         "memory/peak_gib": peak_memory_gib(),
     }
     metrics |= gap | rollout_metrics(rollouts, step.contexts, run.answered, run.renderer.decode)
-    metrics |= length_metrics(rollouts) | place_metrics(result) | measured
+    metrics |= length_metrics(rollouts) | step_metrics(result) | measured
     if result.by_bin:
         bins = [run.bins.of(rollout.problem) for rollout in rollouts]
         metrics |= bin_metrics(rollouts, step.contexts, run.answered, bins, result.by_bin, exposure)

@@ -131,9 +131,20 @@ def sample_of(
     return Sample(*what, tuple(texts), tuple(kl), rollout.truncated, right)
 
 
-def place_metrics(result: StepResult) -> dict[str, float]:
-    """KL by position in the response."""
-    return {f"distill/kl_at/{place.first}": place.kl for place in result.by_place}
+def step_metrics(result: StepResult) -> dict[str, float]:
+    """What both passes of an update have measured, the KL by position in the response with it; units as in the legend."""
+    return {
+        "distill/loss": result.loss,
+        "distill/kl": result.kl,
+        "distill/top1_disagreement": result.disagreement,
+        "distill/clipped_tokens": result.clipped_tokens,
+        "distill/clipped_kl": result.clipped_kl,
+        "distill/teacher_entropy": result.teacher_entropy,
+        "student/entropy": result.student_entropy,
+        "student/confidence": result.confidence,
+        "perf/padding": result.padding,
+        **{f"distill/kl_at/{place.first}": place.kl for place in result.by_place},
+    }
 
 
 def entry_clip_warning(distill: DistillConfig) -> str:

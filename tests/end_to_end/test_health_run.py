@@ -42,6 +42,7 @@ class Runs:
     errors: tuple[str, str]
     newest_after_error: str
     updates_after_errors: tuple[int, int]
+    report_after_error: bool
 
 
 @contextmanager
@@ -71,15 +72,16 @@ def train_blind(inputs: Path, folder: Path) -> Runs:
     unbroken, stopped = folder / "unbroken", folder / "stopped"
     with perturbed():
         loop.train(load_config(arguments(inputs, unbroken, *QUIET, *BLIND)))
-        watched = arguments(inputs, stopped, *QUIET, *BLIND, "--health.stop_on=[leakage, loops]")
+        watched = arguments(inputs, stopped, *QUIET, *BLIND, "--health.stop_on=[leakage, loops]", "--monitor.report=true")
         first = ended_by(watched)
+        reported = (stopped / "report.html").is_file()
         saved, trained = newest(stopped), len(metrics(stopped))
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(loop, "TrainingRun", None)  # the second start must not come so far
             again = ended_by(watched)
         counts = trained, len(metrics(stopped))
         loop.train(load_config(arguments(inputs, stopped, *QUIET, *BLIND, "--health.stop_on=[leakage]")))
-    return Runs(unbroken, stopped, (first, again), saved, counts)
+    return Runs(unbroken, stopped, (first, again), saved, counts, reported)
 
 
 @pytest.fixture(scope="module")
@@ -123,6 +125,10 @@ def test_an_alarm_of_stop_on_ends_the_run_alike_on_all_ranks(by_rank: list[Runs]
 
 def test_a_checkpoint_is_saved_at_the_update_of_the_alarm(runs: Runs) -> None:
     assert runs.newest_after_error == "step_2"
+
+
+def test_the_run_that_an_alarm_ends_has_a_report(by_rank: list[Runs]) -> None:
+    assert [runs.report_after_error for runs in by_rank] == [True, True]
 
 
 def test_the_same_command_ends_again_before_any_work(runs: Runs) -> None:
