@@ -1,5 +1,6 @@
 """Adaptive Teacher Exposure for Self-Distillation on Megatron-Core. Start reading at train/loop.py."""
 
+import logging
 import warnings
 
 # megatron.core says on every import, in every process, what a CPU user can do nothing about.
@@ -15,3 +16,15 @@ for _message in (
     "`torch.distributed.(all_gather_into|reduce_scatter)_tensor` is deprecated.*",
 ):
     warnings.filterwarnings("ignore", message=_message, category=FutureWarning)
+
+# And it calls deprecated, on every rank, what this project uses with reason: its own writer of checkpoints, common.pt (both are all that
+# 0.16 knows), and GPTModel (docs/hybrid_model.md).
+_ON_PURPOSE = ("MCore's async save is deprecated", "load_common is deprecated", "GPTModel IS DEPRECATED")
+
+
+def _not_on_purpose(record: logging.LogRecord) -> bool:
+    return not str(record.msg).startswith(_ON_PURPOSE)
+
+
+for _module in ("dist_checkpointing.strategies.torch", "dist_checkpointing.strategies.common", "models.gpt.gpt_model"):
+    logging.getLogger(f"megatron.core.{_module}").addFilter(_not_on_purpose)

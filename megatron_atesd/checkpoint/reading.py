@@ -9,6 +9,7 @@ from typing import Any
 
 from megatron.core import dist_checkpointing
 
+from megatron_atesd.checkpoint import plain_values
 from megatron_atesd.checkpoint.manifest import MANIFEST, check_files, read_manifest
 from megatron_atesd.checkpoint.safe_pickle import guarded
 from megatron_atesd.checkpoint.saving import FolderSave
@@ -60,9 +61,7 @@ def check_model_folder(folder: Path) -> None:
 
 def read_plain_values(folder: Path) -> dict[str, Any]:
     """What `folder` holds beside tensors. Raises CheckpointError when it is not a model folder."""
-    weights = _weights(folder)
-    with guarded(weights):
-        return dist_checkpointing.load_common_state_dict(str(weights))
+    return plain_values.read_plain_values(_weights(folder))
 
 
 def read_folder(folder: Path, state: dict[str, Any]) -> dict[str, Any]:
@@ -71,6 +70,7 @@ def read_folder(folder: Path, state: dict[str, Any]) -> dict[str, Any]:
     Raises CheckpointError when the folder is not a model folder or lacks a tensor that `state` asks for.
     """
     weights = _weights(folder)
+    plain_values.check_common(weights)
     with guarded(weights):
         loaded = dist_checkpointing.load(state, str(weights))
     assert isinstance(loaded, dict)  # a tuple only for strict modes that report

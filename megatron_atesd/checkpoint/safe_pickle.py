@@ -43,10 +43,17 @@ _ALLOWED = {
 @contextmanager
 def guarded(weights: Path) -> Iterator[None]:
     """For opening the torch_dist folder `weights`: its small files have been checked inside, and it holds what `plain_values_only` says."""
-    read_json_object(weights / "metadata.json")
+    check_format(weights)
     check_metadata(weights)
     with plain_values_only(weights):
         yield
+
+
+def check_format(weights: Path) -> None:
+    """Raise CheckpointError unless `weights`/metadata.json names the format torch_dist; from 0.17 on megatron.core asks no more."""
+    named = read_json_object(path := weights / "metadata.json").get("sharded_backend")
+    if named != "torch_dist":
+        raise CheckpointError(f"{path}: sharded_backend must be torch_dist, is {named!r}; use another checkpoint")
 
 
 @contextmanager

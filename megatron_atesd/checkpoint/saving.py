@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Callable
 from functools import partial
+from inspect import signature
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -16,17 +17,23 @@ from uuid import uuid4
 
 import torch
 import torch.distributed as dist
-from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.state_dict_utils import save_preprocess
 from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue, AsyncRequest
-from megatron.core.dist_checkpointing.strategies.base import StrategyAction, register_default_strategy
-from megatron.core.dist_checkpointing.strategies.common import TorchCommonSaveStrategy
+from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
 
 from megatron_atesd.checkpoint.folders import WRITING, delete, replace_folder, sync_tree
 from megatron_atesd.checkpoint.hf_files import copy_hf_files
 from megatron_atesd.checkpoint.manifest import checksums, listed_files, write_manifest
+from megatron_atesd.checkpoint.plain_values import common_object, write_common_file, write_format
 from megatron_atesd.checkpoint.save_queue import end_with_parent, install_save_queue
 from megatron_atesd.errors import CheckpointError
 from megatron_atesd.parallel.agreement import agreed, on_rank_0, place
+
+# megatron.core's own writer, the only one of 0.16; later versions would take that of another package, nvidia-resiliency-ext, where it is
+# installed, and nothing else where not: it is not the process that this module knows, ends with its parent, and has checksums of.
+_OWN_WRITER: dict[str, Any] = (
+    {"async_strategy": "mcore"} if "async_strategy" in signature(TorchDistSaveShardedStrategy.async_save).parameters else {}
+)
 
 
 class FolderSave:
@@ -61,9 +68,7 @@ class FolderSave:
     def _start(self, state: dict[str, Any], hf_files: Path) -> None:
         on_rank_0(partial(_new_folder, self._partial, hf_files), self._failing)
         install_save_queue()
-        register_default_strategy(StrategyAction.SAVE_COMMON, "torch", 1, _AgreedCommonStrategy(self._failing))
-        request = dist_checkpointing.save(state, str(self._partial / "weights"), async_sharded_save=True)
-        assert request is not None
+        request = self._requested(state, self._partial / "weights")
         answers, answer = Pipe(duplex=False)
         if request.async_fn is not None:
             write = partial(_write_and_sum, request.async_fn, self._partial, place()[0], answer)
@@ -71,11 +76,19 @@ class FolderSave:
         finish = partial(self._finish, request, answers, answer)
         self._queue.schedule_async_request(request._replace(finalize_fns=[finish]))
 
+    def _requested(self, state: dict[str, Any], weights: Path) -> AsyncRequest:
+        """What is to be written, and how: the steps of dist_checkpointing.save, which from one version to the next writes the plain values
+        elsewhere, and on rank 0 alone, while the others go on to wait for it."""
+        sharded, plain = save_preprocess(state)
+        sharded["common_state"] = common_object(plain, place()[0])
+        on_rank_0(partial(write_common_file, weights, plain), self._failing)
+        return TorchDistSaveShardedStrategy("torch_dist", 1).async_save(sharded, weights, **_OWN_WRITER)
+
     def _finish(self, request: AsyncRequest, answers: Connection, answer: Connection) -> None:
         answer.close()
-        write_metadata, write_config = request.finalize_fns
+        (write_metadata,) = request.finalize_fns
         agreed(_releasing(write_metadata, _release_from_broadcast), self._failing)
-        agreed(_releasing(write_config, dist.barrier), self._failing)
+        on_rank_0(partial(write_format, self._partial / "weights"), self._failing)
         sums = agreed(partial(answers.recv) if request.async_fn else dict, self._failing)
         answers.close()
         on_rank_0(lambda: self._complete({name: value for of_rank in sums for name, value in of_rank.items()}), self._failing)
@@ -85,18 +98,6 @@ class FolderSave:
         write_manifest(self._partial, sums | checksums(self._partial, rest))
         sync_tree(self._partial)
         replace_folder(self._partial, self.final)
-
-
-class _AgreedCommonStrategy(TorchCommonSaveStrategy):
-    """megatron.core lets rank 0 write common.pt while the others go on; should it fail, they hear of it here."""
-
-    def __init__(self, failing: str) -> None:
-        super().__init__("torch", 1)
-        self._failing = failing
-
-    def save_common(self, common_state_dict: Any, checkpoint_dir: str | Path) -> None:
-        write = partial(super().save_common, common_state_dict, checkpoint_dir)
-        agreed(write, self._failing)
 
 
 def _free_gib(path: Path) -> float:

@@ -1,6 +1,6 @@
 """Writing and reading a torch_dist checkpoint one piece at a time; megatron.core's own functions hold a whole model in memory.
 
-The format is torch.distributed.checkpoint's (.metadata and .distcp files) with megatron.core's metadata.json and common.pt beside it.
+The format is torch.distributed.checkpoint's (.metadata and .distcp files) with megatron.core's metadata.json and plain values beside it.
 """
 
 import io
@@ -14,8 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from megatron.core.dist_checkpointing import load_common_state_dict
-from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
 from torch import Tensor
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
 from torch.distributed.checkpoint.filesystem import FileSystem, FileSystemReader, FileSystemWriter
@@ -24,6 +22,7 @@ from torch.distributed.checkpoint.planner import LoadPlan, SavePlan, TensorWrite
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
 from megatron_atesd.checkpoint.ahead import made_ahead
+from megatron_atesd.checkpoint.plain_values import COMMON_OBJECT, read_plain_values, write_common_file, write_format
 from megatron_atesd.checkpoint.safe_pickle import guarded, plain_values_only
 from megatron_atesd.checkpoint.written_files import HashedFile
 from megatron_atesd.errors import CheckpointError
@@ -52,13 +51,14 @@ def write_chunks(folder: Path, chunks: Sequence[Chunk], empty_objects: Sequence[
     # Without copying ahead to the host, which is for tensors on a GPU, items keep their order.
     writer = _Writer(folder, single_file_per_rank=True, sync_files=False, thread_count=1, per_thread_copy_ahead=0)
     writer.fs = files = _Files()
-    planner = _ChunkPlanner(chunks, empty_objects)
+    # As megatron.core stores an object without content, and plain values of which there are none.
+    planner = _ChunkPlanner(chunks, {COMMON_OBJECT: {}, **dict.fromkeys(empty_objects)})
     writer.set_up_storage_writer(is_coordinator=True)
     plans, metadata = planner.create_global_plan([writer.prepare_local_plan(planner.create_local_plan())])
     (plan,) = writer.prepare_global_plan(plans)
     writer.finish(metadata, [writer.write_data(plan, planner).wait()])
-    torch.save({}, folder / "common.pt")
-    save_config(CheckpointingConfig("torch_dist", 1), str(folder))
+    write_common_file(folder, {})
+    write_format(folder)
     return {name: digest for name, digest in files.digests.items() if (folder / name).is_file()}  # not of .metadata's temporary name
 
 
@@ -83,14 +83,14 @@ class _Files(FileSystem):
 class _ChunkPlanner(DefaultSavePlanner):
     """Plans from descriptions; the values come into being for resolve_data, which the writer calls item by item."""
 
-    def __init__(self, chunks: Sequence[Chunk], empty_objects: Sequence[str]) -> None:
+    def __init__(self, chunks: Sequence[Chunk], objects: Mapping[str, Any]) -> None:
         super().__init__(flatten_state_dict=False)
         self._chunks = {_index(chunk): chunk for chunk in chunks}
         self._made = made_ahead([partial(_made, chunk) for chunk in chunks])
-        self._empty_objects = empty_objects
+        self._objects = objects
 
     def create_local_plan(self) -> SavePlan:
-        objects = [WriteItem(MetadataIndex(name), WriteItemType.BYTE_IO) for name in self._empty_objects]
+        objects = [WriteItem(MetadataIndex(name), WriteItemType.BYTE_IO) for name in self._objects]
         self.plan = SavePlan([*(_write_item(chunk) for chunk in self._chunks.values()), *objects])
         return self.plan
 
@@ -99,8 +99,8 @@ class _ChunkPlanner(DefaultSavePlanner):
             chunk, tensor = next(self._made)
             assert chunk is self._chunks[write_item.index]
             return tensor.reshape(chunk.sizes)
-        torch.save([None], nothing := io.BytesIO())  # as megatron.core stores an object without content
-        return nothing
+        torch.save([self._objects[write_item.index.fqn]], stored := io.BytesIO())
+        return stored
 
 
 def _made(chunk: Chunk) -> tuple[Chunk, Tensor]:
@@ -123,8 +123,8 @@ class StoredTensors:
     def __init__(self, folder: Path, prefix: str) -> None:
         self.folder, self.prefix = folder, prefix
         self._reader = FileSystemReader(folder)
+        read_plain_values(folder)  # not needed here, but a folder in which they are damaged is not to be trusted
         with guarded(folder):
-            load_common_state_dict(str(folder))  # not needed here, but a folder in which it is damaged is not to be trusted
             metadata = self._reader.read_metadata()
             self._reader.set_up_storage_reader(metadata, is_coordinator=True)
         self._tensors: Mapping[str, TensorStorageMetadata] = {

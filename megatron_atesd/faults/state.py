@@ -9,13 +9,17 @@ from typing import Any
 import torch
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
+from megatron_atesd.checkpoint.plain_values import COMMON_OBJECT
+from megatron_atesd.checkpoint.reading import read_plain_values
+
 
 def checkpoint_state(folder: Path) -> dict[str, Any]:
     """Every tensor and plain value of a checkpoint step_N by its path; the run directory's own name aside."""
     with tempfile.TemporaryDirectory() as scratch:
         dcp_to_torch_save(folder / "weights", Path(scratch) / "all.pt")
         tensors = torch.load(Path(scratch) / "all.pt", weights_only=True)
-    plain = torch.load(folder / "weights" / "common.pt", weights_only=True)
+    del tensors[COMMON_OBJECT]  # the plain values once more, with the run directory's name
+    plain = read_plain_values(folder)
     plain["run"]["config"]["run"].pop("dir")
     return dict(_leaves({"tensors": tensors, "plain": plain}, ""))
 

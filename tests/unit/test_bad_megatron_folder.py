@@ -13,6 +13,7 @@ import torch
 from checkpoints_convert import hf_to_megatron
 from checkpoints_convert.command import single_process, whole_model
 from megatron_atesd.checkpoint.hf_weights import load_hf_weights
+from megatron_atesd.checkpoint.plain_values import COMMON_OBJECT, READS_OBJECT
 from megatron_atesd.checkpoint.reading import model_state, write_folder
 from megatron_atesd.model.hf_config import read_architecture
 from tests.support.bad_input import refusal
@@ -46,6 +47,15 @@ def other_model(folder: Path) -> None:
     (folder / "hf" / "config.json").write_text(json.dumps(config | {"intermediate_size": 64}))
 
 
+def no_plain_values(folder: Path) -> None:
+    """Neither form of them: megatron.core 0.19 and later take the object where the file is missing."""
+    (folder / COMMON).unlink()
+    path = folder / METADATA
+    metadata = pickle.loads(path.read_bytes())
+    del metadata.state_dict_metadata[COMMON_OBJECT]
+    path.write_bytes(pickle.dumps(metadata))
+
+
 COMMON, METADATA, JSON, DATA = "weights/common.pt", "weights/.metadata", "weights/metadata.json", "weights/__0_0.distcp"
 CASES: dict[str, tuple[Change, str]] = {
     "common.pt: garbage": (
@@ -54,7 +64,10 @@ CASES: dict[str, tuple[Change, str]] = {
     ),
     "common.pt: empty": (written(COMMON, b""), "weights: cannot be loaded: EOFError"),
     "common.pt: cut short": (cut(COMMON), "weights: cannot be loaded: "),
-    "common.pt: missing": (removed(COMMON), "weights: cannot be loaded: "),
+    "common.pt: missing": (
+        no_plain_values,
+        "weights: cannot be loaded: " if READS_OBJECT else "weights: has no common.pt; if megatron.core 0.19 or later wrote it",
+    ),
     "common.pt: a folder": (replaced(COMMON, Path.mkdir), "common.pt"),
     "common.pt: a loop of links": (replaced(COMMON, loop), "common.pt"),
     ".metadata: garbage": (written(METADATA, b"garbage"), "weights/.metadata: missing or damaged"),
@@ -69,9 +82,9 @@ CASES: dict[str, tuple[Change, str]] = {
     "metadata.json: not UTF-8": (written(JSON, b"\xff\xfe"), "weights/metadata.json: cannot be read as JSON"),
     "metadata.json: another format": (
         written(JSON, '{"sharded_backend": "zarr", "sharded_backend_version": 1, "common_backend": "torch", "common_backend_version": 1}'),
-        "weights: cannot be loaded: Cannot find a default strategy",
+        "weights/metadata.json: sharded_backend must be torch_dist, is 'zarr'",
     ),
-    "metadata.json: unknown key": (written(JSON, '{"x": 1}'), "weights: cannot be loaded: "),
+    "metadata.json: unknown key": (written(JSON, '{"x": 1}'), "weights/metadata.json: sharded_backend must be torch_dist, is None"),
     "metadata.json: missing": (removed(JSON), "weights/metadata.json"),
     "distcp: garbage": (written(DATA, b"garbage" * 99_999), "weights: cannot be loaded: "),
     "distcp: empty": (written(DATA, b""), "weights/__0_0.distcp: missing or cut short"),

@@ -18,6 +18,7 @@ from checkpoints_convert.command import whole_model
 from megatron_atesd.checkpoint import layout
 from megatron_atesd.checkpoint.hf_weights import load_hf_weights
 from megatron_atesd.checkpoint.manifest import check_files, read_manifest
+from megatron_atesd.checkpoint.plain_values import COMMON_OBJECT
 from megatron_atesd.checkpoint.reading import model_state, write_folder
 from megatron_atesd.distill.teacher import Teacher
 from megatron_atesd.errors import CheckpointError, ConversionError
@@ -55,7 +56,8 @@ def test_the_checkpoint_holds_what_a_model_of_megatron_core_saves(tmp_path: Path
     write_folder(tmp_path / "saved", chunk.sharded_state_dict(prefix="model."), source)
     assert contents(tmp_path / "streamed") == contents(tmp_path / "saved")
     write_folder(tmp_path / "ours", model_state(model), source)
-    assert contents(tmp_path / "ours") == {name: part for name, part in contents(tmp_path / "saved").items() if part}
+    with_values = {name: part for name, part in contents(tmp_path / "saved").items() if part or name == COMMON_OBJECT}
+    assert contents(tmp_path / "ours") == with_values
     for name in ("metadata.json", "common.pt"):
         load = json.loads if name.endswith("json") else lambda data: torch.load(io.BytesIO(data))
         assert load((tmp_path / "streamed/weights" / name).read_bytes()) == load((tmp_path / "saved/weights" / name).read_bytes())
