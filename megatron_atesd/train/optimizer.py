@@ -17,6 +17,7 @@ from megatron_atesd.errors import ConfigError
 from megatron_atesd.model.gpt import HiddenStateGPT
 from megatron_atesd.model.trained import trained_dtype
 from megatron_atesd.train.adam import fuse, is_adam, set_steps, start_moments, start_momentum, translate_steps
+from megatron_atesd.train.bucket_padding import keep_bucket_padding
 from megatron_atesd.train.learning_rate import learning_rate_scheduler
 from megatron_atesd.train.param_gather import finish_gather, prepare_gather, start_gather
 
@@ -124,6 +125,8 @@ def build_optimization(
     for part in cast("Any", megatron_optimizer).chained_optimizers:
         fuse(part.optimizer)
         part.init_state_fn = part.init_state_fn or start_momentum  # megatron.core has none for SGD, and calls it to load
+        if isinstance(part, DistributedOptimizer):
+            keep_bucket_padding(part)
     for chunk in wrapped:
         prepare_gather(chunk)
     pauses: Any = [chunk.no_sync for chunk in wrapped]  # ddp.overlap_grad_reduce must wait for the last micro-batch

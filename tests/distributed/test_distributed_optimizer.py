@@ -46,23 +46,24 @@ def train_case(folder: Path, dtype: str, kind: Kind) -> Trained:
         return Trained(before, plain.weights(), distributed.weights(), outside)
 
 
-def train_and_resume(folder: Path, dtype: str) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+def train_and_resume(folder: Path, name: str, dtype: str, **options: Any) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """Weights after four updates in one go, and of a new session that loaded the state after two of them. DP = world size."""
     with parallel_session():
-        unbroken = session(folder, dtype=dtype)
+        unbroken = session(folder, dtype=dtype, **options)
         unbroken.train(2)
-        write_folder(folder / f"after_two_{dtype}", unbroken.state(loading=False), folder / "student")
+        write_folder(folder / f"after_two_{name}", unbroken.state(loading=False), folder / "student")
         unbroken.train(2)
-        resumed = session(folder, dtype=dtype)
-        resumed.load(folder / f"after_two_{dtype}")
+        resumed = session(folder, dtype=dtype, **options)
+        resumed.load(folder / f"after_two_{name}")
         resumed.train(2)
         return unbroken.weights(), resumed.weights()
 
 
 def resume_all(folder: Path) -> dict[str, tuple[list[torch.Tensor], list[torch.Tensor]]]:
-    """By dtype; also leaves in folder/at_tensor_2 what two more updates at TP=2 make of the fp32 checkpoint."""
+    """By case; also leaves in folder/at_tensor_2 what two more updates at TP=2 make of the fp32 checkpoint."""
     dist.init_process_group("gloo")
-    results = {dtype: train_and_resume(folder, dtype) for dtype in ("fp32", "bf16")}
+    results = {dtype: train_and_resume(folder, dtype, dtype) for dtype in ("fp32", "bf16")}
+    results["padded buckets"] = train_and_resume(folder, "padded", "fp32", overlap=True, bucket_size=1000)
     with parallel_session(2):
         divided = session(folder, tensor=2)
         divided.load(folder / "after_two_fp32")
@@ -123,9 +124,9 @@ def test_after_the_teachers_passes_every_parameter_is_in_the_optimizers_buffer(t
     assert [case.outside_the_buffer for rank in trained for case in rank] == [0] * 2 * len(CASES)
 
 
-@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-def test_a_resumed_training_equals_the_unbroken_one_bit_for_bit(dtype: str, resumed: Any) -> None:
-    unbroken, again = resumed[dtype]
+@pytest.mark.parametrize("case", ["fp32", "bf16", "padded buckets"])
+def test_a_resumed_training_equals_the_unbroken_one_bit_for_bit(case: str, resumed: Any) -> None:
+    unbroken, again = resumed[case]
     assert [i for i, (a, b) in enumerate(zip(unbroken, again, strict=True)) if not torch.equal(a, b)] == []
 
 

@@ -59,15 +59,22 @@ class Session:
 
 
 def session(
-    folder: Path, tensor: int = 1, dtype: str = "fp32", kind: Kind = "ema", distributed: bool = True, overlap: bool = False
+    folder: Path,
+    tensor: int = 1,
+    dtype: str = "fp32",
+    kind: Kind = "ema",
+    distributed: bool = True,
+    overlap: bool = False,
+    bucket_size: int | None = None,
 ) -> Session:
+    """bucket_size: values in a bucket of the gradient buffer, with `overlap`; None is megatron.core's, more than these models have."""
     architecture = read_architecture(folder / "student")
     model = build_model(architecture, transformer_config(architecture, tensor, 1, False, dtype))
     load_hf_weights(model, folder / "teacher")
     teacher = Teacher(model, kind, ema_decay=0.9)
     load_hf_weights(model, folder / "student")
     settings = {"lr": 1e-3, "clip_grad": 1.0, "weight_decay": 0.1, "use_distributed_optimizer": distributed}
-    ddp = {"overlap_grad_reduce": overlap, "overlap_param_gather": overlap}
+    ddp = {"overlap_grad_reduce": overlap, "overlap_param_gather": overlap, "bucket_size": bucket_size}
     return Session(model, teacher, build_optimization(model, settings, ddp, ScheduleConfig(), 10))
 
 
