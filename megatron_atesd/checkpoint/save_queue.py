@@ -1,31 +1,43 @@
-"""A helper process of megatron.core's checkpoint writer that does not outlive its rank.
+"""How a process that writes a checkpoint answers its rank, and that it does not outlive it.
 
-megatron.core keeps the queue of write results in a manager process, for the whole life of a rank, and asks it to end when the rank
-ends by itself. A rank that is killed (out of memory, a node that goes down) would leave it behind for ever.
+For the answer megatron.core keeps a queue in a manager: one more process beside every rank, for its whole life, that imports torch (half
+a GB) to read it, and stays behind where the rank is killed. The writer is a fork of the rank: a file that both have open is enough.
 """
 
 import os
-import signal
-from multiprocessing import get_context, parent_process
-from multiprocessing.managers import SyncManager
+import pickle
+import tempfile
+from multiprocessing import parent_process
+from queue import Empty
 from threading import Thread
+from typing import Any
+
+from megatron.core.dist_checkpointing.strategies import filesystem_async
+
+
+class WriteResults:
+    """What megatron.core asks of a queue: a fork puts one result, and the process that it is a fork of gets it once the fork has ended."""
+
+    def __init__(self) -> None:
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115 (as long as the save)
+
+    def put(self, result: Any) -> None:
+        """Raises OSError where the folder of temporary files is full."""
+        pickle.dump(result, self._file)
+        self._file.flush()
+
+    def get_nowait(self) -> Any:
+        """Raises queue.Empty when nothing was put."""
+        self._file.seek(0)
+        try:
+            return pickle.load(self._file)
+        except EOFError:
+            raise Empty from None
 
 
 def install_save_queue() -> None:
-    """Give megatron.core, once, a queue whose process ends with this one, however this one ends."""
-    from megatron.core.dist_checkpointing.strategies import filesystem_async  # slow to import: the helper process does without
-
-    if filesystem_async._results_queue is None:
-        manager = SyncManager(ctx=get_context("spawn"))
-        manager.start(initializer=_serve_until_the_end)
-        filesystem_async._results_queue = manager.Queue()
-
-
-def _serve_until_the_end() -> None:
-    """A signal that asks the job to save and stop reaches this process too (torchrun signals a rank's whole process group)."""
-    for number in (signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
-    end_with_parent()
+    """Have megatron.core's next save answer through a WriteResults of its own."""
+    filesystem_async._results_queue = WriteResults()
 
 
 def end_with_parent() -> None:

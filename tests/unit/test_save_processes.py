@@ -1,13 +1,20 @@
-"""The processes that write a checkpoint end with their rank, at whatever moment it is killed."""
+"""The processes that write a checkpoint answer their rank, and end with it, at whatever moment it is killed."""
 
 import time
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
+from queue import Empty
 
 import psutil
+import pytest
+import torch
+from megatron.core.dist_checkpointing import ShardedTensor
 
+from megatron_atesd.checkpoint.reading import write_folder
+from megatron_atesd.checkpoint.save_queue import WriteResults
 from megatron_atesd.checkpoint.saving import _write_and_sum
+from megatron_atesd.parallel.session import parallel_session
 from tests.support.patience import PATIENCE
 
 CONTEXT = get_context("fork")  # as megatron.core starts them
@@ -39,3 +46,26 @@ def test_a_killed_rank_leaves_neither_writer_nor_its_helpers() -> None:
         process.kill()
     assert alive == []
     assert len(gone) == 2
+
+
+def test_the_result_of_a_fork_is_there_when_it_has_ended() -> None:
+    results, large = WriteResults(), list(range(1_000_000))  # more than a pipe holds
+    with pytest.raises(Empty):
+        results.get_nowait()
+    fork = CONTEXT.Process(target=results.put, args=(large,))
+    fork.start()
+    fork.join(PATIENCE)
+    assert results.get_nowait() == large
+
+
+def test_a_save_leaves_no_process_behind(tmp_path: Path) -> None:
+    with parallel_session():
+        before = set(psutil.Process().children(recursive=True))
+        (tmp_path / "hf").mkdir()
+        write_folder(tmp_path / "folder", {"run": {"update": 1}, "w": sharded(torch.arange(3.0))}, tmp_path / "hf")
+        left = [process.cmdline() for process in psutil.Process().children(recursive=True) if process not in before]
+        assert left == []
+
+
+def sharded(values: torch.Tensor) -> ShardedTensor:
+    return ShardedTensor.from_rank_offsets("w", values)
