@@ -31,10 +31,10 @@ def examples(vocabulary: int) -> list[Example]:
     return [first, Example(ids(1, 2), ids(2, 3), ids(1, 2)), Example(ids(2, 6), ids(5, 14), []), last]
 
 
-def save_models(folder: Path, family: str, tied: bool) -> None:
-    """Student and (different) teacher weights, as Hugging Face folders. The vocabulary is odd: TP pads it."""
+def save_models(folder: Path, family: str, tied: bool, vocabulary: int = 37) -> None:
+    """Student and (different) teacher weights, as Hugging Face folders. The vocabulary is odd unless another is given: TP pads it."""
     shape = {
-        "vocab_size": 37, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4,
+        "vocab_size": vocabulary, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4,
         "num_key_value_heads": 2, "head_dim": 16, "tie_word_embeddings": tied, "max_position_embeddings": 64,
     }  # fmt: skip
     for seed, role in enumerate(("student", "teacher")):
