@@ -1,15 +1,18 @@
 # make quickstart   sets up, then the whole job on a CPU: two tasks, four rules for exposure on each (ARMS=aligned TASKS=late: the short job)
 # make test         sets up, then every test that needs no GPU
+# make tested       the same from the files of a commit; a run without a failure is written into requirements/tested.json
 # make test-te      builds Transformer Engine in an environment of its own (6.5 GB, about ten minutes on two cores; needs nvcc of CUDA 13,
 #                   no GPU), then the model of its layers for every recipe
 # make test-vllm    builds vLLM for CPUs in an environment of its own (4.5 GB, a few minutes), then the engine `vllm` on real ranks
 # make test-gpu     sets up, then those that need one
 #
-# PYTHON=python3.12 picks the interpreter, VENV=path the environment, PYTEST_ARGS="-k word" what pytest gets.
+# PYTHON=python3.12 picks the interpreter (3.11, 3.12 or 3.13), VENV=path the environment, PYTEST_ARGS="-k word" what pytest gets.
+# MEGATRON_CORE=0.17.1 takes this version in place of the one in requirements/ (Python 3.11: 0.16.1 only; 3.13: 0.17 and later).
 
 VENV ?= .venv
 TORCH ?= 2.13.0
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
+MEGATRON_CORE ?=
 PYTEST_ARGS ?= -n 2 --dist loadfile
 TE_VENV ?= .venv-te
 TE_PYTHON ?= python3.12
@@ -17,9 +20,9 @@ CUDA_HOME ?= /usr/local/cuda
 VLLM_VENV ?= .venv-vllm
 
 # Prints path and version of a Python that can be used here, fails for any other.
-IDENTIFY := import ensurepip, os, sys; (3, 11) <= sys.version_info[:2] < (3, 13) or sys.exit(1); print(os.path.realpath(sys.executable), sys.version)
+IDENTIFY := import ensurepip, os, sys; (3, 11) <= sys.version_info[:2] < (3, 14) or sys.exit(1); print(os.path.realpath(sys.executable), sys.version)
 ifndef PYTHON
-PYTHON := $(shell for p in python3.11 python3.12 python3; do $$p -c '$(IDENTIFY)' >/dev/null 2>&1 && echo $$p && break; done)
+PYTHON := $(shell for p in python3.11 python3.12 python3.13 python3; do $$p -c '$(IDENTIFY)' >/dev/null 2>&1 && echo $$p && break; done)
 endif
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
@@ -27,7 +30,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 LOCK = requirements/py$(shell "$(PYTHON)" -c 'import sys; print("%d%d" % sys.version_info[:2])').txt
 ONE_THREAD := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
 
-.PHONY: setup quickstart test test-te test-vllm test-gpu lint clean interpreter
+.PHONY: setup quickstart test tested test-te test-vllm test-gpu lint clean interpreter
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.installed
@@ -36,7 +39,10 @@ quickstart: setup
 	PATH="$(abspath $(BIN)):$$PATH" PYTHON="$(abspath $(BIN))/python" bash examples/quickstart/run.sh
 
 test: setup
-	$(ONE_THREAD) $(BIN)/python -m pytest -m "not gpu" $(PYTEST_ARGS)
+	$(ONE_THREAD) $(BIN)/python -m pytest -m "not gpu" $(PYTEST_ARGS) $(RECORD)
+
+tested: RECORD = --record-tested
+tested: test
 
 test-te: $(TE_VENV)/.installed
 	CUDA_VISIBLE_DEVICES= $(ONE_THREAD) $(TE_VENV)/bin/python -m pytest tests/te
@@ -61,7 +67,7 @@ clean:
 # The environment follows the interpreter: another PYTHON than last time builds it anew.
 interpreter:
 	@now="$$("$(PYTHON)" -c '$(IDENTIFY)' 2>/dev/null)" || { \
-	  echo "error: PYTHON='$(PYTHON)' is not Python 3.11 or 3.12 with venv; install one (Debian: python3.11-venv) or give PYTHON=/path/to/python3.11" >&2; \
+	  echo "error: PYTHON='$(PYTHON)' is not Python 3.11, 3.12 or 3.13 with venv; install one (Debian: python3.11-venv) or give PYTHON=/path/to/python3.11" >&2; \
 	  exit 2; }; \
 	if [ "$$now" != "$$(cat $(VENV)/.interpreter 2>/dev/null)" ]; then \
 	  "$(PYTHON)" -m venv --clear $(VENV) && printf '%s\n' "$$now" > $(VENV)/.interpreter; \
@@ -69,14 +75,19 @@ interpreter:
 
 $(VENV)/.interpreter: interpreter ;
 
+# Written only when it differs: then the packages are installed anew.
+$(VENV)/.constraints: interpreter
+	@sed '$(if $(MEGATRON_CORE),s/^megatron-core==.*/megatron-core==$(MEGATRON_CORE)/)' $(LOCK) > $@.new
+	@cmp -s $@.new $@ || cp $@.new $@
+
 # torch comes first: later requirements then keep the build chosen here. On Linux the default wheel is a CUDA build of several GB.
-$(VENV)/.installed: pyproject.toml $(wildcard requirements/*.txt) $(VENV)/.interpreter
+$(VENV)/.installed: pyproject.toml $(VENV)/.constraints $(VENV)/.interpreter
 	@echo "Installing into $(VENV); the first time takes some minutes."
 	@if [ "$$(uname)" = Linux ] && ! nvidia-smi -L >/dev/null 2>&1; then \
-	  $(PIP) install -c $(LOCK) --retries 0 --timeout 15 --extra-index-url $(TORCH_CPU_INDEX) torch==$(TORCH)+cpu \
-	  || { echo "No CPU build of torch found; installing the default build." && $(PIP) install -c $(LOCK) torch==$(TORCH); }; \
-	else $(PIP) install -c $(LOCK) torch==$(TORCH); fi
-	@$(PIP) install -c $(LOCK) -e '.[dev,data,plots]'
+	  $(PIP) install -c $(VENV)/.constraints --retries 0 --timeout 15 --extra-index-url $(TORCH_CPU_INDEX) torch==$(TORCH)+cpu \
+	  || { echo "No CPU build of torch found; installing the default build." && $(PIP) install -c $(VENV)/.constraints torch==$(TORCH); }; \
+	else $(PIP) install -c $(VENV)/.constraints torch==$(TORCH); fi
+	@$(PIP) install -c $(VENV)/.constraints -e '.[dev,data,plots]'
 	@touch $@
 
 # Transformer Engine's torch part is compiled against this torch and the CUDA headers of its wheels.

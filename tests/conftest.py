@@ -17,6 +17,8 @@ os.environ.update(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE", MKL_NUM_THREAD
 settings.register_profile("any speed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any speed")
 
+pytest_plugins = ["tests.support.record_tested"]
+
 ON_CPU = os.environ.get("ATESD_GPU_TESTS_DEVICE") == "cpu"
 
 

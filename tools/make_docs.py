@@ -1,8 +1,9 @@
-"""Write the pages of docs/ that are made from the code: settings.md from the settings' dataclasses, metrics.md from the legend.
+"""Write what is made from the code and its records: settings.md from the settings' dataclasses, metrics.md from the legend, and the
+table of tested versions in README.md from requirements/tested.json.
 
-python tools/make_docs.py              # after a change of a setting, a bound or a metric
+python tools/make_docs.py              # after a change of a setting, a bound or a metric, and after `make tested`
 python tools/make_docs.py --pictures   # also the pictures of exposure.md
-python tools/make_docs.py --out DIR    # somewhere else
+python tools/make_docs.py --out DIR    # the pages somewhere else; README.md stays as it is
 """
 
 import argparse
@@ -13,14 +14,16 @@ from pathlib import Path
 from megatron_atesd.errors import ConfigError, run_command
 from megatron_atesd.paths import user_path
 from megatron_atesd.report.reference_pages import pages
+from megatron_atesd.report.tested_versions import read_runs, with_table
 
 ROOT = Path(__file__).resolve().parents[1]
+DOCS, README, TESTED = ROOT / "docs", ROOT / "README.md", ROOT / "requirements" / "tested.json"
 STUDY = ROOT / "examples" / "mini_study" / "side" / "results.json"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=user_path, default=ROOT / "docs", help="folder to write to (default: docs/)")
+    parser.add_argument("--out", type=user_path, default=DOCS, help="folder to write to (default: docs/)")
     parser.add_argument("--pictures", action="store_true", help="draw reveal.png and exposure_effect.png too; needs matplotlib")
     a = parser.parse_args()
     if not a.out.is_dir():
@@ -28,6 +31,9 @@ def main() -> None:
     for name, text in pages().items():
         (a.out / name).write_text(text, encoding="utf-8")
         print(f"wrote {a.out / name}")
+    if a.out.resolve() == DOCS:
+        README.write_text(with_table(README.read_text(encoding="utf-8"), read_runs(TESTED)), encoding="utf-8")
+        print(f"wrote the table of tested versions in {README}")
     if a.pictures:
         draw(a.out)
 
