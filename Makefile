@@ -4,6 +4,8 @@
 # make test-te      builds Transformer Engine in an environment of its own (6.5 GB, about ten minutes on two cores; needs nvcc of CUDA 13,
 #                   no GPU), then the model of its layers for every recipe
 # make test-vllm    builds vLLM for CPUs in an environment of its own (4.5 GB, a few minutes), then the engine `vllm` on real ranks
+# make test-versions  sets up with Python 3.12, gets other versions of megatron.core (OTHER_MEGATRON, bare folders in .versions) and tests that
+#                   all write, read and compute the same
 # make test-gpu     sets up, then those that need one
 #
 # PYTHON=python3.12 picks the interpreter (3.11, 3.12 or 3.13), VENV=path the environment, PYTEST_ARGS="-k word" what pytest gets.
@@ -30,7 +32,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 LOCK = requirements/py$(shell "$(PYTHON)" -c 'import sys; print("%d%d" % sys.version_info[:2])').txt
 ONE_THREAD := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
 
-.PHONY: setup quickstart test tested test-te test-vllm test-gpu lint clean interpreter
+.PHONY: setup quickstart test tested test-te test-vllm test-versions test-gpu lint clean interpreter
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.installed
@@ -50,6 +52,14 @@ test-te: $(TE_VENV)/.installed
 test-vllm: $(VLLM_VENV)/.installed
 	CUDA_VISIBLE_DEVICES= $(ONE_THREAD) $(VLLM_VENV)/bin/python -m pytest tests/with_vllm
 
+OTHER_MEGATRON ?= 0.16.1 0.17.1 0.18.1
+OTHER_FOLDERS = $(OTHER_MEGATRON:%=.versions/%)
+test-versions: setup $(OTHER_FOLDERS)
+	ATESD_OTHER_MEGATRON="$(subst $() ,:,$(OTHER_FOLDERS))" CUDA_VISIBLE_DEVICES= $(ONE_THREAD) $(BIN)/python -m pytest tests/versions
+
+.versions/%: | setup
+	@rm -rf $@.partial && $(PIP) install --no-deps --target $@.partial megatron-core==$(@F) && mv $@.partial $@
+
 # One process: they share a GPU.
 test-gpu: PYTEST_ARGS = tests/gpu
 test-gpu: setup
@@ -61,7 +71,7 @@ lint: setup
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 clean:
-	rm -rf $(VENV) $(TE_VENV) $(VLLM_VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(TE_VENV) $(VLLM_VENV) .versions build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The environment follows the interpreter: another PYTHON than last time builds it anew.

@@ -17,6 +17,9 @@ for _message in (
 ):
     warnings.filterwarnings("ignore", message=_message, category=FutureWarning)
 
+# torch with CUDA, where the toolkit is but no GPU (a login node, say), on the import of a module that nobody here uses.
+logging.getLogger("torch.utils.cpp_extension").addFilter(lambda record: not str(record.msg).startswith("No CUDA runtime is found"))
+
 # And it calls deprecated, on every rank, what this project uses with reason: its own writer of checkpoints, common.pt (both are all that
 # 0.16 knows), and GPTModel (docs/hybrid_model.md).
 _ON_PURPOSE = ("MCore's async save is deprecated", "load_common is deprecated", "GPTModel IS DEPRECATED")

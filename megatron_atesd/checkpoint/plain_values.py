@@ -4,6 +4,7 @@ The file common.pt: up to 0.18 megatron.core reads nothing else, and 0.19 reads 
 itself writes, which is to stay when it reads the file no more.
 """
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,14 @@ from typing import Any
 import torch
 from megatron.core import __version__
 from megatron.core.dist_checkpointing import ShardedObject, load_common_state_dict
-from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
 from packaging.version import Version
 
 from megatron_atesd.checkpoint.safe_pickle import guarded
 from megatron_atesd.errors import CheckpointError
 
 COMMON_FILE = "common.pt"
+# As 0.16 to 0.18 write it; 0.19 leaves the last two out, and reads past them.
+_FORMAT = {"sharded_backend": "torch_dist", "sharded_backend_version": 1, "common_backend": "torch", "common_backend_version": 1}
 READS_OBJECT = Version(__version__).release >= (0, 19)
 
 
@@ -36,7 +38,7 @@ def write_common_file(weights: Path, plain: Mapping[str, Any]) -> None:
 
 def write_format(weights: Path) -> None:
     """metadata.json, which says that the folder is whole; it comes last. Raises OSError."""
-    save_config(CheckpointingConfig("torch_dist", 1), str(weights))
+    (weights / "metadata.json").write_text(json.dumps(_FORMAT), encoding="utf-8")
 
 
 def read_plain_values(weights: Path) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The look-ahead reward of a decision and the advantages of a batch of rewards. Pure functions on plain numbers.
 
-The decision taken after t0 updates is judged by ℓ_t0 … ℓ_t0+L (progress signal) and g_t0+1 … g_t0+L (grounding).
+The decision taken after t0 updates is judged by ℓ_t0 … ℓ_t0+L (progress signal) and g_t0+1 … g_t0+L (grounding). Sums are math.fsum's: the
+last bits of `sum` depend on the version of Python, and a run may go on under another one.
 """
 
 import math
@@ -16,7 +17,7 @@ def learning_progress(progress: Sequence[float], discount: float, positive_part:
         signed terms cancel it, and at γ = 1 telescope to ℓ_t0 − ℓ_{t0+L}.
     """
     drops = [before - after for before, after in pairwise(progress)]
-    return sum(discount**i * (max(0.0, drop) if positive_part else drop) for i, drop in enumerate(drops))
+    return math.fsum(discount**i * (max(0.0, drop) if positive_part else drop) for i, drop in enumerate(drops))
 
 
 def grounding_level(grounding: Sequence[float], discount: float) -> float:
@@ -25,7 +26,7 @@ def grounding_level(grounding: Sequence[float], discount: float) -> float:
     grounding: g after each of the L updates, L values.
     """
     weights = [discount**i for i in range(len(grounding))]
-    return sum(w * g for w, g in zip(weights, grounding, strict=True)) / sum(weights)
+    return math.fsum(w * g for w, g in zip(weights, grounding, strict=True)) / math.fsum(weights)
 
 
 def combine(
@@ -59,7 +60,7 @@ def ema_advantages(rewards: Sequence[float], count: int, decay: float, epsilon: 
 
 
 def _weighted_moments(values: Sequence[float], weights: Sequence[float]) -> tuple[float, float]:
-    total = sum(weights)
-    mean = sum(w * v for w, v in zip(weights, values, strict=True)) / total
-    variance = sum(w * (v - mean) ** 2 for w, v in zip(weights, values, strict=True)) / total
+    total = math.fsum(weights)
+    mean = math.fsum(w * v for w, v in zip(weights, values, strict=True)) / total
+    variance = math.fsum(w * (v - mean) ** 2 for w, v in zip(weights, values, strict=True)) / total
     return mean, math.sqrt(variance)

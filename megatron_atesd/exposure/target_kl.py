@@ -1,5 +1,6 @@
 """Exposure by a target: α rises while the mismatch stays below it. Dual ascent with α itself in the place of the multiplier."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -50,7 +51,7 @@ class TargetKLExposure:
     def _move(self) -> None:
         """A window whose updates were all skipped says nothing."""
         if self.kls:
-            kl = sum(self.kls) / len(self.kls)
+            kl = math.fsum(self.kls) / len(self.kls)
             self.alpha = self._clipped(self.alpha + self.config.target_rate * (1 - kl / self.config.target_kl))
             self.kls = []
 

@@ -247,7 +247,7 @@ class TrainingRun:
             disagreement=result.disagreement if result else 0.0,
             confidence=result.confidence if result else 0.0,
             progress=None,
-            probe_nll=sum(nll * count for nll, count in zip(nlls, tokens, strict=True)) / sum(tokens) if nlls else None,
+            probe_nll=math.fsum(nll * count for nll, count in zip(nlls, tokens, strict=True)) / sum(tokens) if nlls else None,
             grounding=None,
             by_bin=tuple(parts),
         )

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing import ShardedTensor
 from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
 
@@ -80,7 +79,7 @@ def metadata(folder: Path, patch: pytest.MonkeyPatch) -> None:
 
 
 def configuration(folder: Path, patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(dist_checkpointing.serialization, "save_config", no_space)
+    patch.setattr("megatron_atesd.checkpoint.saving.write_format", no_space)
 
 
 def checksum_list(folder: Path, patch: pytest.MonkeyPatch) -> None:

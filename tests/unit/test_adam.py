@@ -24,8 +24,18 @@ LAYOUTS = {"plain": ("fp32", False), "plain-bf16": ("bf16", False), "distributed
 
 
 class FusedAdam(torch.optim.Optimizer):
-    def __init__(self, params: Any, lr: float, betas: tuple[float, float], eps: float, weight_decay: float, adam_w_mode: bool) -> None:
+    def __init__(
+        self,
+        params: Any,
+        lr: float,
+        betas: tuple[float, float],
+        eps: float,
+        weight_decay: float,
+        adam_w_mode: bool,
+        capturable: bool = False,  # asked for from megatron.core 0.17 on
+    ) -> None:
         assert adam_w_mode
+        assert not capturable
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "bias_correction": True})
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

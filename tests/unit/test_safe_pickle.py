@@ -3,6 +3,7 @@
 import os
 import pickle
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING, BytesSto
 
 from checkpoints_convert import hf_to_megatron, megatron_to_hf
 from checkpoints_convert.command import single_process, whole_model
-from megatron_atesd.checkpoint.reading import read_folder
+from megatron_atesd.checkpoint.plain_values import COMMON_OBJECT, READS_OBJECT
+from megatron_atesd.checkpoint.reading import read_folder, read_plain_values
 from megatron_atesd.checkpoint.safe_pickle import check_metadata, guarded
 from megatron_atesd.checkpoint.torch_dist import StoredTensors
 from megatron_atesd.errors import CheckpointError
@@ -140,18 +142,43 @@ def test_code_in_a_tensor(folder: Path) -> None:
 
 def test_code_in_an_object_beside_the_tensors(folder: Path) -> None:
     """torch reads these with weights_only=False when they are asked for, as a GPTModel does, and an optimizer may."""
+    hide_in_objects(folder, lambda name: True)
+    with single_process(), pytest.raises(CheckpointError, match="cannot be loaded"):
+        read_folder(folder, whole_model(read_architecture(folder / "hf"), "fp32").chunks[0].sharded_state_dict(prefix="model."))
+    end_process_groups()
+    assert not (folder.parent / "touched").exists()
+
+
+def hide_in_objects(folder: Path, chosen: Callable[[str], bool]) -> None:
+    """A payload in place of each object whose name is `chosen`."""
     file = folder / "weights" / "__9_9.distcp"
     torch.save(Payload(folder.parent / "touched"), file)
 
     def point_at_payload(metadata: Any) -> None:
-        for index, record in metadata.storage_data.items():
-            if isinstance(metadata.state_dict_metadata[index.fqn], BytesStorageMetadata):
-                record.relative_path, record.offset, record.length = file.name, 0, file.stat().st_size
+        names = {index: metadata.state_dict_metadata[index.fqn] for index in metadata.storage_data}
+        hidden = [index for index, stored in names.items() if isinstance(stored, BytesStorageMetadata) and chosen(index.fqn)]
+        assert hidden
+        for index in hidden:
+            record = metadata.storage_data[index]
+            record.relative_path, record.offset, record.length = file.name, 0, file.stat().st_size
 
     edit_metadata(folder, point_at_payload)
-    with single_process(), pytest.raises(CheckpointError, match="cannot be loaded"):
-        read_folder(folder, whole_model(read_architecture(folder / "hf"), "fp32").chunks[0].sharded_state_dict(prefix="model."))
-    end_process_groups()
+
+
+@pytest.mark.skipif(not READS_OBJECT, reason="megatron.core before 0.19 reads no plain values from an object")
+def test_code_in_the_object_with_the_plain_values(folder: Path) -> None:
+    """Where there is no common.pt, as in a folder that 0.19 itself writes."""
+    (folder / "weights" / "common.pt").unlink()
+    assert read_plain_values(folder) == {}
+    hide_in_objects(folder, COMMON_OBJECT.__eq__)
+    assert "cannot be loaded" in refusal(folder)
+
+
+def test_code_in_that_object_is_never_read_beside_common(folder: Path) -> None:
+    torch.save({"run": 7}, folder / "weights" / "common.pt")
+    hide_in_objects(folder, COMMON_OBJECT.__eq__)
+    assert read_plain_values(folder) == {"run": 7}
+    megatron_to_hf.main(["--megatron", str(folder), "--out", str(folder.parent / "out")])
     assert not (folder.parent / "touched").exists()
 
 
