@@ -5,6 +5,7 @@ itself writes, which is to stay when it reads the file no more.
 """
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,10 @@ def read_plain_values(weights: Path) -> dict[str, Any]:
 
 def check_common(weights: Path) -> None:
     """Raise CheckpointError where megatron.core finds no plain values in `weights`, in the form that its version reads."""
-    if not READS_OBJECT and not (weights / COMMON_FILE).exists():
+    file = weights / COMMON_FILE
+    if os.path.lexists(file) and not file.is_file():
+        raise CheckpointError(f"{file}: is no file that can be read; use another checkpoint")
+    if not READS_OBJECT and not file.exists():
         raise CheckpointError(
             f"{weights}: has no {COMMON_FILE}; if megatron.core 0.19 or later wrote it, use that version, else another checkpoint"
         )

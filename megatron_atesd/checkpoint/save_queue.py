@@ -19,7 +19,7 @@ class WriteResults:
     """What megatron.core asks of a queue: a fork puts one result, and the process that it is a fork of gets it once the fork has ended."""
 
     def __init__(self) -> None:
-        self._file = tempfile.TemporaryFile()  # noqa: SIM115 (as long as the save)
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115 (get_nowait closes it)
 
     def put(self, result: Any) -> None:
         """Raises OSError where the folder of temporary files is full."""
@@ -27,12 +27,13 @@ class WriteResults:
         self._file.flush()
 
     def get_nowait(self) -> Any:
-        """Raises queue.Empty when nothing was put."""
-        self._file.seek(0)
-        try:
-            return pickle.load(self._file)
-        except EOFError:
-            raise Empty from None
+        """Once. Raises queue.Empty when nothing was put."""
+        with self._file as file:
+            file.seek(0)
+            try:
+                return pickle.load(file)
+            except EOFError:
+                raise Empty from None
 
 
 def install_save_queue() -> None:

@@ -1,6 +1,6 @@
 """Every field of megatron.core's settings is refused in one line, or the model is built with it, generates, and learns."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -37,7 +37,7 @@ def values(hint: Any, default: Any) -> list[Any]:
     """Some that YAML can spell, of the type and, where it cannot spell that, of others."""
     if get_origin(hint) is Literal:
         return list(get_args(hint))
-    if get_args(hint) and get_origin(hint) not in (list, tuple, dict):
+    if get_args(hint) and get_origin(hint) not in (list, tuple, dict, Callable):
         return [value for option in get_args(hint) if option is not type(None) for value in values(option, default)]
     known: dict[Any, list[Any]] = {bool: [not default], int: [1, 2, 0, -1], float: [0.5, 0.0, -1.0], str: ["x"]}
     known |= {kind: [[1], ["x"], []] for kind in (list, tuple)}

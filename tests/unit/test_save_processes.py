@@ -50,12 +50,15 @@ def test_a_killed_rank_leaves_neither_writer_nor_its_helpers() -> None:
 
 def test_the_result_of_a_fork_is_there_when_it_has_ended() -> None:
     results, large = WriteResults(), list(range(1_000_000))  # more than a pipe holds
-    with pytest.raises(Empty):
-        results.get_nowait()
     fork = CONTEXT.Process(target=results.put, args=(large,))
     fork.start()
     fork.join(PATIENCE)
     assert results.get_nowait() == large
+
+
+def test_a_fork_that_put_nothing() -> None:
+    with pytest.raises(Empty):
+        WriteResults().get_nowait()
 
 
 def test_a_save_leaves_no_process_behind(tmp_path: Path) -> None:
