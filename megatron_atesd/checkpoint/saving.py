@@ -79,7 +79,8 @@ class FolderSave:
     def _requested(self, state: dict[str, Any], weights: Path) -> AsyncRequest:
         """What is to be written, and how: the steps of dist_checkpointing.save, which from one version to the next writes the plain values
         elsewhere, and on rank 0 alone, while the others go on to wait for it."""
-        sharded, plain = save_preprocess(state)
+        parts: tuple[Any, Any] = save_preprocess(state)
+        sharded, plain = parts
         sharded["common_state"] = common_object(plain, place()[0])
         on_rank_0(partial(write_common_file, weights, plain), self._failing)
         return TorchDistSaveShardedStrategy("torch_dist", 1).async_save(sharded, weights, **_OWN_WRITER)

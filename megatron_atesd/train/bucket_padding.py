@@ -7,7 +7,7 @@ padded to a multiple of DP and of 128 values; a buffer has several with ddp.over
 its own. Loading is not touched by it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 
 def keep_bucket_padding(optimizer: DistributedOptimizer) -> None:
     """Have `optimizer` gather its state with the padding between buckets, where the cutting expects it."""
-    gather = optimizer.get_parameter_state_dp_zero
+    gather: Callable[..., Any] = optimizer.get_parameter_state_dp_zero
 
     def gather_padded(*arguments: Any, **keywords: Any) -> Any:
         state = gather(*arguments, **keywords)
