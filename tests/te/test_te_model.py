@@ -19,6 +19,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from megatron_atesd.checkpoint.layout import stored_shapes
 from megatron_atesd.checkpoint.model_folder import load_model_weights
 from megatron_atesd.checkpoint.name_table import Entry, name_table
+from megatron_atesd.checkpoint.plain_values import COMMON_OBJECT
 from megatron_atesd.config import ModelConfig, ParallelConfig, TrainConfig, load_config
 from megatron_atesd.model.architecture import Architecture
 from megatron_atesd.model.chunk import padded_vocabulary
@@ -82,7 +83,7 @@ def test_a_converted_folder_has_the_models_keys_and_fills_it(tmp_path: Path) -> 
     subprocess.run(converter, cwd=EXAMPLES.parent, check=True)
     arch = read_architecture(tmp_path / "hf")
     keys = FileSystemReader(tmp_path / "model" / "weights").read_metadata().state_dict_metadata
-    assert {key for key in keys if "_extra_state" not in key} == {f"model.{key}" for key in stored_shapes(arch)}
+    assert {key for key in keys if "_extra_state" not in key} == {f"model.{key}" for key in stored_shapes(arch)} | {COMMON_OBJECT}
     with parallel_session():
         model = build_model(arch, transformer_config(arch, 1, 1, False, "bf16"))
         load_model_weights(model, tmp_path / "hf")
