@@ -4,8 +4,8 @@
 # make test-te      builds Transformer Engine in an environment of its own (6.5 GB, about ten minutes on two cores; needs nvcc of CUDA 13,
 #                   no GPU), then the model of its layers for every recipe
 # make test-vllm    builds vLLM for CPUs in an environment of its own (4.5 GB, a few minutes), then the engine `vllm` on real ranks
-# make test-versions  sets up with Python 3.12, gets other versions of megatron.core (OTHER_MEGATRON, bare folders in .versions) and tests that
-#                   all write, read and compute the same
+# make test-versions  in an environment of its own (Python 3.12) gets other versions of megatron.core beside the newest (OTHER_MEGATRON) and
+#                   tests that all write, read and compute the same
 # make test-gpu     sets up, then those that need one
 #
 # PYTHON=python3.12 picks the interpreter (3.11, 3.12 or 3.13), VENV=path the environment, PYTEST_ARGS="-k word" what pytest gets.
@@ -52,13 +52,17 @@ test-te: $(TE_VENV)/.installed
 test-vllm: $(VLLM_VENV)/.installed
 	CUDA_VISIBLE_DEVICES= $(ONE_THREAD) $(VLLM_VENV)/bin/python -m pytest tests/with_vllm
 
+# In an environment of its own: only Python 3.12 has all of them.
+VERSIONS_PYTHON ?= python3.12
+VERSIONS_VENV ?= .venv-versions
 OTHER_MEGATRON ?= 0.16.1 0.17.1 0.18.1
-OTHER_FOLDERS = $(OTHER_MEGATRON:%=.versions/%)
-test-versions: setup $(OTHER_FOLDERS)
-	ATESD_OTHER_MEGATRON="$(subst $() ,:,$(OTHER_FOLDERS))" CUDA_VISIBLE_DEVICES= $(ONE_THREAD) $(BIN)/python -m pytest tests/versions
-
-.versions/%: | setup
-	@rm -rf $@.partial && $(PIP) install --no-deps --target $@.partial megatron-core==$(@F) && mv $@.partial $@
+OTHER_FOLDERS = $(OTHER_MEGATRON:%=$(VERSIONS_VENV)/megatron/%)
+test-versions:
+	$(MAKE) setup PYTHON="$(VERSIONS_PYTHON)" VENV=$(VERSIONS_VENV)
+	@for version in $(OTHER_MEGATRON); do folder=$(VERSIONS_VENV)/megatron/$$version; [ -d $$folder ] || { rm -rf $$folder.partial && \
+	  $(VERSIONS_VENV)/bin/python -m pip --disable-pip-version-check --quiet install --no-deps --target $$folder.partial megatron-core==$$version && \
+	  mv $$folder.partial $$folder; } || exit 1; done
+	ATESD_OTHER_MEGATRON="$(subst $() ,:,$(OTHER_FOLDERS))" CUDA_VISIBLE_DEVICES= $(ONE_THREAD) $(VERSIONS_VENV)/bin/python -m pytest tests/versions
 
 # One process: they share a GPU.
 test-gpu: PYTEST_ARGS = tests/gpu
@@ -71,7 +75,7 @@ lint: setup
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 clean:
-	rm -rf $(VENV) $(TE_VENV) $(VLLM_VENV) .versions build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(TE_VENV) $(VLLM_VENV) $(VERSIONS_VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The environment follows the interpreter: another PYTHON than last time builds it anew.

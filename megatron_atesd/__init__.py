@@ -21,13 +21,23 @@ for _message in (
 logging.getLogger("torch.utils.cpp_extension").addFilter(lambda record: not str(record.msg).startswith("No CUDA runtime is found"))
 
 # And it calls deprecated, on every rank, what this project uses with reason: its own writer of checkpoints, common.pt (both are all that
-# 0.16 knows), and GPTModel (docs/hybrid_model.md).
-_ON_PURPOSE = ("MCore's async save is deprecated", "load_common is deprecated", "GPTModel IS DEPRECATED")
+# 0.16 knows), GPTModel (docs/hybrid_model.md), and parameters laid out by megatron.core itself.
+_ON_PURPOSE = (
+    "MCore's async save is deprecated",
+    "load_common is deprecated",
+    "GPTModel IS DEPRECATED",
+    "DistributedDataParallel: full_param_layout not provided",
+)
 
 
 def _not_on_purpose(record: logging.LogRecord) -> bool:
     return not str(record.msg).startswith(_ON_PURPOSE)
 
 
-for _module in ("dist_checkpointing.strategies.torch", "dist_checkpointing.strategies.common", "models.gpt.gpt_model"):
+for _module in (
+    "dist_checkpointing.strategies.torch",
+    "dist_checkpointing.strategies.common",
+    "models.gpt.gpt_model",
+    "distributed.distributed_data_parallel",
+):
     logging.getLogger(f"megatron.core.{_module}").addFilter(_not_on_purpose)

@@ -15,12 +15,10 @@ from megatron.core import __version__
 from megatron.core.dist_checkpointing import ShardedObject, load_common_state_dict
 from packaging.version import Version
 
-from megatron_atesd.checkpoint.safe_pickle import guarded
+from megatron_atesd.checkpoint.safe_pickle import FORMAT, guarded
 from megatron_atesd.errors import CheckpointError
 
 COMMON_FILE = "common.pt"
-# As 0.16 to 0.18 write it; 0.19 leaves the last two out, and reads past them.
-_FORMAT = {"sharded_backend": "torch_dist", "sharded_backend_version": 1, "common_backend": "torch", "common_backend_version": 1}
 READS_OBJECT = Version(__version__).release >= (0, 19)
 
 
@@ -39,14 +37,17 @@ def write_common_file(weights: Path, plain: Mapping[str, Any]) -> None:
 
 def write_format(weights: Path) -> None:
     """metadata.json, which says that the folder is whole; it comes last. Raises OSError."""
-    (weights / "metadata.json").write_text(json.dumps(_FORMAT), encoding="utf-8")
+    (weights / "metadata.json").write_text(json.dumps(FORMAT), encoding="utf-8")
 
 
 def read_plain_values(weights: Path) -> dict[str, Any]:
     """Raises CheckpointError when `weights` is no torch_dist folder, damaged, or holds more than plain values and tensors."""
     check_common(weights)
     with guarded(weights):
-        return load_common_state_dict(str(weights))
+        plain: Any = load_common_state_dict(str(weights))
+    if not isinstance(plain, dict):
+        raise CheckpointError(f"{weights}: its plain values are no dict but {type(plain).__name__}; use another checkpoint")
+    return plain
 
 
 def check_common(weights: Path) -> None:

@@ -20,6 +20,8 @@ from torch.distributed.checkpoint.metadata import Metadata
 from megatron_atesd.data.hf_json import read_json_object
 from megatron_atesd.errors import AtesdError, CheckpointError
 
+# metadata.json as megatron.core 0.16 to 0.18 write it; 0.19 leaves the last two out, and reads past them.
+FORMAT = {"sharded_backend": "torch_dist", "sharded_backend_version": 1, "common_backend": "torch", "common_backend_version": 1}
 _FORCE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 # Everything that torch's writer puts into .metadata, besides the types of tensors: plain records, and a look-up of layouts by name.
 _ALLOWED = {
@@ -50,10 +52,15 @@ def guarded(weights: Path) -> Iterator[None]:
 
 
 def check_format(weights: Path) -> None:
-    """Raise CheckpointError unless `weights`/metadata.json names the format torch_dist; from 0.17 on megatron.core asks no more."""
-    named = read_json_object(path := weights / "metadata.json").get("sharded_backend")
-    if named != "torch_dist":
-        raise CheckpointError(f"{path}: sharded_backend must be torch_dist, is {named!r}; use another checkpoint")
+    """Raise CheckpointError unless `weights`/metadata.json says FORMAT, whose last two may be missing.
+
+    From 0.17 on megatron.core does not look.
+    """
+    values = read_json_object(path := weights / "metadata.json")
+    for key, known in FORMAT.items():
+        named = values.get(key, None if key.startswith("sharded") else known)
+        if named != known:
+            raise CheckpointError(f"{path}: {key} must be {known}, is {named!r}; use another checkpoint")
 
 
 @contextmanager
@@ -78,6 +85,8 @@ def check_metadata(weights: Path) -> None:
     """Raise CheckpointError unless `weights`/.metadata has records of torch only, and the files that it names are there, at full size."""
     path = weights / ".metadata"
     try:
+        if not path.is_file():
+            raise FileNotFoundError("there is no such file")
         with path.open("rb") as file:
             metadata = _RecordsOnly(file).load()
         tensors, records = metadata.state_dict_metadata, metadata.storage_data.values()

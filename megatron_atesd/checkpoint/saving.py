@@ -25,7 +25,7 @@ from megatron_atesd.checkpoint.folders import WRITING, delete, replace_folder, s
 from megatron_atesd.checkpoint.hf_files import copy_hf_files
 from megatron_atesd.checkpoint.manifest import checksums, listed_files, write_manifest
 from megatron_atesd.checkpoint.plain_values import common_object, write_common_file, write_format
-from megatron_atesd.checkpoint.save_queue import end_with_parent, install_save_queue
+from megatron_atesd.checkpoint.save_queue import WriteResults, answering, end_with_parent
 from megatron_atesd.errors import CheckpointError
 from megatron_atesd.parallel.agreement import agreed, on_rank_0, place
 
@@ -67,8 +67,10 @@ class FolderSave:
 
     def _start(self, state: dict[str, Any], hf_files: Path) -> None:
         on_rank_0(partial(_new_folder, self._partial, hf_files), self._failing)
-        install_save_queue()
-        request = self._requested(state, self._partial / "weights")
+        results: list[WriteResults] = []
+        agreed(lambda: results.append(WriteResults()), self._failing)
+        with answering(*results):
+            request = self._requested(state, self._partial / "weights")
         answers, answer = Pipe(duplex=False)
         if request.async_fn is not None:
             write = partial(_write_and_sum, request.async_fn, self._partial, place()[0], answer)

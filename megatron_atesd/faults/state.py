@@ -18,7 +18,7 @@ def checkpoint_state(folder: Path) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch:
         dcp_to_torch_save(folder / "weights", Path(scratch) / "all.pt")
         tensors = torch.load(Path(scratch) / "all.pt", weights_only=True)
-    del tensors[COMMON_OBJECT]  # the plain values once more, with the run directory's name
+    tensors.pop(COMMON_OBJECT, None)  # the plain values once more, with the run directory's name
     plain = read_plain_values(folder)
     plain["run"]["config"]["run"].pop("dir")
     return dict(_leaves({"tensors": tensors, "plain": plain}, ""))

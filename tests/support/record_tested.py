@@ -112,8 +112,8 @@ def commit(root: Path) -> str:
 
 
 def changed_files(root: Path) -> list[str]:
-    """Tracked files that differ from the commit, but for the one that a run before this one wrote."""
-    lines = git(root, "status", "--porcelain", "--untracked-files=no", "--", ".", f":!{FILE}").splitlines()
+    """Files that differ from the commit, or are neither in it nor ignored, but for the one that a run before this one wrote."""
+    lines = git(root, "status", "--porcelain", "--", ".", f":!{FILE}").splitlines()
     return [line[3:] for line in lines]
 
 

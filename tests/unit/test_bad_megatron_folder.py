@@ -68,6 +68,7 @@ CASES: dict[str, tuple[Change, str]] = {
         no_plain_values,
         "weights: cannot be loaded: " if READS_OBJECT else "weights: has no common.pt; if megatron.core 0.19 or later wrote it",
     ),
+    "common.pt: a list": (replaced(COMMON, lambda path: torch.save([1], path)), "weights: its plain values are no dict but list"),
     "common.pt: a folder": (replaced(COMMON, Path.mkdir), "common.pt"),
     "common.pt: a loop of links": (replaced(COMMON, loop), "common.pt"),
     ".metadata: garbage": (written(METADATA, b"garbage"), "weights/.metadata: missing or damaged"),
@@ -75,6 +76,7 @@ CASES: dict[str, tuple[Change, str]] = {
     ".metadata: cut short": (cut(METADATA), "weights/.metadata: missing or damaged"),
     ".metadata: missing": (removed(METADATA), "weights/.metadata: missing or damaged"),
     ".metadata: a folder": (replaced(METADATA, Path.mkdir), "weights/.metadata: missing or damaged"),
+    ".metadata: a pipe": (replaced(METADATA, os.mkfifo), "weights/.metadata: missing or damaged"),
     ".metadata: another pickle": (written(METADATA, pickle.dumps([1, 2])), "weights/.metadata: missing or damaged"),
     "metadata.json: garbage": (written(JSON, "garbage"), "weights/metadata.json: cannot be read as JSON"),
     "metadata.json: empty": (written(JSON, ""), "weights/metadata.json: cannot be read as JSON"),
@@ -83,6 +85,10 @@ CASES: dict[str, tuple[Change, str]] = {
     "metadata.json: another format": (
         written(JSON, '{"sharded_backend": "zarr", "sharded_backend_version": 1, "common_backend": "torch", "common_backend_version": 1}'),
         "weights/metadata.json: sharded_backend must be torch_dist, is 'zarr'",
+    ),
+    "metadata.json: another version": (
+        written(JSON, '{"sharded_backend": "torch_dist", "sharded_backend_version": 2}'),
+        "weights/metadata.json: sharded_backend_version must be 1, is 2",
     ),
     "metadata.json: unknown key": (written(JSON, '{"x": 1}'), "weights/metadata.json: sharded_backend must be torch_dist, is None"),
     "metadata.json: missing": (removed(JSON), "weights/metadata.json"),

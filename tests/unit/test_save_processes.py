@@ -1,5 +1,6 @@
 """The processes that write a checkpoint answer their rank, and end with it, at whatever moment it is killed."""
 
+import os
 import time
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
@@ -10,6 +11,7 @@ import psutil
 import pytest
 import torch
 from megatron.core.dist_checkpointing import ShardedTensor
+from megatron.core.dist_checkpointing.strategies import filesystem_async
 
 from megatron_atesd.checkpoint.reading import write_folder
 from megatron_atesd.checkpoint.save_queue import WriteResults
@@ -59,6 +61,24 @@ def test_the_result_of_a_fork_is_there_when_it_has_ended() -> None:
 def test_a_fork_that_put_nothing() -> None:
     with pytest.raises(Empty):
         WriteResults().get_nowait()
+
+
+@pytest.mark.parametrize("share", [0.01, 0.5, 0.99])
+def test_a_fork_that_was_ended_as_it_put(share: float) -> None:
+    """Anything but Empty would leave the other ranks waiting in megatron.core's gather."""
+    results = WriteResults()
+    results.put(list(range(1000)))
+    os.truncate(results._descriptor, int(share * os.fstat(results._descriptor).st_size))
+    with pytest.raises(Empty):
+        results.get_nowait()
+
+
+def test_megatron_core_itself_can_save_after_one_of_our_saves(tmp_path: Path) -> None:
+    before = filesystem_async._results_queue
+    with parallel_session():
+        (tmp_path / "hf").mkdir()
+        write_folder(tmp_path / "folder", {"run": {"update": 1}, "w": sharded(torch.arange(3.0))}, tmp_path / "hf")
+    assert filesystem_async._results_queue is before
 
 
 def test_a_save_leaves_no_process_behind(tmp_path: Path) -> None:
