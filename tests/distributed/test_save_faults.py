@@ -1,6 +1,7 @@
 """Saving on two ranks when something fails on one of them, and while training goes on."""
 
 import os
+import pickle
 import resource
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSys
 
 from megatron_atesd.checkpoint.reading import read_folder
 from megatron_atesd.checkpoint.run_checkpoints import Saver, choose, fault_of
+from megatron_atesd.checkpoint.save_queue import WriteResults
 from megatron_atesd.config import CheckpointConfig
 from megatron_atesd.errors import CheckpointError
 from megatron_atesd.parallel.session import parallel_session
@@ -74,6 +76,17 @@ def plain_values(folder: Path, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(torch, "save", no_space)  # only rank 0 calls it in its own process
 
 
+def room_for_the_answer_of_rank_1(folder: Path, patch: pytest.MonkeyPatch) -> None:
+    if dist.get_rank() == 1:
+        patch.setattr("megatron_atesd.checkpoint.save_queue._unnamed_file", no_space)
+
+
+def answer_of_rank_1(folder: Path, patch: pytest.MonkeyPatch) -> None:
+    """Its writer is ended in the middle of it."""
+    if dist.get_rank() == 1:
+        patch.setattr(WriteResults, "put", lambda results, _: os.write(results._descriptor, pickle.dumps([1, 2])[:-3]))
+
+
 def metadata(folder: Path, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(FileSystemWriterAsync, "finish", no_space)
 
@@ -96,8 +109,12 @@ def making_the_folder(folder: Path, patch: pytest.MonkeyPatch) -> None:
 
 FAULTS: dict[str, Fault] = {
     fault.__name__: fault
-    for fault in (tensors_of_rank_1, plain_values, metadata, configuration, checksum_list, renaming, making_the_folder)
+    for fault in (
+        *(tensors_of_rank_1, room_for_the_answer_of_rank_1, answer_of_rank_1),
+        *(plain_values, metadata, configuration, checksum_list, renaming, making_the_folder),
+    )
 }
+HIDDEN = ("tensors_of_rank_1", "answer_of_rank_1")  # torch and megatron.core hide the cause
 
 
 def faulty_save(saver: Saver, folder: Path, fault: Fault) -> str:
@@ -191,8 +208,7 @@ def test_a_failed_save_is_told_alike_on_all_ranks(outcomes: list[Outcome], fault
     first, second = [outcome.refusals[fault] for outcome in outcomes]
     assert first == second
     assert "step_2 cannot be saved: " in first
-    # torch hides the cause when it writes a tensor
-    assert ("GiB are free there" if fault == "tensors_of_rank_1" else "No space left on device") in first
+    assert ("GiB are free there" if fault in HIDDEN else "No space left on device") in first
     assert "earlier checkpoints are untouched" in first
 
 
