@@ -1,6 +1,7 @@
 """Settings from YAML and the command line, and the refusals that name the nearest valid setting."""
 
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
@@ -150,8 +151,9 @@ def test_help_describes_every_setting():
     page = " ".join(build_parser().format_help().split())
     for section in dataclasses.fields(TrainConfig):
         for setting in dataclasses.fields(section.type) if dataclasses.is_dataclass(section.type) else ():
-            name = f"--{section.name}.{setting.name} "
-            option = page.split(name, 1)[1].replace(f"{name.rstrip()}+", "").split(" --", 1)[0]  # a list's option has two spellings
+            name = f"--{section.name}.{setting.name}"
+            after = re.split(rf"{re.escape(name)}[ ,]", page, maxsplit=1)[1]
+            option = after.removeprefix(f" {name}+").replace(f"{name}+", "").split(" --", 1)[0]  # a list's option has two spellings
             assert len(option.split("(type:")[0].split()) >= 3, f"no description of {section.name}.{setting.name}"
 
 
