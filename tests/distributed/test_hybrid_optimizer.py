@@ -114,8 +114,7 @@ def differing(one: dict[str, Tensor], other: dict[str, Tensor]) -> list[str]:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("hybrid")
-    # TP need not pad the vocabulary, which would be saved with its padding, and the embedding fills its bucket of the gradient buffer:
-    # behind one with padding megatron.core's distributed optimizer saves values from the wrong places, also of a GPTModel.
+    # TP need not pad this vocabulary, which would be saved with its padding.
     save_models(folder, "qwen3", tied=True, vocabulary=40)
     run_distributed(write_all, 2, folder)
     return folder

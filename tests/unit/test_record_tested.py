@@ -98,6 +98,13 @@ def test_changed_files_are_refused(checkout: Path) -> None:
     assert (done.returncode, rows(checkout)) == (4, [])
 
 
+def test_files_outside_the_commit_are_refused(checkout: Path) -> None:
+    (checkout / "tests" / "test_two.py").write_text("def test_e(): pass\n")
+    done = record(checkout)
+    assert "these differ from it: tests/test_two.py" in done.stderr
+    assert (done.returncode, rows(checkout)) == (4, [])
+
+
 BAD_RUNS = {
     "def test_a(): assert False": "Not recorded: the run ended with exit code 1",
     "import nothing_of_this_name": "Not recorded: the run ended with exit code 2",
