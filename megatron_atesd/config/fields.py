@@ -2,8 +2,9 @@
 
 import difflib
 import types
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
+from functools import cache
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import docstring_parser
@@ -25,9 +26,10 @@ class Setting:
     is_path: bool = False
 
 
-def section_types() -> dict[str, Any]:
+@cache
+def section_types() -> Mapping[str, Any]:
     """Section name → its dataclass, or dict for the sections passed through to megatron.core."""
-    return get_type_hints(TrainConfig)
+    return types.MappingProxyType(get_type_hints(TrainConfig))
 
 
 def section_title(section: str) -> str:
@@ -35,25 +37,27 @@ def section_title(section: str) -> str:
     return docstring_parser.parse(section_types()[section].__doc__ or "").short_description or section
 
 
-def section_settings(section: str) -> list[Setting]:
+@cache
+def section_settings(section: str) -> tuple[Setting, ...]:
     """The settings of one section in their order of definition."""
     cls = section_types()[section]
     if not is_dataclass(cls):
-        return [Setting(section, cls, {}, _argument_help(TrainConfig)[section])]
+        return (Setting(section, cls, {}, _argument_help(TrainConfig)[section]),)
     lines, hints, annotated = _argument_help(cls), get_type_hints(cls), get_type_hints(cls, include_extras=True)
-    return [
+    return tuple(
         Setting(f"{section}.{f.name}", hints[f.name], _default(f), lines.get(f.name, ""), annotated[f.name] in (PathText, PathTexts))
         for f in fields(cls)
-    ]
+    )
 
 
 def _default(field: Any) -> Any:
     return field.default if field.default_factory is MISSING else field.default_factory()
 
 
-def all_settings() -> dict[str, Setting]:
+@cache
+def all_settings() -> Mapping[str, Setting]:
     """Dotted name → setting, over all sections."""
-    return {setting.name: setting for section in section_types() for setting in section_settings(section)}
+    return types.MappingProxyType({setting.name: setting for section in section_types() for setting in section_settings(section)})
 
 
 def _argument_help(cls: Any) -> dict[str, str]:

@@ -68,11 +68,13 @@ def layered_config(layers: Sequence[Mapping[str, Mapping[str, Any]]]) -> TrainCo
     return _to_config(_layered(build_parser(), layers))
 
 
-def _layered(parser: ArgumentParser, layers: Sequence[Mapping[str, Any]]) -> Namespace:
-    settings = parser.parse_object({})
+def _layered(parser: ArgumentParser, layers: Sequence[Mapping[str, Mapping[str, Any]]]) -> Namespace:
+    """The settings of `layers`; a section that is passed through to megatron.core takes the place of an earlier one as a whole."""
+    settings: dict[str, Mapping[str, Any]] = {}
     for layer in layers:
-        settings = parser.parse_object(dict(layer), settings)
-    return settings
+        for section, values in layer.items():
+            settings[section] = values if section in all_settings() else {**settings.get(section, {}), **values}
+    return parser.parse_object(settings)
 
 
 def build_parser() -> ArgumentParser:

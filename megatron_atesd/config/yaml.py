@@ -151,11 +151,10 @@ def _under_new_names(settings: dict[str, dict[str, Any]]) -> dict[str, dict[str,
 
 
 def _value(loader: SettingsLoader, entry: Entry) -> Any:
-    known = all_settings()
-    known |= {old: known[new] for old, new in RENAMED.items()}
-    if entry.name not in known:
-        raise ConfigError(f"{entry.where}: unknown setting {entry.name}{did_you_mean(entry.name, known)}")
-    value, hint = loader.construct_object(entry.node, deep=True), known[entry.name].hint
+    known, name = all_settings(), RENAMED.get(entry.name, entry.name)
+    if name not in known:
+        raise ConfigError(f"{entry.where}: unknown setting {entry.name}{did_you_mean(entry.name, [*known, *RENAMED])}")
+    value, hint = loader.construct_object(entry.node, deep=True), known[name].hint
     if isinstance(value, str) and "\0" in value:
         raise ConfigError(f"{entry.where}: {entry.name} has a NUL character; remove it")
     if not accepts(hint, value):

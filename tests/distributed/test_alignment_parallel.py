@@ -160,6 +160,8 @@ LAYOUTS = [
 ]
 MIXES = [Target("mix_exposures", 0.3), Target("mix_unaided", -0.5)]
 LARGER = 1e-2  # in fp32 a fall of the loss must stand above the resolution of the loss
+# Of a score: it is a small difference of two losses, so that their rounding is a large part of it. Processors round differently.
+ROUNDING = 5e-5
 
 
 def on_one(folder: Path) -> dict[str, Any]:
@@ -223,11 +225,11 @@ def test_scoring_leaves_nothing_behind(alone: dict[str, Any]) -> None:
 def test_every_layout_gives_the_same_scores(alone: dict[str, Any], shared: list[Any], layout: Layout) -> None:
     for updates, scores in zip(("0", "2"), shared[0][LAYOUTS.index(layout)], strict=True):
         largest = max(map(abs, alone[updates]))
-        assert scores == pytest.approx(alone[updates], abs=1e-5 * largest, rel=0)
+        assert scores == pytest.approx(alone[updates], abs=ROUNDING * largest, rel=0)
 
 
 def test_a_data_rank_without_a_text_takes_part(alone: dict[str, Any], shared: list[Any]) -> None:
-    assert shared[0][-1][0] == pytest.approx(alone["one text"], abs=1e-5 * max(map(abs, alone["one text"])), rel=0)
+    assert shared[0][-1][0] == pytest.approx(alone["one text"], abs=ROUNDING * max(map(abs, alone["one text"])), rel=0)
 
 
 def test_ranks_have_the_same_scores(shared: list[Any]) -> None:

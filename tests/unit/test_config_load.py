@@ -48,6 +48,13 @@ def test_a_later_file_wins_over_an_earlier_one(yaml_file, tmp_path: Path):
     assert (config.exposure.hold, config.exposure.lookahead) == (4, 9)
 
 
+def test_of_a_section_for_megatron_core_the_last_file_alone_counts(tmp_path: Path):
+    for name, text in {"base": "megatron:\n  a: 1\nrun:\n  updates: 3\n", "last": "megatron:\n  b: 2\n"}.items():
+        (tmp_path / f"{name}.yaml").write_text(text)
+    config = load_config([f"--config={tmp_path / 'base.yaml'}", f"--config={tmp_path / 'last.yaml'}"])
+    assert (config.megatron, config.run.updates) == ({"b": 2}, 3)
+
+
 def test_scientific_notation_is_a_number_in_yaml_and_on_the_command_line(yaml_file):
     path = yaml_file("exposure: {lr: 1e-5}\noptimizer: {lr: 2e-5, eps: 1.e-8}")
     config = load_config(["--config", path, "--optimizer.weight_decay", "1e-2"])
@@ -83,6 +90,13 @@ def test_mode_none_is_the_word_and_not_null(yaml_file):
 
 def test_a_section_with_all_lines_commented_out_keeps_the_defaults(yaml_file):
     assert load_config(["--config", yaml_file("exposure:\n#  hold: 3\nmegatron:\n")]) == TrainConfig()
+
+
+def test_a_config_shares_no_default_with_another():
+    first = load_config([])
+    first.exposure.levels.append(0.5)
+    first.megatron["num_layers"] = 1
+    assert load_config([]) == TrainConfig()
 
 
 def test_settings_cannot_be_changed_after_loading():

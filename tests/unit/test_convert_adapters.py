@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from checkpoints_convert import hf_to_megatron, megatron_to_hf, peft_out, sources
-from checkpoints_convert.command import single_process
+from checkpoints_convert.command import TOLERANCE, single_process
 from checkpoints_convert.models import megatron_model, merged_model
 from megatron_atesd.checkpoint.adapter_tensors import product
 from megatron_atesd.checkpoint.model_folder import find_hf
@@ -84,7 +84,7 @@ def test_merged_weights_are_base_plus_product_and_nothing_else_moves(
     base = save_base(tmp_path, kind, **model)
     factors = save_checkpoint(tmp_path / "step_1", base, settings)
     with single_process():
-        megatron_to_hf.convert(tmp_path / "step_1", tmp_path / "out", tolerance=1e-5, merge=True)
+        megatron_to_hf.convert(tmp_path / "step_1", tmp_path / "out", tolerance=TOLERANCE, merge=True)
     found = read_tensors(tmp_path / "out")
     assert_rounded_alike(found, merged_by_hand(tmp_path / "hf", factors, settings.scaling))
     moved = {name for name, tensor in read_tensors(tmp_path / "hf").items() if not torch.equal(found[name], tensor)}
@@ -113,7 +113,7 @@ def test_a_peft_folder_is_verified_on_bases_of_both_kinds(
     base = save_base(tmp_path, kind, **model)
     save_checkpoint(tmp_path / "step_1", base, settings)
     with single_process():
-        megatron_to_hf.convert(tmp_path / "step_1", tmp_path / "out", "bf16", tolerance=1e-4)
+        megatron_to_hf.convert(tmp_path / "step_1", tmp_path / "out", "bf16", tolerance=TOLERANCE)
     said = capsys.readouterr().err
     assert "top-1 equal at 64 of 64 positions" in said
     assert ("a Megatron model folder: peft and vLLM want its Hugging Face folder" in said) == (kind == "megatron")
@@ -147,7 +147,7 @@ def test_a_teacher_is_exported_from_its_own_factors_in_fp32(tmp_path: Path, merg
     base = save_model(tmp_path / "hf")
     factors = save_checkpoint(tmp_path / "step_1", base, LoraSettings(rank=4, dtype=torch.bfloat16), teacher=0.5)
     with single_process():
-        megatron_to_hf.convert(tmp_path / "step_1", tmp_path / "out", tolerance=1e-5, weights="teacher", merge=merge)
+        megatron_to_hf.convert(tmp_path / "step_1", tmp_path / "out", tolerance=TOLERANCE, weights="teacher", merge=merge)
     average = {name: factor.float() * 0.5 for name, factor in factors.items()}
     if merge:
         assert_rounded_alike(read_tensors(tmp_path / "out"), merged_by_hand(base, average, 2.0 * 16 / 4))
@@ -163,8 +163,8 @@ def test_a_base_that_moved_is_found_where_it_is_said_to_be(tmp_path: Path) -> No
     base.rename(tmp_path / "moved")
     with single_process():
         megatron_to_hf.convert(tmp_path / "step_1", tmp_path / "unread")
-        megatron_to_hf.convert(tmp_path / "step_1", tmp_path / "out", tolerance=1e-5, base=tmp_path / "moved")
-        megatron_to_hf.convert(tmp_path / "step_1", tmp_path / "whole", tolerance=1e-5, base=tmp_path / "moved", merge=True)
+        megatron_to_hf.convert(tmp_path / "step_1", tmp_path / "out", tolerance=TOLERANCE, base=tmp_path / "moved")
+        megatron_to_hf.convert(tmp_path / "step_1", tmp_path / "whole", tolerance=TOLERANCE, base=tmp_path / "moved", merge=True)
     names = [json.loads((tmp_path / out / "adapter_config.json").read_text())["base_model_name_or_path"] for out in ("unread", "out")]
     assert names == [str(tmp_path / "hf"), str(tmp_path / "moved")]
 
@@ -175,7 +175,7 @@ def test_a_start_with_an_adapter_is_the_base_with_it_merged_in(tmp_path: Path, m
     save_peft(tmp_path / "peft", base, settings)
     factors = {name.removeprefix("base_model.model."): v for name, v in load_file(tmp_path / "peft" / "adapter_model.safetensors").items()}
     with single_process():
-        hf_to_megatron.convert(base, tmp_path / "megatron", tolerance=1e-5, adapter=tmp_path / "peft")
+        hf_to_megatron.convert(base, tmp_path / "megatron", tolerance=TOLERANCE, adapter=tmp_path / "peft")
         megatron_to_hf.convert(tmp_path / "megatron", tmp_path / "back")
     assert_rounded_alike(read_tensors(tmp_path / "back"), merged_by_hand(base, factors, settings.scaling))
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from checkpoints_convert import hf_to_megatron, megatron_to_hf
+from checkpoints_convert.command import TOLERANCE
 from megatron_atesd.checkpoint.layout import pieces, stored_shapes
 from megatron_atesd.checkpoint.name_table import name_table
 from megatron_atesd.model.architecture import Architecture
@@ -62,4 +63,4 @@ def test_every_bit_comes_back(tmp_path: Path, name: str, dtype: torch.dtype):
 def test_both_sides_compute_the_same(tmp_path: Path, name: str):
     source = save_model(tmp_path / "hf", PUBLISHED[name].family, **PUBLISHED[name].small())
     with parallel_session():
-        hf_to_megatron.convert(source, tmp_path / "megatron", tolerance=1e-4)
+        hf_to_megatron.convert(source, tmp_path / "megatron", tolerance=TOLERANCE)

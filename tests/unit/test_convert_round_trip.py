@@ -12,7 +12,7 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from checkpoints_convert import hf_to_megatron, megatron_to_hf
-from checkpoints_convert.command import single_process
+from checkpoints_convert.command import TOLERANCE, single_process
 from checkpoints_convert.verify import TEXT, compare
 from tests.support.convert_models import read_tensors, save_model
 
@@ -78,8 +78,8 @@ def test_the_exported_folder_generates_what_the_source_generates(tmp_path: Path)
 def test_a_chosen_dtype_rounds_the_weights_and_is_stated_in_the_config(tmp_path: Path):
     source = save_model(tmp_path / "hf")
     with single_process():
-        hf_to_megatron.convert(source, tmp_path / "megatron", "bf16", tolerance=1e-5)
-        megatron_to_hf.convert(tmp_path / "megatron", tmp_path / "back", tolerance=1e-5)
+        hf_to_megatron.convert(source, tmp_path / "megatron", "bf16", tolerance=TOLERANCE)
+        megatron_to_hf.convert(tmp_path / "megatron", tmp_path / "back", tolerance=TOLERANCE)
     rounded = {name: tensor.to(torch.bfloat16) for name, tensor in read_tensors(source).items()}
     assert bits(read_tensors(tmp_path / "back")) == bits(rounded)
     assert json.loads((tmp_path / "back" / "config.json").read_text())["dtype"] == "bfloat16"
@@ -92,7 +92,7 @@ def test_logits_are_compared_on_text_when_there_is_a_tokenizer(tmp_path: Path, c
     words.pre_tokenizer = WhitespaceSplit()  # pyright: ignore[reportAttributeAccessIssue]
     PreTrainedTokenizerFast(tokenizer_object=words).save_pretrained(source)
     with single_process():
-        hf_to_megatron.convert(source, tmp_path / "megatron", tolerance=1e-5)
+        hf_to_megatron.convert(source, tmp_path / "megatron", tolerance=TOLERANCE)
     assert f"of {len(TEXT.split()) + 64} positions" in capsys.readouterr().err
 
 

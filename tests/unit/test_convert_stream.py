@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from checkpoints_convert import hf_to_megatron, megatron_to_hf
-from checkpoints_convert.command import whole_model
+from checkpoints_convert.command import TOLERANCE, whole_model
 from megatron_atesd.checkpoint import layout
 from megatron_atesd.checkpoint.hf_weights import load_hf_weights
 from megatron_atesd.checkpoint.manifest import check_files, read_manifest
@@ -143,7 +143,7 @@ def training_checkpoint(folder: Path, source: Path, teacher: str) -> None:
 def test_student_or_teacher_of_a_training_checkpoint(tmp_path: Path, teacher: str, weights: str, value: float, dtype: torch.dtype):
     source = save_model(tmp_path / "hf")
     training_checkpoint(tmp_path / "step_1", source, teacher)
-    megatron_to_hf.convert(tmp_path / "step_1", tmp_path / "back", weights=weights, tolerance=1e-4)
+    megatron_to_hf.convert(tmp_path / "step_1", tmp_path / "back", weights=weights, tolerance=TOLERANCE)
     tensors = read_tensors(tmp_path / "back")
     assert set(tensors["model.norm.weight"].tolist()) == {value}
     assert {tensor.dtype for tensor in tensors.values()} == {dtype}

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from checkpoints_convert import hf_to_megatron, megatron_to_hf
-from checkpoints_convert.command import single_process, whole_model
+from checkpoints_convert.command import TOLERANCE, single_process, whole_model
 from checkpoints_convert.verify import TEXT
 from megatron_atesd.checkpoint.hf_weights import load_hf_weights
 from megatron_atesd.config import PromptConfig, RolloutConfig
@@ -77,7 +77,7 @@ def test_prompts_render_decode_and_stop(folder: Path) -> None:
 
 def test_the_tokenizer_travels_both_ways(folder: Path, tmp_path: Path) -> None:
     with single_process():
-        hf_to_megatron.convert(folder, tmp_path / "megatron", tolerance=1e-4)
+        hf_to_megatron.convert(folder, tmp_path / "megatron", tolerance=TOLERANCE)
         megatron_to_hf.convert(tmp_path / "megatron", tmp_path / "back")
     for there in (tmp_path / "megatron" / "hf", tmp_path / "back"):
         assert renderer(there).teacher(PROBLEM, 1.0) == renderer(folder).teacher(PROBLEM, 1.0)
