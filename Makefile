@@ -55,7 +55,7 @@ test-vllm: $(VLLM_VENV)/.installed
 # In an environment of its own: only Python 3.12 has all of them.
 VERSIONS_PYTHON ?= python3.12
 VERSIONS_VENV ?= .venv-versions
-OTHER_MEGATRON ?= 0.16.1 0.17.1 0.18.1
+OTHER_MEGATRON ?= 0.16.1 0.17.1 0.18.2
 OTHER_FOLDERS = $(OTHER_MEGATRON:%=$(VERSIONS_VENV)/megatron/%)
 test-versions:
 	$(MAKE) setup PYTHON="$(VERSIONS_PYTHON)" VENV=$(VERSIONS_VENV)

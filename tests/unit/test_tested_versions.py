@@ -67,7 +67,7 @@ def test_a_lock_names_a_megatron_core_that_passed_on_its_python(lock: Path, runs
 
 
 def test_a_new_run_takes_the_place_of_an_older_one_of_the_same_python_and_megatron_core() -> None:
-    other, old, new = run_of("3.12.1", "0.18.1"), run_of("3.12.1", "0.19.2"), run_of("3.12.9", "0.19.2", "2026-02-03")
+    other, old, new = run_of("3.12.1", "0.18.2"), run_of("3.12.1", "0.19.2"), run_of("3.12.9", "0.19.2", "2026-02-03")
     assert with_run([other, old], new) == [other, new]
 
 
