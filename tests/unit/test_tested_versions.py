@@ -13,6 +13,8 @@ from megatron_atesd.report.tested_versions import RecordedRun, place, read_runs,
 ROOT = Path(__file__).resolve().parents[2]
 README, TESTED = ROOT / "README.md", ROOT / "requirements" / "tested.json"
 LOCKS = sorted((ROOT / "requirements").glob("py*.txt"))
+# Strict: with the row of Python 3.13 both marks must go, and the README's half sentence.
+NOT_YET = pytest.mark.xfail(strict=True, reason="Python 3.13 has no whole run yet: make tested PYTHON=python3.13")
 
 
 def run_of(python: str, megatron_core: str, date: str = "2026-01-02") -> RecordedRun:
@@ -53,13 +55,14 @@ def test_megatron_core_is_bounded_by_the_oldest_and_newest_that_passed(runs: lis
     assert bounds == SpecifierSet(f">={versions[0]},<{next_minor(versions[-1].release)}")
 
 
+@NOT_YET
 def test_python_is_bounded_by_the_oldest_and_newest_that_passed(runs: list[RecordedRun]) -> None:
     pythons = sorted(place(run)[0] for run in runs)
     oldest = ".".join(map(str, pythons[0]))
     assert SpecifierSet(project()["requires-python"]) == SpecifierSet(f">={oldest},<{next_minor(pythons[-1])}")
 
 
-@pytest.mark.parametrize("lock", LOCKS, ids=lambda lock: lock.stem)
+@pytest.mark.parametrize("lock", [pytest.param(lock, marks=[NOT_YET] if lock.stem == "py313" else [], id=lock.stem) for lock in LOCKS])
 def test_a_lock_names_a_megatron_core_that_passed_on_its_python(lock: Path, runs: list[RecordedRun]) -> None:
     passed = [run["megatron_core"] for run in runs if "py{}{}".format(*place(run)[0]) == lock.stem]
     (pinned,) = [line.partition("==")[2] for line in lock.read_text().splitlines() if line.startswith("megatron-core==")]
