@@ -13,7 +13,7 @@ from megatron_atesd.report.tested_versions import RecordedRun, place, read_runs,
 ROOT = Path(__file__).resolve().parents[2]
 README, TESTED = ROOT / "README.md", ROOT / "requirements" / "tested.json"
 LOCKS = sorted((ROOT / "requirements").glob("py*.txt"))
-# Strict: with the row of Python 3.13 both marks must go, and the README's half sentence.
+# Strict: with the row of Python 3.13 both marks must go, and the README's sentence about it.
 NOT_YET = pytest.mark.xfail(strict=True, reason="Python 3.13 has no whole run yet: make tested PYTHON=python3.13")
 
 
